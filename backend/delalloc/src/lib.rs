@@ -1,0 +1,3 @@
+//! delalloc.
+
+#![forbid(unsafe_code)]

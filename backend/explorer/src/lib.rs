@@ -1,0 +1,3 @@
+//! explorer.
+
+#![forbid(unsafe_code)]

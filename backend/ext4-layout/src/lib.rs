@@ -1,0 +1,3 @@
+//! ext4-layout.
+
+#![forbid(unsafe_code)]

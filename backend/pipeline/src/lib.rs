@@ -1,0 +1,3 @@
+//! pipeline.
+
+#![forbid(unsafe_code)]

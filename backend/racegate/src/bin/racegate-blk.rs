@@ -1,0 +1,3 @@
+//! The vhost-user-blk daemon.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The tasks behind `cargo ci`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Init of the guest.
+
+fn main() {}

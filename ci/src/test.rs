@@ -1,0 +1,26 @@
+//! Unit, property and in-process tests; benches.
+
+use anyhow::Result;
+
+use crate::command::cargo;
+
+/// Every test that needs no guest. The oracle tests of `ext4-layout` need e2fsprogs, which
+/// `racegate setup` brings.
+pub(crate) fn run() -> Result<()> {
+    cargo(&[
+        "run",
+        "--quiet",
+        "--package",
+        "racegate",
+        "--bin",
+        "racegate",
+        "--",
+        "setup",
+    ])?;
+    cargo(&["test", "--workspace", "--exclude", "guest-tests"])
+}
+
+/// The criterion benches and the latency table.
+pub(crate) fn bench() -> Result<()> {
+    cargo(&["bench", "--package", "benches"])
+}

@@ -1,1 +1,6 @@
-//! racegate.
+//! The programs of racegate: one module per mode of the tool, and the daemons.
+//!
+//! In: command lines. Out: text for people, JSON for programs, exit statuses.
+//! Must not know: how a device, a guest or a model works.
+
+pub mod cli;

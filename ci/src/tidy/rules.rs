@@ -1,6 +1,7 @@
 //! The rules, each a function of a path and a text.
 
 use std::fmt;
+use std::path::Path;
 use std::process::Command;
 
 /// Lines of a source file beyond which it must be split.
@@ -67,7 +68,7 @@ pub(super) fn apply(path: &str, text: &str, hosts: &[String], breaches: &mut Vec
             }
         }
     }
-    if !path.ends_with(".rs") {
+    if Path::new(path).extension().is_none_or(|extension| extension != "rs") {
         return;
     }
     let lines = text.lines().count();

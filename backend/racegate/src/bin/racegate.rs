@@ -1,3 +1,7 @@
 //! The operator's tool.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    racegate::cli::main()
+}

@@ -1,0 +1,491 @@
+//! A workload: what the guest does in one trial, as data.
+//!
+//! The agent knows operations, not plans: plan files hold these types, the host sends them as
+//! they are.
+//! Must not know: how an operation is carried out, and what counts as a hit.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// One trial's work: `setup`, then all `threads` at once, then `finish`; `cleanup` in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Before the threads start; the first failure ends the trial.
+    #[serde(default)]
+    pub setup: Vec<Op>,
+    /// What runs side by side.
+    #[serde(default, rename = "thread")]
+    pub threads: Vec<Thread>,
+    /// After all threads have ended without a failure.
+    #[serde(default)]
+    pub finish: Vec<Op>,
+    /// Last of all, also after a failure; every operation is tried.
+    #[serde(default)]
+    pub cleanup: Vec<Op>,
+}
+
+/// One operating-system thread of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thread {
+    /// Its name, in reports and for `await_parked`.
+    pub name: String,
+    /// What it does, in order; the first failure ends the trial.
+    pub ops: Vec<Op>,
+}
+
+/// One operation. Files are known by the name that `open` gave them; paths are relative to the
+/// mount point; offsets and lengths are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Op {
+    /// Mount the main disk as ext4.
+    Mount {
+        /// As after `mount -o`; flags such as `noatime` included.
+        #[serde(default)]
+        options: String,
+    },
+    /// Unmount it.
+    Umount {},
+    /// Mount it unless it is.
+    EnsureMounted {
+        /// As for `mount`.
+        #[serde(default)]
+        options: String,
+    },
+    /// Open a file for reading and writing.
+    Open {
+        /// Name for the other operations.
+        file: String,
+        /// Path below the mount point.
+        path: String,
+        /// Create it if it is missing.
+        #[serde(default)]
+        create: bool,
+        /// O_DIRECT.
+        #[serde(default)]
+        direct: bool,
+    },
+    /// Close a file and drop its mapping.
+    Close {
+        /// Which.
+        file: String,
+    },
+    /// Remove a path.
+    Unlink {
+        /// Path below the mount point.
+        path: String,
+    },
+    /// Create files `PREFIX0`, `PREFIX1`, ... one byte long each, and close them.
+    Fill {
+        /// Path below the mount point, without the number.
+        prefix: String,
+        /// How many.
+        count: u32,
+    },
+    /// ftruncate.
+    Truncate {
+        /// Which file.
+        file: String,
+        /// New length.
+        bytes: u64,
+    },
+    /// fallocate.
+    Fallocate {
+        /// Which file.
+        file: String,
+        /// `allocate`, `keep_size`, `punch_hole`, `zero_range`, `collapse_range` or
+        /// `insert_range`.
+        #[serde(default)]
+        mode: FallocateMode,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+    },
+    /// Map a file, shared and writable. Touches no page.
+    Map {
+        /// Which file.
+        file: String,
+        /// Length of the mapping, from offset 0 of the file.
+        bytes: u64,
+    },
+    /// Store one byte through the mapping: the processor faults if the page is not writable yet.
+    Store {
+        /// Which file.
+        file: String,
+        /// Where.
+        #[serde(default)]
+        offset: u64,
+        /// What.
+        value: u8,
+    },
+    /// pwrite.
+    Write {
+        /// Which file.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// The byte that is written over and over.
+        #[serde(default)]
+        fill: u8,
+    },
+    /// pread, and compare if `expect` is given.
+    Read {
+        /// Which file.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// Every byte must be this one.
+        #[serde(default)]
+        expect: Option<u8>,
+    },
+    /// fsync.
+    Fsync {
+        /// Which file.
+        file: String,
+    },
+    /// syncfs of the mount point.
+    Syncfs {},
+    /// Sleep for a time drawn evenly from a range by the trial's seed.
+    Delay {
+        /// Shortest, in microseconds.
+        min_us: u64,
+        /// Longest, in microseconds.
+        max_us: u64,
+    },
+    /// Wait for all threads that have a barrier of this name.
+    Barrier {
+        /// Which.
+        name: String,
+    },
+    /// Raise a signal for the other threads of the trial.
+    Signal {
+        /// Which.
+        name: String,
+    },
+    /// Wait for a signal, from another thread or from the host (`held:RULE`).
+    Await {
+        /// Which.
+        signal: String,
+        /// Give the trial up after this many milliseconds.
+        limit_ms: u64,
+    },
+    /// Tell the host that this point was reached; rules know it as `agent:NAME`.
+    Mark {
+        /// Name of the mark.
+        name: String,
+    },
+    /// Wait until a thread sleeps uninterruptibly with all these functions on its kernel stack.
+    AwaitParked {
+        /// Name of the thread.
+        thread: String,
+        /// Functions, as `/proc/PID/stack` names them, without offsets.
+        within: Vec<String>,
+        /// Give the trial up after this many milliseconds.
+        limit_ms: u64,
+    },
+    /// Read a small file of the kernel into the result.
+    ReadValue {
+        /// Absolute path; `{disk}` becomes the kernel name of the main disk.
+        path: String,
+        /// Name of the value in the result.
+        name: String,
+    },
+}
+
+/// Mode of a fallocate call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FallocateMode {
+    /// 0: allocate, and extend the file if the range ends beyond it.
+    #[default]
+    Allocate,
+    /// FALLOC_FL_KEEP_SIZE.
+    KeepSize,
+    /// FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE.
+    PunchHole,
+    /// FALLOC_FL_ZERO_RANGE.
+    ZeroRange,
+    /// FALLOC_FL_COLLAPSE_RANGE.
+    CollapseRange,
+    /// FALLOC_FL_INSERT_RANGE.
+    InsertRange,
+}
+
+/// Longest wait that an operation may ask for, in milliseconds.
+const LONGEST_WAIT_MS: u64 = 60_000;
+/// Longest buffer that `write` and `read` may ask for, in bytes.
+const LONGEST_BUFFER: u64 = 16 << 20;
+/// Names that [`super::Step::thread`] uses for the parts outside threads.
+const PARTS: [&str; 3] = ["setup", "finish", "cleanup"];
+
+/// Why a workload cannot be carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum WorkloadError {
+    /// Two threads share a name, or one is called like a part of the workload.
+    #[error("thread name \"{name}\" is taken; give each thread a name of its own")]
+    ThreadName {
+        /// The name.
+        name: String,
+    },
+    /// `await_parked` names no thread of the workload.
+    #[error("{place}: there is no thread \"{thread}\" to wait for")]
+    UnknownThread {
+        /// Where.
+        place: String,
+        /// The name.
+        thread: String,
+    },
+    /// An operation uses a file that no `open` names.
+    #[error("{place}: no `open` names the file \"{file}\"")]
+    UnknownFile {
+        /// Where.
+        place: String,
+        /// The name.
+        file: String,
+    },
+    /// A number is outside what the agent accepts.
+    #[error("{place}: `{field}` is {value}; at most {most} can be done")]
+    TooMuch {
+        /// Where.
+        place: String,
+        /// Field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// The most that is accepted.
+        most: u64,
+    },
+    /// A range is empty.
+    #[error("{place}: `min_us` {min_us} is above `max_us` {max_us}")]
+    Range {
+        /// Where.
+        place: String,
+        /// Lower end.
+        min_us: u64,
+        /// Upper end.
+        max_us: u64,
+    },
+    /// A thread operation stands outside threads.
+    #[error("{place}: only threads can do this")]
+    OutsideThread {
+        /// Where.
+        place: String,
+    },
+    /// A path leaves the mount point.
+    #[error("{place}: path \"{path}\" must be relative and without \"..\"")]
+    Path {
+        /// Where.
+        place: String,
+        /// The path.
+        path: String,
+    },
+}
+
+impl Workload {
+    /// Checks what types cannot: names that must fit together, and limits.
+    ///
+    /// # Errors
+    /// The first mistake, with its place.
+    pub fn check(&self) -> Result<(), WorkloadError> {
+        let mut threads = BTreeSet::new();
+        for Thread { name, .. } in &self.threads {
+            if PARTS.contains(&name.as_str()) || !threads.insert(name.as_str()) {
+                return Err(WorkloadError::ThreadName { name: name.clone() });
+            }
+        }
+        let files: BTreeSet<&str> = self
+            .parts()
+            .flat_map(|(_, ops)| ops)
+            .filter_map(|op| match op {
+                Op::Open { file, .. } => Some(file.as_str()),
+                _ => None,
+            })
+            .collect();
+        for (part, ops) in self.parts() {
+            for (index, op) in ops.iter().enumerate() {
+                let place = || format!("{part}, operation {} ({})", index + 1, op.label());
+                op.check(&place, &threads, &files, !PARTS.contains(&part))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many threads wait at the barrier of that name.
+    pub fn parties(&self, barrier: &str) -> usize {
+        let waits = |op: &Op| matches!(op, Op::Barrier { name } if name == barrier);
+        self.threads
+            .iter()
+            .filter(|thread| thread.ops.iter().any(waits))
+            .count()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&str, &[Op])> {
+        let threads = self
+            .threads
+            .iter()
+            .map(|t| (t.name.as_str(), t.ops.as_slice()));
+        std::iter::once(("setup", self.setup.as_slice()))
+            .chain(threads)
+            .chain([
+                ("finish", self.finish.as_slice()),
+                ("cleanup", self.cleanup.as_slice()),
+            ])
+    }
+}
+
+impl Op {
+    /// The operation in few words, for reports: `fallocate raced 0+4096`.
+    pub fn label(&self) -> String {
+        match self {
+            Op::Mount { options } => format!("mount {options}"),
+            Op::Umount {} => "umount".into(),
+            Op::EnsureMounted { options } => format!("ensure_mounted {options}"),
+            Op::Open { path, .. } => format!("open {path}"),
+            Op::Close { file } => format!("close {file}"),
+            Op::Unlink { path } => format!("unlink {path}"),
+            Op::Fill { prefix, count } => format!("fill {prefix}0..{count}"),
+            Op::Truncate { file, bytes } => format!("truncate {file} {bytes}"),
+            Op::Fallocate {
+                file,
+                offset,
+                bytes,
+                ..
+            } => {
+                format!("fallocate {file} {offset}+{bytes}")
+            }
+            Op::Map { file, bytes } => format!("map {file} 0+{bytes}"),
+            Op::Store { file, offset, .. } => format!("store {file} {offset}"),
+            Op::Write {
+                file,
+                offset,
+                bytes,
+                ..
+            } => format!("write {file} {offset}+{bytes}"),
+            Op::Read {
+                file,
+                offset,
+                bytes,
+                ..
+            } => format!("read {file} {offset}+{bytes}"),
+            Op::Fsync { file } => format!("fsync {file}"),
+            Op::Syncfs {} => "syncfs".into(),
+            Op::Delay { min_us, max_us } => format!("delay {min_us}..{max_us} us"),
+            Op::Barrier { name } => format!("barrier {name}"),
+            Op::Signal { name } => format!("signal {name}"),
+            Op::Await { signal, .. } => format!("await {signal}"),
+            Op::Mark { name } => format!("mark {name}"),
+            Op::AwaitParked { thread, .. } => format!("await_parked {thread}"),
+            Op::ReadValue { name, .. } => format!("read_value {name}"),
+        }
+    }
+
+    fn check(
+        &self,
+        place: &dyn Fn() -> String,
+        threads: &BTreeSet<&str>,
+        files: &BTreeSet<&str>,
+        in_thread: bool,
+    ) -> Result<(), WorkloadError> {
+        let known = |file: &String| {
+            if files.contains(file.as_str()) {
+                return Ok(());
+            }
+            Err(WorkloadError::UnknownFile {
+                place: place(),
+                file: file.clone(),
+            })
+        };
+        let inside = |path: &String| {
+            let stays = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | ".."));
+            if stays {
+                return Ok(());
+            }
+            Err(WorkloadError::Path {
+                place: place(),
+                path: path.clone(),
+            })
+        };
+        let at_most = |field, value, most| {
+            if value <= most {
+                return Ok(());
+            }
+            Err(WorkloadError::TooMuch {
+                place: place(),
+                field,
+                value,
+                most,
+            })
+        };
+        match self {
+            Op::Open { path, .. } | Op::Unlink { path } => inside(path),
+            Op::Fill { prefix, count } => {
+                inside(prefix)?;
+                at_most("count", u64::from(*count), 4096)
+            }
+            Op::Write { file, bytes, .. } | Op::Read { file, bytes, .. } => {
+                known(file)?;
+                at_most("bytes", *bytes, LONGEST_BUFFER)
+            }
+            Op::Close { file }
+            | Op::Truncate { file, .. }
+            | Op::Fallocate { file, .. }
+            | Op::Map { file, .. }
+            | Op::Store { file, .. }
+            | Op::Fsync { file } => known(file),
+            Op::Delay { min_us, max_us } => {
+                if min_us > max_us {
+                    let (min_us, max_us) = (*min_us, *max_us);
+                    return Err(WorkloadError::Range {
+                        place: place(),
+                        min_us,
+                        max_us,
+                    });
+                }
+                at_most("max_us", *max_us, LONGEST_WAIT_MS * 1000)
+            }
+            Op::Barrier { .. } if !in_thread => {
+                Err(WorkloadError::OutsideThread { place: place() })
+            }
+            Op::Await { limit_ms, .. } => at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS),
+            Op::AwaitParked {
+                thread, limit_ms, ..
+            } => {
+                if !in_thread {
+                    return Err(WorkloadError::OutsideThread { place: place() });
+                }
+                if !threads.contains(thread.as_str()) {
+                    let thread = thread.clone();
+                    return Err(WorkloadError::UnknownThread {
+                        place: place(),
+                        thread,
+                    });
+                }
+                at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS)
+            }
+            Op::Mount { .. }
+            | Op::Umount {}
+            | Op::EnsureMounted { .. }
+            | Op::Syncfs {}
+            | Op::Barrier { .. }
+            | Op::Signal { .. }
+            | Op::Mark { .. }
+            | Op::ReadValue { .. } => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

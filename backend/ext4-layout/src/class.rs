@@ -77,9 +77,9 @@ pub enum Home {
         /// Owner.
         inode: Ino,
     },
-    /// An extended attribute block (`i_file_acl`).
+    /// An extended attribute block (`i_file_acl`), or a block of an EA inode (feature `ea_inode`).
     Xattr {
-        /// Lowest inode known to refer to it; xattr blocks may be shared.
+        /// Lowest inode known to refer to it (xattr blocks may be shared), or the EA inode.
         inode: Ino,
     },
     /// Data of a regular file, a long symbolic link, or a quota file.
@@ -132,6 +132,8 @@ pub enum Class {
         /// Transaction.
         tid: Tid,
     },
+    /// The fast-commit area at the end of the journal (jbd2 feature `FAST_COMMIT`).
+    JournalFastCommit,
     /// A block of the log about which no live descriptor says anything.
     JournalIdle,
 }
@@ -140,7 +142,10 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
-#[allow(missing_docs, reason = "each is documented at the variant of `Home` or `Class` it names")]
+#[allow(
+    missing_docs,
+    reason = "each is documented at the variant of `Home` or `Class` it names"
+)]
 pub enum Kind {
     Superblock,
     GroupDescriptors,
@@ -162,12 +167,13 @@ pub enum Kind {
     JournalCopy,
     JournalCommit,
     JournalRevoke,
+    JournalFastCommit,
     JournalIdle,
 }
 
 impl Kind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [Kind; 21] = [
+    pub const ALL: [Kind; 22] = [
         Kind::Superblock,
         Kind::GroupDescriptors,
         Kind::ReservedGdt,
@@ -188,6 +194,7 @@ impl Kind {
         Kind::JournalCopy,
         Kind::JournalCommit,
         Kind::JournalRevoke,
+        Kind::JournalFastCommit,
         Kind::JournalIdle,
     ];
 
@@ -214,6 +221,7 @@ impl Kind {
             Kind::JournalCopy => "journal_copy",
             Kind::JournalCommit => "journal_commit",
             Kind::JournalRevoke => "journal_revoke",
+            Kind::JournalFastCommit => "journal_fast_commit",
             Kind::JournalIdle => "journal_idle",
         }
     }
@@ -265,9 +273,11 @@ impl Home {
     /// that stores it.
     pub const fn concerns_inode(self, ino: Ino) -> bool {
         match self {
-            Home::InodeTable { first_inode, last_inode, .. } => {
-                first_inode <= ino && ino <= last_inode
-            }
+            Home::InodeTable {
+                first_inode,
+                last_inode,
+                ..
+            } => first_inode <= ino && ino <= last_inode,
             Home::ExtentNode { inode, .. }
             | Home::IndirectBlock { inode }
             | Home::Directory { inode }
@@ -288,6 +298,7 @@ impl Class {
             Class::JournalCopy { .. } => Kind::JournalCopy,
             Class::JournalCommit { .. } => Kind::JournalCommit,
             Class::JournalRevoke { .. } => Kind::JournalRevoke,
+            Class::JournalFastCommit => Kind::JournalFastCommit,
             Class::JournalIdle => Kind::JournalIdle,
         }
     }

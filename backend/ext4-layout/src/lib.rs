@@ -6,5 +6,13 @@
 #![forbid(unsafe_code)]
 
 mod class;
+mod error;
+mod layout;
+mod map;
+mod reader;
 
 pub use class::{Class, Group, Home, Ino, Kind, Span, Tid, Written};
+pub use error::OpenError;
+pub use layout::{Change, Layout};
+pub use map::LayoutMap;
+pub use reader::{ReadAt, ReadError};

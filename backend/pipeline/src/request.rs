@@ -26,9 +26,7 @@ impl Nanos {
 }
 
 /// One request, unique for the life of the backend; given by the device layer.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub u64);
 
@@ -54,6 +52,35 @@ pub enum Op {
 }
 
 impl Op {
+    /// Every operation, in the order of their discriminants.
+    pub const ALL: [Op; 7] = [
+        Op::Read,
+        Op::Write,
+        Op::Flush,
+        Op::Discard,
+        Op::WriteZeroes,
+        Op::Fault,
+        Op::Store,
+    ];
+
+    /// The spelling in rules, logs and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Flush => "flush",
+            Op::Discard => "discard",
+            Op::WriteZeroes => "write_zeroes",
+            Op::Fault => "fault",
+            Op::Store => "store",
+        }
+    }
+
+    /// The operation with that spelling.
+    pub fn parse(name: &str) -> Option<Op> {
+        Op::ALL.into_iter().find(|op| op.name() == name)
+    }
+
     /// The operation as a bit of a set of operations.
     pub const fn bit(self) -> u8 {
         1 << self as u8

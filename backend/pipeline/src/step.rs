@@ -1,12 +1,14 @@
 //! The seam between the device layer and the core.
 //!
 //! The device layer turns everything that happens into an [`Input`], calls
-//! `Core::step(now, input, &mut Outbox)` under one short lock, and carries out the [`Action`]s.
+//! [`Core::step`](crate::Core::step) under one short lock, and carries out the [`Action`]s.
 //! The core owns every queue of time (delays, hold limits): the device layer keeps one timer,
-//! armed for `Core::next_due()`, and reports its expiry as [`Input::Tick`].
+//! armed for [`Core::next_due`](crate::Core::next_due), and reports its expiry as
+//! [`Input::Tick`].
 //!
 //! Must not know: threads, sockets, clocks, guest memory.
 
+use crate::event::Event;
 use crate::request::{Nanos, Outcome, Request, RequestId};
 
 /// Something that happened.
@@ -21,6 +23,10 @@ pub enum Input<'a> {
         id: RequestId,
         /// How.
         outcome: Outcome,
+        /// When storage was given the request, if the device layer took the time. Without it a
+        /// parked request counts as submitted in the step that let it go, which leaves the
+        /// hand-over to the queue thread out of the achieved latency.
+        submitted: Option<Nanos>,
     },
     /// The agent in the guest passed a named mark (`agent:NAME` in rules).
     AgentMark {
@@ -66,10 +72,30 @@ pub enum Action {
         /// `held:RULE` or `released:RULE`.
         signal: String,
     },
-    /// The map of layouts or rules changed in a way that subscribers want to hear of; carries
-    /// nothing, the event is in the outbox.
+    /// [`Core::next_due`](crate::Core::next_due) changed: set the timer anew.
     Rearm {
         /// The timer must fire at this time; `None`: nothing is waiting.
         due: Option<Nanos>,
     },
+}
+
+/// What a step leaves behind. The caller keeps one, hands it to every step, and clears it once
+/// it has carried out the actions; its memory is reused.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+    /// What to write to the log and to subscribers; empty unless logging is on.
+    pub events: Vec<Event>,
+    /// [`Core::filter`](crate::Core::filter) returns another filter than before the step.
+    pub filter_changed: bool,
+}
+
+impl Outbox {
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.actions.clear();
+        self.events.clear();
+        self.filter_changed = false;
+    }
 }

@@ -1,4 +1,10 @@
 //! vhost-user and virtio: the part of racegate that touches sockets, threads, clocks, files and
 //! guest memory.
 
+pub mod blk;
+pub mod clock;
 pub mod engine;
+pub mod socket;
+pub mod segments;
+pub mod storage;
+pub mod timer;

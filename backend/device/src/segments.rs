@@ -1,0 +1,363 @@
+//! Segments: where the data of one request lies in this process.
+//!
+//! In: guest addresses and lengths, or a private buffer. Out: checked host addresses that stay
+//! mapped as long as the value lives, whatever the front-end does to the memory map meanwhile.
+//! Must not know: virtqueues, requests, storage.
+//!
+//! Guest memory changes under our eyes: bytes are only ever copied through raw pointers, never
+//! seen through a reference.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use libc::iovec;
+use smallvec::SmallVec;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// One state of the guest's memory map, kept mapped as long as any clone lives.
+///
+/// The outer count belongs to one queue thread, so that threads do not fight over one counter.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Arc<Arc<GuestMemoryMmap>>);
+
+impl Snapshot {
+    /// Wraps a memory map.
+    pub fn new(memory: Arc<GuestMemoryMmap>) -> Snapshot {
+        Snapshot(Arc::new(memory))
+    }
+
+    /// The memory map.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.0
+    }
+
+    /// Whether this is a snapshot of that very map.
+    pub fn is_of(&self, memory: &GuestMemoryMmap) -> bool {
+        ptr::eq(self.memory(), memory)
+    }
+}
+
+/// A guest address range that the memory map does not (wholly) contain.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("guest address {addr:#x} with {len} bytes is outside the guest's memory")]
+pub struct BadAddress {
+    /// Guest-physical address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// Bytes of our own, aligned for O_DIRECT.
+#[derive(Debug)]
+pub struct AlignedBuf {
+    bytes: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: AlignedBuf owns its allocation; shared access is read-only unless one has `&mut`.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: as above.
+unsafe impl Sync for AlignedBuf {}
+
+impl AlignedBuf {
+    /// Alignment of every buffer, in bytes: no device asks for more.
+    pub const ALIGN: usize = 4096;
+
+    /// A buffer of `len` zero bytes.
+    pub fn zeroed(len: usize) -> AlignedBuf {
+        let layout = Self::layout(len);
+        // SAFETY: the layout's size is never 0 (see `layout`).
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(bytes) = NonNull::new(raw) else {
+            handle_alloc_error(layout)
+        };
+        AlignedBuf { bytes, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        match Layout::from_size_align(len.max(1), Self::ALIGN) {
+            Ok(layout) => layout,
+            // Only beyond isize::MAX: no request is checked in at that size.
+            Err(_) => handle_alloc_error(Layout::new::<u8>()),
+        }
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `bytes` is an allocation of `len` initialised bytes, borrowed with `self`.
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.bytes.as_ptr()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with the same layout, freed once.
+        unsafe { dealloc(self.bytes.as_ptr(), Self::layout(self.len)) }
+    }
+}
+
+/// What keeps the addresses valid.
+#[derive(Clone, Debug)]
+enum Keep {
+    Guest(Snapshot),
+    Private(Arc<AlignedBuf>),
+}
+
+/// The data of one request: host addresses in order, and what keeps them valid.
+#[derive(Debug)]
+pub struct Segments {
+    iov: SmallVec<[iovec; 8]>,
+    len: u64,
+    keep: Keep,
+}
+
+// SAFETY: the addresses point into memory that `keep` holds and that belongs to no thread.
+unsafe impl Send for Segments {}
+
+impl Segments {
+    /// No data yet; [`Segments::push`] adds guest ranges.
+    pub fn guest(memory: &Snapshot) -> Segments {
+        Segments {
+            iov: SmallVec::new(),
+            len: 0,
+            keep: Keep::Guest(memory.clone()),
+        }
+    }
+
+    /// The whole of a private buffer, as a source: such segments are never written to.
+    pub fn private(buf: Arc<AlignedBuf>) -> Segments {
+        let mut iov = SmallVec::new();
+        if buf.len() > 0 {
+            iov.push(iovec {
+                iov_base: buf.as_ptr().cast(),
+                iov_len: buf.len(),
+            });
+        }
+        Segments {
+            iov,
+            len: buf.len() as u64,
+            keep: Keep::Private(buf),
+        }
+    }
+
+    /// Adds a guest range; nothing is added when part of it is outside the guest's memory.
+    pub fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), BadAddress> {
+        let Keep::Guest(memory) = &self.keep else {
+            return Err(BadAddress { addr: addr.0, len });
+        };
+        let before = self.iov.len();
+        let mut added = 0_u64;
+        let memory = memory.clone();
+        for slice in memory.memory().get_slices(addr, len as usize) {
+            let Ok(slice) = slice else {
+                self.iov.truncate(before);
+                return Err(BadAddress { addr: addr.0, len });
+            };
+            let base = slice.ptr_guard_mut().as_ptr();
+            self.iov.push(iovec {
+                iov_base: base.cast(),
+                iov_len: slice.len(),
+            });
+            added += slice.len() as u64;
+        }
+        self.len += added;
+        self.merge_from(before);
+        Ok(())
+    }
+
+    /// Joins the entry at `index` to the one before it if they touch: fewer entries for the
+    /// kernel, and larger aligned runs.
+    fn merge_from(&mut self, index: usize) {
+        if index == 0 || index >= self.iov.len() {
+            return;
+        }
+        let next = self.iov[index];
+        let last = &mut self.iov[index - 1];
+        if last.iov_base as usize + last.iov_len == next.iov_base as usize {
+            last.iov_len += next.iov_len;
+            self.iov.remove(index);
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The host addresses, for system calls.
+    pub fn iovecs(&self) -> &[iovec] {
+        &self.iov
+    }
+
+    /// Whether every address and length is a multiple of `align` (a power of two).
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.iov
+            .iter()
+            .all(|v| (v.iov_base as usize | v.iov_len) & (align - 1) == 0)
+    }
+
+    /// Calls `each` with the host runs that cover `len` bytes from `offset`; stops at the end.
+    fn runs(&self, offset: u64, len: usize, mut each: impl FnMut(*mut u8, usize, usize)) {
+        let (mut skip, mut done) = (offset, 0);
+        for v in &self.iov {
+            if done == len {
+                return;
+            }
+            if skip >= v.iov_len as u64 {
+                skip -= v.iov_len as u64;
+                continue;
+            }
+            let start = skip as usize;
+            skip = 0;
+            let n = (v.iov_len - start).min(len - done);
+            // SAFETY: start < iov_len, so the result is inside the run that `keep` holds.
+            let at = unsafe { v.iov_base.cast::<u8>().add(start) };
+            each(at, done, n);
+            done += n;
+        }
+    }
+
+    /// Copies bytes from `offset` on into `out`. Bytes past the end are left as they are.
+    pub fn read(&self, offset: u64, out: &mut [u8]) {
+        let to = out.as_mut_ptr();
+        self.runs(offset, out.len(), |at, done, n| {
+            // SAFETY: `at` is valid for n bytes (see `runs`); done + n <= out.len(). Guest
+            // memory cannot overlap a buffer of ours. Bytes may change while copied: any mix is
+            // a valid byte string.
+            unsafe { ptr::copy_nonoverlapping(at, to.add(done), n) }
+        });
+    }
+
+    /// Copies `bytes` to `offset`. What does not fit is dropped. Private segments are sources
+    /// and stay as they are.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        // SAFETY: the slice is readable for its length.
+        unsafe { self.write_raw(offset, bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// As [`Segments::write`], from memory that may change while it is copied.
+    ///
+    /// # Safety
+    /// `from` must be readable for `len` bytes.
+    pub(crate) unsafe fn write_raw(&self, offset: u64, from: *const u8, len: usize) {
+        debug_assert!(
+            matches!(self.keep, Keep::Guest(_)),
+            "private segments are sources"
+        );
+        if matches!(self.keep, Keep::Private(_)) {
+            return;
+        }
+        self.runs(offset, len, |at, done, n| {
+            // SAFETY: as in `read`, the other way round; the caller vouches for `from`. `copy`
+            // and not `copy_nonoverlapping`: the source may be mapped memory of any kind.
+            unsafe { ptr::copy(from.add(done), at, n) }
+        });
+    }
+
+    /// As [`Segments::read`], into memory that other threads may touch at the same time.
+    ///
+    /// # Safety
+    /// `to` must be writable for `len` bytes.
+    pub(crate) unsafe fn read_raw(&self, offset: u64, to: *mut u8, len: usize) {
+        self.runs(offset, len, |at, done, n| {
+            // SAFETY: as in `write_raw`, the other way round.
+            unsafe { ptr::copy(at, to.add(done), n) }
+        });
+    }
+
+    /// Zeroes `len` bytes from `offset` on.
+    pub fn zero(&self, offset: u64, len: usize) {
+        debug_assert!(
+            matches!(self.keep, Keep::Guest(_)),
+            "private segments are sources"
+        );
+        if matches!(self.keep, Keep::Private(_)) {
+            return;
+        }
+        self.runs(offset, len, |at, _, n| {
+            // SAFETY: `at` is valid for n bytes (see `runs`).
+            unsafe { ptr::write_bytes(at, 0, n) }
+        });
+    }
+
+    /// Drops the first `n` bytes, at most all.
+    pub fn advance(&mut self, n: u64) {
+        let mut left = n.min(self.len);
+        self.len -= left;
+        let mut whole = 0;
+        for v in &mut self.iov {
+            if left < v.iov_len as u64 {
+                // SAFETY: left < iov_len: still inside the run.
+                v.iov_base = unsafe { v.iov_base.cast::<u8>().add(left as usize) }.cast();
+                v.iov_len -= left as usize;
+                break;
+            }
+            left -= v.iov_len as u64;
+            whole += 1;
+        }
+        self.iov.drain(..whole);
+    }
+
+    /// Takes the last byte away and gives its place (the status byte of a virtio-blk request).
+    pub(crate) fn pop_byte(&mut self) -> Option<StatusByte> {
+        let last = self.iov.last_mut()?;
+        // Runs are never empty.
+        last.iov_len -= 1;
+        // SAFETY: iov_len is now the offset of the run's last byte.
+        let at = unsafe { last.iov_base.cast::<u8>().add(last.iov_len) };
+        if last.iov_len == 0 {
+            self.iov.pop();
+        }
+        self.len -= 1;
+        Some(StatusByte {
+            at,
+            _keep: self.keep.clone(),
+        })
+    }
+
+    /// A private copy of all the bytes.
+    pub fn to_private(&self) -> Arc<AlignedBuf> {
+        let mut buf = AlignedBuf::zeroed(self.len as usize);
+        self.read(0, buf.as_mut_slice());
+        Arc::new(buf)
+    }
+}
+
+/// The place of one byte in guest memory, writable as long as it lives.
+#[derive(Debug)]
+pub(crate) struct StatusByte {
+    at: *mut u8,
+    _keep: Keep,
+}
+
+// SAFETY: as for `Segments`.
+unsafe impl Send for StatusByte {}
+
+impl StatusByte {
+    /// Writes it, once: the place is given up.
+    pub(crate) fn write(self, value: u8) {
+        // SAFETY: `at` lies in memory that `_keep` holds; volatile, because the guest watches.
+        unsafe { self.at.write_volatile(value) }
+    }
+}

@@ -1,0 +1,110 @@
+//! QEMU's command line.
+//!
+//! In: a [`VmConfig`]. Out: arguments.
+//! Must not know: processes.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use super::{Accel, Disk, VmConfig};
+
+/// Parameters for a guest that boots fast, says everything on its serial console, and ends QEMU
+/// (with `-no-reboot`) when it panics.
+const CMDLINE: &[&str] = &[
+    "console=ttyS0",
+    "earlyprintk=ttyS0",
+    "panic=-1",
+    // Under TCG the TSC and the HPET drift apart under load; without this the kernel changes its
+    // clock in the middle of a trial.
+    "tsc=reliable",
+    "mitigations=off",
+    // The virtual timer is late on a busy host, which this check takes for broken hardware.
+    "no_timer_check",
+    "random.trust_cpu=on",
+    "8250.nr_uarts=1",
+];
+
+/// The arguments for `config`, without the program.
+pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+
+    add(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
+    add(&["-machine", "q35,memory-backend=memory"]);
+    match config.accel {
+        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        Accel::Tcg => add(&["-accel", "tcg,thread=multi"]),
+    }
+    let memory = config.memory_mib;
+    add(&["-m", &format!("{memory}M")]);
+    // vhost-user backends map the guest's memory, so it must be shareable.
+    add(&[
+        "-object",
+        &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
+    ]);
+    add(&["-smp", &config.vcpus.to_string()]);
+    add(&[
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ]);
+    for disk in &config.disks {
+        let Disk {
+            id,
+            socket,
+            queues,
+            queue_size,
+        } = disk;
+        let socket = escape(&socket.to_string_lossy());
+        add(&["-chardev", &format!("socket,id={id}-socket,path={socket}")]);
+        add(&[
+            "-device",
+            &format!(
+                "vhost-user-blk-pci,id={id},chardev={id}-socket,num-queues={queues},\
+                 queue-size={queue_size}"
+            ),
+        ]);
+    }
+    let cmdline: Vec<&str> = CMDLINE
+        .iter()
+        .copied()
+        .chain(config.cmdline.iter().map(String::as_str))
+        .collect();
+    add(&["-append", &cmdline.join(" ")]);
+    arguments.extend(["-kernel".into(), config.kernel.clone().into()]);
+    arguments.extend(["-initrd".into(), config.initramfs.clone().into()]);
+    arguments.extend(config.extra.iter().cloned());
+    arguments
+}
+
+/// `value` inside a QEMU option list, where a comma is written twice.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// `command` as a line for a shell.
+pub(super) fn printable(command: &Command) -> String {
+    let quote = |word: &std::ffi::OsStr| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let environment = command
+        .get_envs()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), quote(value?))));
+    let words = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(quote);
+    environment.chain(words).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,97 @@
+//! Which accelerator works here: found out by running guest code, not by looking for `/dev/kvm`.
+//!
+//! In: a [`Qemu`]. Out: an [`Accel`].
+//! Must not know: kernels, virtual machines.
+//!
+//! The guest is a firmware of 64 KiB whose reset vector writes one byte to QEMU's `isa-debug-exit`
+//! port; QEMU then ends with the status (byte << 1) | 1.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use super::{Qemu, QemuError};
+use crate::process;
+
+/// How guest code is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The processor runs it.
+    Kvm,
+    /// QEMU translates it, one host thread per virtual CPU.
+    Tcg,
+}
+
+impl Accel {
+    /// Its name on QEMU's command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+}
+
+const FIRMWARE_BYTES: usize = 64 << 10;
+/// The processor starts 16 bytes below 4 GiB, where the firmware ends.
+const RESET_VECTOR: usize = FIRMWARE_BYTES - 16;
+const PORT: u8 = 0xf4;
+const SIGN: u8 = 0x31;
+const EXIT_CODE: i32 = ((SIGN as i32) << 1) | 1;
+
+/// `mov al, SIGN; out PORT, al; hlt; jmp` back to the `hlt`.
+const CODE: [u8; 7] = [0xb0, SIGN, 0xe6, PORT, 0xf4, 0xeb, 0xfd];
+
+/// KVM where it runs guest code, else TCG.
+pub(super) fn accel(qemu: &Qemu) -> Result<Accel, QemuError> {
+    let openable = rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK).is_ok()
+        && rustix::fs::access("/dev/kvm", rustix::fs::Access::WRITE_OK).is_ok();
+    if openable && runs(qemu, Accel::Kvm)?.is_ok() {
+        return Ok(Accel::Kvm);
+    }
+    match runs(qemu, Accel::Tcg)? {
+        Ok(()) => Ok(Accel::Tcg),
+        Err(message) => Err(QemuError::NoAccel {
+            path: qemu.program().to_owned(),
+            message,
+        }),
+    }
+}
+
+/// Whether guest code runs; if not, what QEMU said.
+fn runs(qemu: &Qemu, accel: Accel) -> Result<Result<(), String>, QemuError> {
+    let mut firmware = vec![0xf4; FIRMWARE_BYTES];
+    firmware[RESET_VECTOR..RESET_VECTOR + CODE.len()].copy_from_slice(&CODE);
+    let write = |source| QemuError::Write {
+        path: std::env::temp_dir(),
+        source,
+    };
+    let mut file = tempfile::NamedTempFile::new().map_err(write)?;
+    file.write_all(&firmware).map_err(write)?;
+
+    let mut command = qemu.command();
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
+    command.args(["-machine", "q35", "-accel", accel.name()]);
+    command.args([
+        "-device",
+        &format!("isa-debug-exit,iobase={PORT:#x},iosize=1"),
+    ]);
+    command.arg("-bios").arg(file.path());
+    let limit = Duration::from_secs(if accel == Accel::Kvm { 3 } else { 30 });
+    match process::capture(command, limit, |_| {}) {
+        Ok(output) if output.status.code() == Some(EXIT_CODE) => Ok(Ok(())),
+        Ok(output) => {
+            let said = process::last_lines(&output.stderr, 2);
+            Ok(Err(format!("{said} ({})", output.status)))
+        }
+        Err(process::ProcessError::TimedOut { .. }) => {
+            Ok(Err(format!("no guest code ran within {limit:?}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -228,6 +228,11 @@ impl RuleSet {
         self.rules.len()
     }
 
+    /// Whether a rule, armed or not, goes by class: then the layout of the disk must be known.
+    pub fn needs_classes(&self) -> bool {
+        self.rules.iter().any(|rule| rule.matches.kinds != 0)
+    }
+
     /// No rules at all.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()

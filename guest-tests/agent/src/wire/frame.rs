@@ -95,29 +95,20 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError::TooLong`] above [`MAX_PAYLOAD`] bytes.
 pub fn encode(seq: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
-    if payload.len() > MAX_PAYLOAD {
-        return Err(FrameError::TooLong {
-            bytes: payload.len(),
-        });
-    }
-    out.clear();
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&0u16.to_le_bytes());
-    out.extend_from_slice(&seq.to_le_bytes());
-    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    begin(out);
     out.extend_from_slice(payload);
-    out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
-    Ok(())
+    finish(seq, out)
 }
 
 /// Replaces the contents of `out` by a frame without a payload: "nothing to say".
 pub fn encode_empty(seq: u32, out: &mut Vec<u8>) {
-    let fits = encode(seq, &[], out);
+    begin(out);
+    let fits = finish(seq, out);
     debug_assert!(fits.is_ok(), "an empty payload fits");
 }
 
-/// Replaces the contents of `out` by the frame of `message`.
+/// Replaces the contents of `out` by the frame of `message`. Allocates nothing if `out` has room
+/// for [`MAX_FRAME`] bytes.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] or [`FrameError::Json`].
@@ -126,8 +117,27 @@ pub fn encode_message<M: Serialize>(
     message: &M,
     out: &mut Vec<u8>,
 ) -> Result<(), FrameError> {
-    let json = serde_json::to_vec(message).map_err(FrameError::Json)?;
-    encode(seq, &json, out)
+    begin(out);
+    serde_json::to_writer(&mut *out, message).map_err(FrameError::Json)?;
+    finish(seq, out)
+}
+
+fn begin(out: &mut Vec<u8>) {
+    out.clear();
+    out.resize(HEADER_BYTES, 0);
+}
+
+fn finish(seq: u32, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    let bytes = out.len() - HEADER_BYTES;
+    if bytes > MAX_PAYLOAD {
+        return Err(FrameError::TooLong { bytes });
+    }
+    out[..4].copy_from_slice(&MAGIC);
+    out[4..6].copy_from_slice(&VERSION.to_le_bytes());
+    out[8..12].copy_from_slice(&seq.to_le_bytes());
+    out[12..16].copy_from_slice(&(bytes as u32).to_le_bytes());
+    out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
+    Ok(())
 }
 
 /// Reads the frame at the start of `bytes`; what follows it is padding and ignored.

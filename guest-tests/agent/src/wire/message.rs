@@ -105,7 +105,7 @@ pub enum ToGuest {
         id: u64,
         /// Absolute path in the guest.
         program: String,
-        /// Arguments after the program's name. `{disk}` becomes the main disk's `/dev` path.
+        /// Arguments after the program's name. `{disk}` becomes the kernel name of the main disk.
         args: Vec<String>,
     },
     /// Synchronise clocks: answered by that many [`ToHost::Clock`] rounds.

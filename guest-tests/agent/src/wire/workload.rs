@@ -202,6 +202,13 @@ pub enum Op {
         /// Name of the value in the result.
         name: String,
     },
+    /// Write a setting of the kernel.
+    WriteValue {
+        /// Absolute path; `{disk}` becomes the kernel name of the main disk.
+        path: String,
+        /// What to write.
+        value: String,
+    },
 }
 
 /// Mode of a fallocate call.
@@ -389,6 +396,7 @@ impl Op {
             Op::Mark { name } => format!("mark {name}"),
             Op::AwaitParked { thread, .. } => format!("await_parked {thread}"),
             Op::ReadValue { name, .. } => format!("read_value {name}"),
+            Op::WriteValue { path, value } => format!("write_value {path} {value}"),
         }
     }
 
@@ -482,7 +490,8 @@ impl Op {
             | Op::Barrier { .. }
             | Op::Signal { .. }
             | Op::Mark { .. }
-            | Op::ReadValue { .. } => Ok(()),
+            | Op::ReadValue { .. }
+            | Op::WriteValue { .. } => Ok(()),
         }
     }
 }

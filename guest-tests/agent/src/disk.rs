@@ -1,0 +1,81 @@
+//! Finding the two disks by their serial numbers.
+//!
+//! In: /sys/block, notifications about /dev. Out: kernel names (`vda`), device nodes in place.
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use agent::{DISK_SERIAL, LINK_SERIAL};
+use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+
+/// How long disks may take to appear after their drivers are loaded. Generous: an emulated
+/// machine on a loaded host probes slowly.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Kernel names of the disks.
+pub(crate) struct Disks {
+    /// The disk under test.
+    pub(crate) main: String,
+    /// The link to the host.
+    pub(crate) link: String,
+}
+
+/// Waits until both disks are there. A disk is there when `/sys/block/NAME/serial` is one of
+/// ours and `/dev/NAME` exists; the kernel creates the node last.
+pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
+    let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .context("asking for notifications about /dev")?;
+    inotify::add_watch(&events, "/dev", WatchFlags::CREATE).context("watching /dev")?;
+    let deadline = Instant::now() + limit;
+    loop {
+        let (main, link) = (find(DISK_SERIAL), find(LINK_SERIAL));
+        if let (Some(main), Some(link)) = (&main, &link) {
+            return Ok(Disks {
+                main: main.clone(),
+                link: link.clone(),
+            });
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let seen = |name: &Option<String>| name.clone().unwrap_or_else(|| "missing".into());
+            bail!(
+                "no disk after {} s: serial \"{DISK_SERIAL}\": {}, serial \"{LINK_SERIAL}\": {}",
+                limit.as_secs(),
+                seen(&main),
+                seen(&link)
+            );
+        }
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))
+            .or_else(|error| {
+                if error == Errno::INTR {
+                    Ok(0)
+                } else {
+                    Err(error)
+                }
+            })
+            .context("waiting for /dev")?;
+        let mut room = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&events, &mut room);
+        while reader.next().is_ok() {}
+    }
+}
+
+fn find(serial: &str) -> Option<String> {
+    fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let has = fs::read_to_string(entry.path().join("serial")).ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            (has.trim() == serial && Path::new("/dev").join(&name).exists()).then_some(name)
+        })
+}

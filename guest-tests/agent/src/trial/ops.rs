@@ -1,0 +1,433 @@
+//! One thread's operations.
+//!
+//! In: operations, in order. Out: a step with times for each; the first failure ends the thread.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use agent::wire::{FallocateMode, Op, Step, ToHost};
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::Shared;
+use super::parked::Watch;
+use crate::clock;
+use crate::mapping::Mapping;
+use crate::meeting::Missed;
+
+/// How long threads wait for each other at a barrier. Generous: only a thread that hangs in the
+/// kernel is this late.
+const BARRIER_LIMIT: Duration = Duration::from_secs(60);
+
+/// Why a part of a trial ended early.
+#[derive(Debug)]
+pub(super) struct Failure {
+    place: String,
+    op: String,
+    reason: String,
+    consequence: bool,
+}
+
+impl Failure {
+    pub(super) fn new(place: &str, op: &str, error: &io::Error) -> Failure {
+        let reason = error.to_string();
+        Failure {
+            place: place.to_owned(),
+            op: op.to_owned(),
+            reason,
+            consequence: false,
+        }
+    }
+
+    /// Whether the part only ended because another had failed.
+    pub(super) fn is_consequence(&self) -> bool {
+        self.consequence
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.place, self.op, self.reason)
+    }
+}
+
+/// Performs operations under one name.
+pub(super) struct Performer<'a> {
+    shared: &'a Shared<'a>,
+    thread: &'a str,
+    steps: Vec<Step>,
+    draws: Draws,
+}
+
+impl<'a> Performer<'a> {
+    pub(super) fn new(shared: &'a Shared<'a>, thread: &'a str, ops: &[Op]) -> Performer<'a> {
+        Performer {
+            shared,
+            thread,
+            steps: Vec::with_capacity(ops.len()),
+            draws: Draws::new(shared.trial.seed, thread),
+        }
+    }
+
+    pub(super) fn into_steps(self) -> Vec<Step> {
+        self.steps
+    }
+
+    /// Performs all of them, or up to the first that fails.
+    pub(super) fn perform_all(&mut self, ops: &[Op]) -> Result<(), Failure> {
+        for op in ops {
+            let label = op.label();
+            let thread = self.thread.to_owned();
+            let begin_ns = clock::now_ns();
+            let outcome = self.perform(op);
+            let end_ns = clock::now_ns();
+            let errno = outcome
+                .as_ref()
+                .err()
+                .and_then(|(error, _)| error.raw_os_error());
+            let failure = outcome.err().map(|(error, consequence)| Failure {
+                consequence,
+                ..Failure::new(self.thread, &label, &error)
+            });
+            self.steps.push(Step {
+                thread,
+                op: label,
+                begin_ns,
+                end_ns,
+                errno,
+            });
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// `Err((error, consequence))`: see [`Failure::is_consequence`].
+    fn perform(&mut self, op: &Op) -> Result<(), (io::Error, bool)> {
+        let meeting = &self.shared.stage.meeting;
+        match op {
+            Op::Barrier { name } => {
+                let parties = self.shared.trial.workload.parties(name);
+                meeting
+                    .barrier(name, parties, BARRIER_LIMIT)
+                    .map_err(missed)
+            }
+            Op::Signal { name } => {
+                meeting.raise(name);
+                Ok(())
+            }
+            Op::Await { signal, limit_ms } => meeting
+                .await_signal(signal, Duration::from_millis(*limit_ms))
+                .map_err(missed),
+            Op::AwaitParked {
+                thread,
+                within,
+                limit_ms,
+            } => {
+                let limit = Duration::from_millis(*limit_ms);
+                match self.await_parked(thread, within, limit) {
+                    Ok(true) => Ok(()),
+                    Ok(false) if meeting.given_up() => Err(missed(Missed::GivenUp)),
+                    Ok(false) => Err(missed(Missed::TimedOut)),
+                    Err(error) => Err((error, false)),
+                }
+            }
+            _ => self.call(op).map_err(|error| (error, false)),
+        }
+    }
+
+    /// Operations that wait for nobody.
+    fn call(&mut self, op: &Op) -> io::Result<()> {
+        let Shared { stage, files, .. } = self.shared;
+        match op {
+            Op::Mount { options } => self.mount(options),
+            Op::EnsureMounted { options } => match self.mount(options) {
+                Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
+                mounted => mounted,
+            },
+            Op::Umount {} => {
+                // An open file would keep the file system busy.
+                files.clear();
+                Ok(rustix::mount::unmount(&stage.root, UnmountFlags::empty())?)
+            }
+            Op::Open {
+                file,
+                path,
+                create,
+                direct,
+            } => {
+                let flags = if *direct {
+                    OFlags::DIRECT
+                } else {
+                    OFlags::empty()
+                };
+                let opened = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(*create)
+                    .custom_flags(flags.bits() as i32)
+                    .open(self.path(path))?;
+                files.insert(file, opened);
+                Ok(())
+            }
+            Op::Close { file } => files.remove(file),
+            Op::Unlink { path } => fs::remove_file(self.path(path)),
+            Op::Fill { prefix, count } => {
+                (0..*count).try_for_each(|n| fs::write(self.path(&format!("{prefix}{n}")), b"\0"))
+            }
+            Op::Truncate { file, bytes } => files.get(file)?.file.set_len(*bytes),
+            Op::Fallocate {
+                file,
+                mode,
+                offset,
+                bytes,
+            } => {
+                let open = files.get(file)?;
+                Ok(rustix::fs::fallocate(
+                    &open.file,
+                    falloc_flags(*mode),
+                    *offset,
+                    *bytes,
+                )?)
+            }
+            Op::Map { file, bytes } => {
+                let open = files.get(file)?;
+                let mapping = Mapping::new(&open.file, *bytes)?;
+                let taken = |_| io::Error::new(io::ErrorKind::AlreadyExists, "mapped already");
+                open.mapping.set(mapping).map_err(taken)
+            }
+            Op::Store {
+                file,
+                offset,
+                value,
+            } => {
+                let open = files.get(file)?;
+                let unmapped = || io::Error::new(io::ErrorKind::NotFound, "no `map` before it");
+                open.mapping
+                    .get()
+                    .ok_or_else(unmapped)?
+                    .store(*offset, *value)
+            }
+            Op::Write {
+                file,
+                offset,
+                bytes,
+                fill,
+            } => {
+                let data = vec![*fill; *bytes as usize];
+                files.get(file)?.file.write_all_at(&data, *offset)
+            }
+            Op::Read {
+                file,
+                offset,
+                bytes,
+                expect,
+            } => {
+                let mut data = vec![0; *bytes as usize];
+                files.get(file)?.file.read_exact_at(&mut data, *offset)?;
+                compare(&data, *offset, *expect)
+            }
+            Op::Fsync { file } => files.get(file)?.file.sync_all(),
+            Op::Syncfs {} => Ok(rustix::fs::syncfs(File::open(&stage.root)?)?),
+            Op::Delay { min_us, max_us } => {
+                clock::sleep(Duration::from_micros(self.draws.between(*min_us, *max_us)));
+                Ok(())
+            }
+            Op::Mark { name } => self.mark(name),
+            Op::ReadValue { path, name } => {
+                let value = fs::read_to_string(path.replace("{disk}", &stage.disk))?;
+                let mut values = self
+                    .shared
+                    .values
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                values.insert(name.clone(), value.trim().to_owned());
+                Ok(())
+            }
+            Op::WriteValue { path, value } => {
+                // Not `fs::write`: settings are neither created nor truncated.
+                let setting = OpenOptions::new()
+                    .write(true)
+                    .open(path.replace("{disk}", &stage.disk))?;
+                setting.write_all_at(value.as_bytes(), 0)
+            }
+            Op::Barrier { .. } | Op::Signal { .. } | Op::Await { .. } | Op::AwaitParked { .. } => {
+                Ok(())
+            }
+        }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.shared.stage.root.join(path)
+    }
+
+    fn mount(&self, options: &str) -> io::Result<()> {
+        let (flags, data) = mount_flags(options);
+        let device = format!("/dev/{}", self.shared.stage.disk);
+        let data = CString::new(data)?;
+        let root = &self.shared.stage.root;
+        Ok(rustix::mount::mount(
+            device,
+            root,
+            "ext4",
+            flags,
+            data.as_c_str(),
+        )?)
+    }
+
+    fn mark(&self, name: &str) -> io::Result<()> {
+        let message = ToHost::Mark {
+            name: name.to_owned(),
+            guest_ns: clock::now_ns(),
+            thread: self.thread.to_owned(),
+            trial: self.shared.trial.trial,
+        };
+        self.shared
+            .stage
+            .host
+            .tell(&message)
+            .map_err(io::Error::other)
+    }
+
+    fn await_parked(&self, thread: &str, within: &[String], limit: Duration) -> io::Result<bool> {
+        let tids = self
+            .shared
+            .tids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let tid = tids.get(thread).copied();
+        drop(tids);
+        let not_yet = || io::Error::new(io::ErrorKind::NotFound, "the thread has not started");
+        let watch = Watch::new(tid.ok_or_else(not_yet)?)?;
+        watch.wait(within, limit, || self.shared.stage.meeting.given_up())
+    }
+}
+
+fn missed(missed: Missed) -> (io::Error, bool) {
+    match missed {
+        Missed::TimedOut => (
+            io::Error::new(io::ErrorKind::TimedOut, "time limit passed"),
+            false,
+        ),
+        Missed::GivenUp => (
+            io::Error::other("given up, because another thread failed"),
+            true,
+        ),
+    }
+}
+
+fn compare(data: &[u8], offset: u64, expect: Option<u8>) -> io::Result<()> {
+    let Some(expect) = expect else { return Ok(()) };
+    match data.iter().position(|&byte| byte != expect) {
+        None => Ok(()),
+        Some(at) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "byte {} is {:#04x}, not {expect:#04x}",
+                offset + at as u64,
+                data[at]
+            ),
+        )),
+    }
+}
+
+/// Splits mount options into flags of mount(2) and the rest, which is ext4's.
+fn mount_flags(options: &str) -> (MountFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut data = Vec::new();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "noatime" => flags |= MountFlags::NOATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "lazytime" => flags |= MountFlags::LAZYTIME,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
+            "ro" => flags |= MountFlags::RDONLY,
+            "rw" => {}
+            ext4 => data.push(ext4),
+        }
+    }
+    (flags, data.join(","))
+}
+
+fn falloc_flags(mode: FallocateMode) -> FallocateFlags {
+    match mode {
+        FallocateMode::Allocate => FallocateFlags::empty(),
+        FallocateMode::KeepSize => FallocateFlags::KEEP_SIZE,
+        FallocateMode::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        FallocateMode::ZeroRange => FallocateFlags::ZERO_RANGE,
+        FallocateMode::CollapseRange => FallocateFlags::COLLAPSE_RANGE,
+        FallocateMode::InsertRange => FallocateFlags::INSERT_RANGE,
+    }
+}
+
+/// Random draws of one thread: a function of the trial's seed, the thread's name and how many
+/// draws came before. SplitMix64 (Steele, Lea, Flood 2014).
+struct Draws {
+    state: u64,
+}
+
+impl Draws {
+    fn new(seed: u64, thread: &str) -> Draws {
+        // FNV-1a keeps threads of one trial apart.
+        let name = thread
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        Draws { state: seed ^ name }
+    }
+
+    /// Evenly from `min..=max`; the bias of the remainder is below 2^-38 for the ranges that a
+    /// workload may ask for.
+    fn between(&mut self, min: u64, max: u64) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        match max.saturating_sub(min).checked_add(1) {
+            Some(choices) => min + z % choices,
+            None => z,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_options_are_split() {
+        let (flags, data) = mount_flags("noatime,data=ordered,,lazytime,nodelalloc");
+        assert_eq!(flags, MountFlags::NOATIME | MountFlags::LAZYTIME);
+        assert_eq!(data, "data=ordered,nodelalloc");
+    }
+
+    #[test]
+    fn draws_are_repeatable_in_range_and_differ_by_seed_and_thread() {
+        let draw = |seed, thread| {
+            let mut draws = Draws::new(seed, thread);
+            (0..1000)
+                .map(|_| draws.between(2000, 22_000))
+                .collect::<Vec<_>>()
+        };
+        let one = draw(1, "storer");
+        assert_eq!(one, draw(1, "storer"));
+        assert_ne!(one, draw(2, "storer"));
+        assert_ne!(one, draw(1, "allocator"));
+        assert!(one.iter().all(|us| (2000..=22_000).contains(us)));
+        let mean = one.iter().sum::<u64>() / 1000;
+        assert!((11_000..13_000).contains(&mean), "{mean}");
+        assert_eq!(Draws::new(1, "x").between(5, 5), 5);
+    }
+}

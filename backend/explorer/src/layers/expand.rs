@@ -1,0 +1,306 @@
+//! Takes the steps of one state after another and sends what they reach to the shards.
+//!
+//! In: nodes of one layer. Out: arrivals in the shards, and a tally that merges with others in any
+//! order.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use super::shard::{Arrival, Shard};
+use super::{Node, Setting};
+use crate::found::{State, check_end};
+use crate::model::{InvariantId, Model, Step, StepBuf};
+use crate::order::Threads;
+use crate::report::{Bound, Coverage};
+use crate::rng::mix;
+
+/// Arrivals gathered for one shard before its lock is taken.
+const BATCH: usize = 64;
+
+/// Counts and violations of a part of a search.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) transitions: u64,
+    pub(super) uneven: bool,
+    /// For each broken invariant the smallest (state it was broken from, last step). An invariant
+    /// of an end has no last step.
+    pub(super) violations: BTreeMap<InvariantId, (u64, Option<Step>)>,
+    pruned_by_hash: u64,
+    pruned_by_order: u64,
+    pruned_by_steps: u64,
+    pruned_by_preemptions: u64,
+    violating_transitions: u64,
+    ends: u64,
+    paths: u128,
+    paths_violating: u128,
+}
+
+impl Tally {
+    pub(super) fn merge(&mut self, other: Tally) {
+        self.transitions += other.transitions;
+        self.uneven |= other.uneven;
+        self.pruned_by_hash += other.pruned_by_hash;
+        self.pruned_by_order += other.pruned_by_order;
+        self.pruned_by_steps += other.pruned_by_steps;
+        self.pruned_by_preemptions += other.pruned_by_preemptions;
+        self.violating_transitions += other.violating_transitions;
+        self.ends += other.ends;
+        self.paths = self.paths.saturating_add(other.paths);
+        self.paths_violating = self.paths_violating.saturating_add(other.paths_violating);
+        for (invariant, place) in other.violations {
+            self.violated(invariant, place);
+        }
+    }
+
+    fn violated(&mut self, invariant: InvariantId, place: (u64, Option<Step>)) {
+        // An end of this layer is one step shorter than a transition out of it.
+        let rank = |(key, last): (u64, Option<Step>)| (last.is_some(), key, last);
+        let kept = self.violations.entry(invariant).or_insert(place);
+        if rank(place) < rank(*kept) {
+            *kept = place;
+        }
+    }
+
+    pub(super) fn report(&self, coverage: &mut Coverage) {
+        coverage.transitions = self.transitions;
+        coverage.pruned_by_hash = self.pruned_by_hash;
+        coverage.pruned_by_order = self.pruned_by_order;
+        coverage.pruned_by_bound = self.pruned_by_steps + self.pruned_by_preemptions;
+        coverage.violating_transitions = self.violating_transitions;
+        coverage.ends = self.ends;
+        if self.pruned_by_steps > 0 {
+            coverage.cut(Bound::Steps);
+        }
+        if self.pruned_by_preemptions > 0 {
+            coverage.cut(Bound::Preemptions);
+        }
+        let cut_short = [Bound::States, Bound::FirstViolation, Bound::Cancelled]
+            .map(|b| coverage.truncated.contains(&b));
+        if !self.uneven && cut_short == [false; 3] {
+            coverage.interleavings = Some(self.paths);
+            coverage.interleavings_violating = Some(self.paths_violating);
+        }
+    }
+}
+
+/// The way to the shards: straight if there is only one, in batches if others use them too.
+enum Outlet<'a, S> {
+    Only(MutexGuard<'a, Shard<S>>),
+    Batched(Vec<Vec<(Arrival, S)>>),
+}
+
+/// One worker's expansion of nodes of one layer.
+pub(super) struct Expansion<'a, M: Model> {
+    setting: &'a Setting<'a, M>,
+    depth: u32,
+    steps: StepBuf,
+    scratch: State<M>,
+    outlet: Outlet<'a, State<M>>,
+    tally: Tally,
+}
+
+impl<'a, M: Model> Expansion<'a, M> {
+    pub(super) fn new(setting: &'a Setting<'a, M>, depth: u32) -> Expansion<'a, M> {
+        let outlet = match &setting.shards[..] {
+            [only] => Outlet::Only(only.lock().unwrap_or_else(PoisonError::into_inner)),
+            shards => Outlet::Batched(shards.iter().map(|_| Vec::with_capacity(BATCH)).collect()),
+        };
+        Expansion {
+            setting,
+            depth,
+            steps: StepBuf::default(),
+            scratch: setting.model.initial(),
+            outlet,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Sends what is still gathered and gives the counts.
+    pub(super) fn finish(mut self) -> Tally {
+        if let Outlet::Batched(batches) = &mut self.outlet {
+            for (at, batch) in batches.iter_mut().enumerate() {
+                self.tally.pruned_by_hash += flush(self.setting, at, batch);
+            }
+        }
+        self.tally
+    }
+
+    pub(super) fn expand(&mut self, node: &Node<State<M>>) {
+        self.steps.truncate(0);
+        self.setting.model.enabled(&node.state, &mut self.steps);
+        if self.steps.len() == 0 {
+            self.end(node);
+        } else if self
+            .setting
+            .options
+            .steps_max
+            .is_some_and(|max| self.depth >= max)
+        {
+            self.tally.pruned_by_steps += self.steps.len() as u64;
+            self.tally.paths = self.tally.paths.saturating_add(node.paths);
+        } else if self.setting.reduce {
+            self.expand_reduced(node);
+        } else {
+            self.expand_all(node);
+        }
+    }
+
+    fn end(&mut self, node: &Node<State<M>>) {
+        if node.slept != u32::MAX {
+            return; // Seen at its first visit.
+        }
+        self.tally.ends += 1;
+        self.tally.paths = self.tally.paths.saturating_add(node.paths);
+        if let Err(invariant) = check_end(self.setting.model, &node.state) {
+            self.tally.paths_violating = self.tally.paths_violating.saturating_add(node.paths);
+            self.tally.violated(invariant, (node.key, None));
+        }
+    }
+
+    fn expand_all(&mut self, node: &Node<State<M>>) {
+        let bound = self.setting.options.preemptions_max;
+        for at in 0..self.steps.len() {
+            let step = self.steps.as_slice()[at];
+            let mut last = None;
+            let mut preemptions = 0;
+            if let Some(bound) = bound {
+                last = Some(step.thread);
+                preemptions = node.preemptions + u32::from(self.preempts(node.last, step));
+                if preemptions > bound {
+                    self.tally.pruned_by_preemptions += 1;
+                    continue;
+                }
+            }
+            self.take(node, step, 0, last, preemptions);
+        }
+    }
+
+    /// Whether `step` takes the turn from a thread that could go on.
+    fn preempts(&self, last: Option<u8>, step: Step) -> bool {
+        last.is_some_and(|last| {
+            last != step.thread
+                && self
+                    .steps
+                    .as_slice()
+                    .iter()
+                    .any(|other| other.thread == last)
+        })
+    }
+
+    fn expand_reduced(&mut self, node: &Node<State<M>>) {
+        let model = self.setting.model;
+        let threads = Threads::of(model, &node.state, &self.steps);
+        let mut moving = threads.persistent(model, &node.state);
+        if moving != threads.enabled && !self.progresses(node, moving & !node.sleep) {
+            // Cycle proviso: were all successors old, the waiting threads could wait for ever.
+            moving = threads.enabled;
+        }
+        // At a later visit only what has slept so far and is awake now.
+        let moving = moving & !node.sleep & node.slept;
+        let mut earlier = 0;
+        for at in 0..self.steps.len() {
+            let step = self.steps.as_slice()[at];
+            if moving & (1 << step.thread) == 0 {
+                self.tally.pruned_by_order += 1;
+                continue;
+            }
+            // A thread does not send itself to sleep, whatever its footprint says.
+            let others = (node.sleep | earlier) & !(1 << step.thread);
+            let sleep = threads.undisturbed(others, model.footprint(&node.state, step));
+            let last_of_thread = self
+                .steps
+                .as_slice()
+                .get(at + 1)
+                .is_none_or(|following| following.thread != step.thread);
+            if last_of_thread {
+                earlier |= 1 << step.thread;
+            }
+            self.take(node, step, sleep, None, 0);
+        }
+    }
+
+    /// Whether some step of these threads leads to a state that no earlier layer has. True if
+    /// there are none to take: then all are covered from elsewhere.
+    fn progresses(&mut self, node: &Node<State<M>>, threads: u32) -> bool {
+        let model = self.setting.model;
+        let mut steps = self
+            .steps
+            .as_slice()
+            .iter()
+            .filter(|s| threads & (1 << s.thread) != 0);
+        threads == 0
+            || steps.any(|&step| {
+                self.scratch.clone_from(&node.state);
+                model.apply(&mut self.scratch, step);
+                let key = model.fingerprint(&self.scratch);
+                model.check(&self.scratch, step).is_ok()
+                    && !match &self.outlet {
+                        Outlet::Only(shard) => shard.known_before(key),
+                        Outlet::Batched(_) => self
+                            .setting
+                            .with_shard(key, |shard| shard.known_before(key)),
+                    }
+            })
+    }
+
+    fn take(
+        &mut self,
+        node: &Node<State<M>>,
+        step: Step,
+        sleep: u32,
+        last: Option<u8>,
+        preemptions: u32,
+    ) {
+        let model = self.setting.model;
+        self.scratch.clone_from(&node.state);
+        model.apply(&mut self.scratch, step);
+        self.tally.transitions += 1;
+        if let Err(invariant) = model.check(&self.scratch, step) {
+            self.tally.violating_transitions += 1;
+            self.tally.paths = self.tally.paths.saturating_add(node.paths);
+            self.tally.paths_violating = self.tally.paths_violating.saturating_add(node.paths);
+            self.tally.violated(invariant, (node.key, Some(step)));
+            return;
+        }
+        let mut key = model.fingerprint(&self.scratch);
+        if let Some(last) = last {
+            key = mix(key ^ mix(u64::from(last) << 32 | u64::from(preemptions)));
+        }
+        let arrival = Arrival {
+            key,
+            parent: node.key,
+            step,
+            paths: node.paths,
+            sleep,
+            last,
+            preemptions,
+        };
+        match &mut self.outlet {
+            Outlet::Only(shard) => {
+                self.tally.pruned_by_hash += u64::from(shard.arrive(&arrival, &self.scratch));
+            }
+            Outlet::Batched(batches) => {
+                let at = self.setting.shard_index(key);
+                batches[at].push((arrival, self.scratch.clone()));
+                if batches[at].len() == BATCH {
+                    self.tally.pruned_by_hash += flush(self.setting, at, &mut batches[at]);
+                }
+            }
+        }
+    }
+}
+
+/// Hands gathered arrivals to their shard; gives how many of their states were known.
+fn flush<M: Model>(
+    setting: &Setting<'_, M>,
+    at: usize,
+    batch: &mut Vec<(Arrival, State<M>)>,
+) -> u64 {
+    let mut shard = setting.shards[at]
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    batch
+        .drain(..)
+        .map(|(arrival, state)| u64::from(shard.arrive(&arrival, &state)))
+        .sum()
+}

@@ -1,0 +1,138 @@
+//! One part of the visited set, with the part of the next layer that belongs to it.
+//!
+//! In: arrivals, in any order. Out: the next layer. States are numbered in order of their first
+//! arrival, so a number at or above the first of the layer being filled means "new in this layer".
+
+use std::collections::BTreeMap;
+
+use super::Node;
+use crate::model::Step;
+use crate::table::Table;
+
+/// A transition into a state, as seen by the state.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival {
+    pub(super) key: u64,
+    pub(super) parent: u64,
+    pub(super) step: Step,
+    pub(super) paths: u128,
+    pub(super) sleep: u32,
+    pub(super) last: Option<u8>,
+    pub(super) preemptions: u32,
+}
+
+/// What is kept of a state after its expansion.
+struct Record {
+    parent: u64,
+    step: Step,
+    /// Threads asleep at every visit so far.
+    sleep: u32,
+}
+
+pub(super) struct Shard<S> {
+    table: Table,
+    records: Vec<Record>,
+    /// Number of the first state of the layer being filled.
+    first: u32,
+    next: Vec<Node<S>>,
+    /// States of earlier layers that have to be visited again, because a thread that was asleep at
+    /// all earlier visits is awake at this one.
+    again: BTreeMap<u32, Node<S>>,
+    /// Whether a state was reached at two depths: then paths are not countable layer by layer.
+    uneven: bool,
+}
+
+impl<S: Clone> Shard<S> {
+    pub(super) fn new() -> Shard<S> {
+        Shard {
+            table: Table::new(),
+            records: Vec::new(),
+            first: 0,
+            next: Vec::new(),
+            again: BTreeMap::new(),
+            uneven: false,
+        }
+    }
+
+    pub(super) fn states(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    pub(super) fn uneven(&self) -> bool {
+        self.uneven
+    }
+
+    /// Whether the state was reached in an earlier layer than the one being filled.
+    pub(super) fn known_before(&self, key: u64) -> bool {
+        self.table
+            .get(key)
+            .is_some_and(|number| number < self.first)
+    }
+
+    /// The parent of a state and the step that led from there.
+    pub(super) fn origin(&self, key: u64) -> Option<(u64, Step)> {
+        let record = &self.records[self.table.get(key)? as usize];
+        Some((record.parent, record.step))
+    }
+
+    /// Takes one arrival; true if its state was known.
+    pub(super) fn arrive(&mut self, arrival: &Arrival, state: &S) -> bool {
+        let Arrival {
+            key,
+            parent,
+            step,
+            paths,
+            sleep,
+            last,
+            preemptions,
+        } = *arrival;
+        let node = |sleep, slept| Node {
+            state: state.clone(),
+            key,
+            paths,
+            sleep,
+            slept,
+            last,
+            preemptions,
+        };
+        let Some(number) = self.table.insert(key, self.records.len() as u32) else {
+            self.records.push(Record {
+                parent,
+                step,
+                sleep,
+            });
+            self.next.push(node(sleep, u32::MAX));
+            return false;
+        };
+        let record = &mut self.records[number as usize];
+        if number >= self.first {
+            let node = &mut self.next[(number - self.first) as usize];
+            node.paths = node.paths.saturating_add(paths);
+            node.sleep &= sleep;
+            record.sleep = node.sleep;
+            if (parent, step) < (record.parent, record.step) {
+                (record.parent, record.step) = (parent, step);
+            }
+            return true;
+        }
+        self.uneven = true;
+        if record.sleep & !sleep != 0 {
+            let slept = record.sleep;
+            let again = self
+                .again
+                .entry(number)
+                .or_insert_with(|| node(slept, slept));
+            again.sleep &= sleep;
+            record.sleep = again.sleep;
+        }
+        true
+    }
+
+    /// Ends the layer being filled and returns its nodes.
+    pub(super) fn close_layer(&mut self) -> Vec<Node<S>> {
+        self.first = self.records.len() as u32;
+        let mut layer = std::mem::take(&mut self.next);
+        layer.extend(std::mem::take(&mut self.again).into_values());
+        layer
+    }
+}

@@ -53,7 +53,12 @@
 //! Two rules may hold until the other fires: firing is the start of a hold, not its end, so
 //! they do not wait for each other, and `at_most` bounds them in any case.
 
+mod action;
+mod check;
 mod error;
+mod matching;
+mod parse;
+mod read;
 
 use std::sync::Arc;
 
@@ -180,22 +185,8 @@ impl RuleSet {
     /// The first mistake, with its line, field and mend. A rule with `histogram = "FILE"` is
     /// one: use [`RuleSet::parse_with`].
     pub fn parse(toml: &str, file: &str) -> Result<RuleSet, RulesError> {
-        let text = RulesText {
-            file: file.to_owned(),
-            text: toml.to_owned(),
-            ..Default::default()
-        };
-        RuleSet::from_text(text)
-    }
-
-    /// The same from a text that brings along the files it names.
-    ///
-    /// # Errors
-    /// As [`RuleSet::parse`], and a file that `text.files` does not have.
-    pub fn from_text(text: RulesText) -> Result<RuleSet, RulesError> {
-        Ok(RuleSet {
-            rules: Vec::new(),
-            text,
+        RuleSet::parse_with(toml, file, &mut |_| {
+            Err("the file did not come along".to_owned())
         })
     }
 
@@ -209,8 +200,20 @@ impl RuleSet {
         file: &str,
         read: &mut dyn FnMut(&str) -> Result<String, String>,
     ) -> Result<RuleSet, RulesError> {
-        let _ = read;
-        RuleSet::parse(toml, file)
+        parse::parse(toml, file, read)
+    }
+
+    /// The same from a text that brings along the files it names.
+    ///
+    /// # Errors
+    /// As [`RuleSet::parse`], and a file that `text.files` does not have.
+    pub fn from_text(text: &RulesText) -> Result<RuleSet, RulesError> {
+        RuleSet::parse_with(&text.text, &text.file, &mut |name| {
+            text.files
+                .get(name)
+                .cloned()
+                .ok_or_else(|| "the file did not come along".to_owned())
+        })
     }
 
     /// The text it was made from.

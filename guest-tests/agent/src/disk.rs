@@ -51,7 +51,7 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
             );
         }
         let timeout = Timespec {
-            tv_sec: left.as_secs() as i64,
+            tv_sec: left.as_secs().cast_signed(),
             tv_nsec: i64::from(left.subsec_nanos()),
         };
         poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))

@@ -23,7 +23,7 @@ impl Kmsg {
     pub(crate) fn at_end() -> io::Result<Kmsg> {
         let mut file = OpenOptions::new()
             .read(true)
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
             .open("/dev/kmsg")?;
         file.seek(SeekFrom::End(0))?;
         Ok(Kmsg { file })

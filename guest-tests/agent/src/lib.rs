@@ -10,7 +10,7 @@ pub mod wire;
 
 /// The list of kernel modules in the initramfs: one absolute path a line, in load order.
 /// Modules are uncompressed `.ko` files; a missing list means that nothing has to be loaded.
-pub const MODULE_LIST: &str = "/modules.load";
+pub const MODULE_LIST: &str = "/modules/list";
 
 /// What the main disk answers to `VIRTIO_BLK_T_GET_ID`.
 pub const DISK_SERIAL: &str = "racegate";

@@ -37,7 +37,7 @@ impl Link {
         let disk = OpenOptions::new()
             .read(true)
             .write(true)
-            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .custom_flags(OFlags::DIRECT.bits().cast_signed())
             .open(&path)
             .with_context(|| format!("opening the link disk {path}"))?;
         let writer = Writer {

@@ -72,9 +72,7 @@ fn listen(link: &Link, meeting: &Meeting, orders: &Sender<ToGuest>) {
                     Some(ToGuest::Signal { name }) => meeting.raise(&name),
                     Some(order) => {
                         // The receiver lives as long as the agent serves.
-                        if orders.send(order).is_err() {
-                            return;
-                        }
+                        let Ok(()) = orders.send(order) else { return };
                     }
                 }
             }

@@ -77,8 +77,10 @@ impl Stage {
         let mut lines = lines.and_then(Result::ok).unwrap_or_default();
         lines.truncate(MOST_KERNEL_LINES);
         for line in &mut lines {
-            let end = line.text.floor_char_boundary(LONGEST_KERNEL_LINE);
-            line.text.truncate(end);
+            let fits = |&(at, c): &(usize, char)| at + c.len_utf8() <= LONGEST_KERNEL_LINE;
+            let end = line.text.char_indices().take_while(fits).last();
+            line.text
+                .truncate(end.map_or(0, |(at, c)| at + c.len_utf8()));
         }
         lines
     }

@@ -144,20 +144,10 @@ impl<'a> Performer<'a> {
         }
     }
 
-    /// Operations that wait for nobody.
+    /// Operations on files; they wait for nobody.
     fn call(&mut self, op: &Op) -> io::Result<()> {
         let Shared { stage, files, .. } = self.shared;
         match op {
-            Op::Mount { options } => self.mount(options),
-            Op::EnsureMounted { options } => match self.mount(options) {
-                Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
-                mounted => mounted,
-            },
-            Op::Umount {} => {
-                // An open file would keep the file system busy.
-                files.clear();
-                Ok(rustix::mount::unmount(&stage.root, UnmountFlags::empty())?)
-            }
             Op::Open {
                 file,
                 path,
@@ -173,7 +163,7 @@ impl<'a> Performer<'a> {
                     .read(true)
                     .write(true)
                     .create(*create)
-                    .custom_flags(flags.bits() as i32)
+                    .custom_flags(flags.bits().cast_signed())
                     .open(self.path(path))?;
                 files.insert(file, opened);
                 Ok(())
@@ -237,6 +227,24 @@ impl<'a> Performer<'a> {
             }
             Op::Fsync { file } => files.get(file)?.file.sync_all(),
             Op::Syncfs {} => Ok(rustix::fs::syncfs(File::open(&stage.root)?)?),
+            _ => self.call_on_system(op),
+        }
+    }
+
+    /// Operations on the file system, the kernel's settings and the clock.
+    fn call_on_system(&mut self, op: &Op) -> io::Result<()> {
+        let Shared { stage, files, .. } = self.shared;
+        match op {
+            Op::Mount { options } => self.mount(options),
+            Op::EnsureMounted { options } => match self.mount(options) {
+                Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => Ok(()),
+                mounted => mounted,
+            },
+            Op::Umount {} => {
+                // An open file would keep the file system busy.
+                files.clear();
+                Ok(rustix::mount::unmount(&stage.root, UnmountFlags::empty())?)
+            }
             Op::Delay { min_us, max_us } => {
                 clock::sleep(Duration::from_micros(self.draws.between(*min_us, *max_us)));
                 Ok(())
@@ -259,9 +267,10 @@ impl<'a> Performer<'a> {
                     .open(path.replace("{disk}", &stage.disk))?;
                 setting.write_all_at(value.as_bytes(), 0)
             }
-            Op::Barrier { .. } | Op::Signal { .. } | Op::Await { .. } | Op::AwaitParked { .. } => {
-                Ok(())
-            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the agent cannot do this",
+            )),
         }
     }
 

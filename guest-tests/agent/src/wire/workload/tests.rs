@@ -58,8 +58,8 @@ fn a_workload_survives_the_wire() {
 fn mistakes_name_their_place() {
     let check = |threads, setup| {
         Workload {
-            threads,
             setup,
+            threads,
             ..Workload::default()
         }
         .check()

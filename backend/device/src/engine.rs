@@ -8,16 +8,39 @@
 //!
 //! A queue thread asks [`Engine::interest`] first. With nothing loaded the answer costs one
 //! relaxed load and is [`Interest::None`]: the request goes to storage as if there were no engine.
+//! Everything else happens under one short lock around the core and the layout; the order in
+//! which that lock is taken is the order of events. Under it nothing is written to a file or a
+//! socket; only a layout that has to be read from storage (rules loaded, mkfs in the guest) makes
+//! other queues wait.
+//!
+//! The labels of a request follow from every write that *completed* before it arrived:
+//! [`Engine::complete`] swaps the map before the guest learns of the completion. A write that
+//! was already with storage when the layout was opened is not seen; rules that are loaded while
+//! the guest writes metadata may label those few blocks by their old content.
 
+mod control;
 mod inbox;
+mod layout;
+mod state;
+mod view;
 
+pub use control::LayoutError;
 pub use inbox::{Inbox, Release};
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use pipeline::{Op, Outcome, RequestId};
+use pipeline::{Input, Op, Outcome, Request, RequestId, Want};
+
+use crate::clock::Clock;
+use crate::link::Mailbox;
+use crate::sink::{Log, Sinks};
+use crate::storage::Storage;
+use crate::timer::{Alarm, Timer};
+
+use state::State;
+use view::View;
 
 /// How much the engine wants to know of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,25 +88,74 @@ pub enum Disposition {
     },
 }
 
+/// What an engine is made of.
+pub struct EngineOptions {
+    /// Virtqueues of the device.
+    pub queues: u16,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Where the layout is read from.
+    pub storage: Arc<dyn Storage>,
+    /// Where every event is written, from the first on; `None`: no log.
+    pub log: Option<Log>,
+}
+
 /// Shared by all queue threads of one device.
 pub struct Engine {
+    clock: Clock,
     next_id: AtomicU64,
+    view: View,
     inboxes: Vec<Arc<Inbox>>,
+    state: Mutex<State>,
+    sinks: Sinks,
+    storage: Arc<dyn Storage>,
+    alarm: Alarm,
+    mailbox: OnceLock<Arc<Mailbox>>,
+    /// Started last, dropped with the engine. It holds the engine weakly.
+    timer: OnceLock<Timer>,
 }
 
 impl Engine {
-    /// An engine for a device with `queues` virtqueues.
+    /// An engine without rules. With a log its events begin now.
     ///
     /// # Errors
-    /// When the system gives no eventfd.
-    pub fn new(queues: u16) -> io::Result<Arc<Engine>> {
-        let inboxes = (0..queues)
-            .map(|_| Inbox::new().map(Arc::new))
+    /// When the system gives no eventfd, timerfd or thread.
+    pub fn new(options: EngineOptions) -> io::Result<Arc<Engine>> {
+        let clock = Clock::start();
+        let inboxes = (0..options.queues)
+            .map(|_| Inbox::new(clock).map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
-        Ok(Arc::new(Engine {
+        let logging = options.log.is_some();
+        let alarm = Alarm::new(clock)?;
+        let engine = Arc::new(Engine {
+            clock,
             next_id: AtomicU64::new(0),
+            view: View::nothing(),
             inboxes,
-        }))
+            state: Mutex::new(State::new(options.seed)),
+            sinks: Sinks::start(options.log)?,
+            storage: options.storage,
+            alarm: alarm.clone(),
+            mailbox: OnceLock::new(),
+            timer: OnceLock::new(),
+        });
+        let weak = Arc::downgrade(&engine);
+        let timer = alarm.start(move || {
+            if let Some(engine) = weak.upgrade() {
+                engine.tick();
+            }
+        })?;
+        // The cell is empty: the engine was made above.
+        let _ = engine.timer.set(timer);
+        if logging {
+            engine.begin_log();
+        }
+        Ok(engine)
+    }
+
+    /// Where signals for the agent in the guest go; the first one given stays.
+    pub fn attach_agent(&self, mailbox: Arc<Mailbox>) {
+        let _ = self.mailbox.set(mailbox);
     }
 
     /// A number for a request that is about to be handed over, never given twice.
@@ -92,27 +164,81 @@ impl Engine {
     }
 
     /// How much the engine wants to know of such a request. Takes no lock.
-    pub fn interest(&self, _op: Op, _sector: u64, _sectors: u64) -> Interest {
-        Interest::None
+    #[inline]
+    pub fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
+        self.view.interest(op, sector, sectors)
     }
 
     /// A request was taken from a queue. `bytes` is the data of a write for which
     /// [`Engine::interest`] said [`Interest::EventWithBytes`].
-    pub fn arrive(&self, _request: &ArrivingRequest, _bytes: Option<&[u8]>) -> Disposition {
-        Disposition::Submit
+    pub fn arrive(&self, request: &ArrivingRequest, bytes: Option<&[u8]>) -> Disposition {
+        let mut guard = self.state();
+        let now = self.clock.now();
+        let state = &mut *guard;
+        if let Some(bytes) = bytes {
+            self.write_arrived(state, now, request.sector, bytes);
+        }
+        state.spans.clear();
+        if let Some(map) = &state.map
+            && state.filter.wants(request.op) == Want::Classes
+        {
+            let spans = &mut state.spans;
+            map.classify(request.sector, request.sectors, &mut |span| {
+                spans.push(span)
+            });
+        }
+        let input = Input::Arrive(Request {
+            id: request.id,
+            queue: request.queue,
+            head: request.head,
+            op: request.op,
+            sector: request.sector,
+            sectors: request.sectors,
+            spans: &state.spans,
+        });
+        state.core.step(now, input, &mut state.outbox);
+        let own = Some((request.id, request.queue));
+        let (disposition, _) = self.carry_out(guard, own);
+        disposition
     }
 
     /// A request that was handed over ended, and is about to be completed to the guest: call it
     /// *before* the used ring is written, so that what the guest does next sees the new layout.
+    /// `bytes` are those given to [`Engine::arrive`].
     pub fn complete(
         &self,
-        _id: RequestId,
-        _outcome: Outcome,
-        _op: Op,
-        _sector: u64,
-        _sectors: u64,
-        _bytes: Option<&[u8]>,
+        id: RequestId,
+        outcome: Outcome,
+        op: Op,
+        sector: u64,
+        sectors: u64,
+        bytes: Option<&[u8]>,
     ) {
+        let mut guard = self.state();
+        let now = self.clock.now();
+        let state = &mut *guard;
+        if outcome == Outcome::Ok {
+            match op {
+                Op::Write => {
+                    if let Some(bytes) = bytes {
+                        self.write_done(state, now, sector, bytes);
+                    }
+                }
+                Op::Discard | Op::WriteZeroes => self.zeroed(state, now, sector, sectors),
+                Op::Read | Op::Flush | Op::Fault | Op::Store => {}
+            }
+        }
+        let submitted = state
+            .released
+            .remove(&id)
+            .and_then(|queue| self.inboxes.get(usize::from(queue))?.handed_over(id));
+        let input = Input::Complete {
+            id,
+            outcome,
+            submitted,
+        };
+        state.core.step(now, input, &mut state.outbox);
+        self.carry_out(guard, None);
     }
 
     /// Where releases of parked requests of that queue arrive; `None` past the last queue.
@@ -122,5 +248,33 @@ impl Engine {
 
     /// The front-end went away or reset the device: every parked request is released through
     /// its inbox.
-    pub fn disconnect(&self) {}
+    pub fn disconnect(&self) {
+        let mut guard = self.state();
+        // What was let go for an earlier front-end and never completed never will.
+        guard.released.clear();
+        for inbox in &self.inboxes {
+            inbox.forget();
+        }
+        let now = self.clock.now();
+        let state = &mut *guard;
+        state.core.step(now, Input::Disconnect, &mut state.outbox);
+        self.carry_out(guard, None);
+    }
+
+    fn tick(&self) {
+        self.input(Input::Tick);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One step of the core; gives how many parked requests it let go.
+    fn input(&self, input: Input<'_>) -> u64 {
+        let mut guard = self.state();
+        let now = self.clock.now();
+        let state = &mut *guard;
+        state.core.step(now, input, &mut state.outbox);
+        self.carry_out(guard, None).1
+    }
 }

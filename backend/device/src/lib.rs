@@ -4,7 +4,9 @@
 pub mod blk;
 pub mod clock;
 pub mod engine;
-pub mod socket;
+pub mod link;
 pub mod segments;
+pub mod sink;
+pub mod socket;
 pub mod storage;
 pub mod timer;

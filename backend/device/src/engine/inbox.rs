@@ -4,12 +4,15 @@
 //! and an eventfd that is readable while the list is not empty.
 //! Must not know: why a request was parked.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pipeline::RequestId;
+use pipeline::{Nanos, RequestId};
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::clock::Clock;
 
 /// How a parked request goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,39 +33,66 @@ pub enum Release {
 #[derive(Debug)]
 pub struct Inbox {
     event: OwnedFd,
-    list: Mutex<Vec<(RequestId, Release)>>,
+    clock: Clock,
+    list: Mutex<List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    waiting: Vec<(RequestId, Release)>,
+    /// When the queue thread took each request that has not completed since.
+    taken: HashMap<RequestId, Nanos>,
 }
 
 impl Inbox {
-    pub(super) fn new() -> io::Result<Inbox> {
+    pub(super) fn new(clock: Clock) -> io::Result<Inbox> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Inbox {
             event,
-            list: Mutex::new(Vec::new()),
+            clock,
+            list: Mutex::default(),
         })
     }
 
-    /// Adds a release; signals only when the list was empty, so a burst costs one system call.
-    pub(super) fn push(&self, id: RequestId, release: Release) {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_empty = list.is_empty();
-        list.push((id, release));
-        drop(list);
-        if was_empty {
-            // A counter that cannot take one more is readable anyway, which is all that counts.
-            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
-        }
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a release. `true`: the list was empty, [`Inbox::signal`] is due, so that a burst
+    /// costs one system call.
+    #[must_use]
+    pub(super) fn push(&self, id: RequestId, release: Release) -> bool {
+        let mut list = self.list();
+        list.waiting.push((id, release));
+        list.waiting.len() == 1
+    }
+
+    /// Makes the eventfd readable.
+    pub(super) fn signal(&self) {
+        // A counter that cannot take one more is readable anyway, which is all that counts.
+        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+    }
+
+    /// When the queue thread took that release, which is when it gave the request to storage;
+    /// forgotten once asked.
+    pub(super) fn handed_over(&self, id: RequestId) -> Option<Nanos> {
+        self.list().taken.remove(&id)
     }
 
     /// Moves everything into `out`, which must be empty (it is swapped in, so that neither side
-    /// allocates once warm), and makes the eventfd unreadable.
+    /// allocates once warm), and makes the eventfd unreadable. The caller acts on it at once.
     pub fn drain(&self, out: &mut Vec<(RequestId, Release)>) {
         // The counter goes first: a push after it signals again, at worst once too often.
         let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
-        std::mem::swap(
-            &mut *self.list.lock().unwrap_or_else(PoisonError::into_inner),
-            out,
-        );
+        let mut list = self.list();
+        std::mem::swap(&mut list.waiting, out);
+        let now = self.clock.now();
+        list.taken.extend(out.iter().map(|(id, _)| (*id, now)));
+    }
+
+    /// Forgets what was taken and never completed: its front-end is gone.
+    pub(super) fn forget(&self) {
+        self.list().taken.clear();
     }
 }
 

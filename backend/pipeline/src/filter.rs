@@ -76,14 +76,14 @@ impl Filter {
 
     /// The filter for these rules. With `count_all`, every request is wanted (without its
     /// classes, unless a rule needs them) because a rule counts requests of any kind.
-    pub(crate) fn new<'a>(
-        rules: impl Iterator<Item = &'a Rule> + Clone,
-        count_all: bool,
-    ) -> Filter {
+    pub(crate) fn new<'a, I>(rules: impl Fn() -> I, count_all: bool) -> Filter
+    where
+        I: Iterator<Item = &'a Rule>,
+    {
         Filter {
             ops: std::array::from_fn(|index| {
                 let bit = Op::ALL[index].bit();
-                let rules = rules.clone().filter(|rule| rule.matches.ops & bit != 0);
+                let rules = rules().filter(|rule| rule.matches.ops & bit != 0);
                 Filter::for_op(rules, count_all)
             }),
         }

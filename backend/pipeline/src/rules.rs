@@ -59,6 +59,7 @@ mod error;
 mod matching;
 mod parse;
 mod read;
+mod words;
 
 use std::sync::Arc;
 

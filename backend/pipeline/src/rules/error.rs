@@ -20,7 +20,7 @@ pub struct RulesError {
     /// The field, for example `match.class`; empty for the file or the rule as a whole.
     pub field: String,
     /// What is wrong with it, and the mend.
-    pub problem: RulesProblem,
+    pub problem: Box<RulesProblem>,
 }
 
 /// What can be wrong.

@@ -109,10 +109,10 @@ pub(super) fn parse_match(table: &Table<'_>) -> Result<Match, RulesError> {
     let sector = ranges("sector", u64::MAX)?;
 
     // A flush touches nothing: it cannot match what asks for blocks.
-    let blocks = ["class", "of", "sector", "size"]
+    let mut blocks = ["class", "of", "sector", "size"]
         .iter()
         .chain(&CLASS_FIELDS);
-    if let Some(field) = blocks.filter_map(|name| table.get(name)).next() {
+    if let Some(field) = blocks.find_map(|name| table.get(name)) {
         ops &= BLOCK_OPS;
         if ops == 0 {
             let why = "a flush has no blocks; leave this out, or choose another op";

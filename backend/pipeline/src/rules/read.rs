@@ -30,7 +30,7 @@ impl Source<'_> {
             .as_bytes()
             .get(..offset)
             .unwrap_or(self.text.as_bytes());
-        1 + before.iter().filter(|byte| **byte == b'\n').count()
+        before.split(|byte| *byte == b'\n').count()
     }
 }
 
@@ -54,7 +54,7 @@ impl Place<'_> {
             line: self.line(),
             rule: self.rule.map(str::to_owned),
             field: self.field.clone(),
-            problem,
+            problem: Box::new(problem),
         }
     }
 }
@@ -165,10 +165,6 @@ impl<'a> Field<'a> {
             place: self.place.clone(),
             table,
         })
-    }
-
-    pub(super) fn is_table(&self) -> bool {
-        self.value.get_ref().is_table()
     }
 
     pub(super) fn is_str(&self) -> bool {

@@ -11,13 +11,12 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use agent::MODULE_LIST;
+
 use crate::kernels::Module;
 use crate::process::{self, ProcessError};
 
 mod cpio;
-
-/// The file that lists the modules to load, one absolute path a line, in load order.
-pub const MODULES_LIST: &str = "/modules/list";
 
 /// The initramfs could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +103,7 @@ impl Initramfs {
         self.insert(path.as_ref(), cpio::Entry::file(mode, bytes))
     }
 
-    /// Adds kernel modules, which must be in load order, and [`MODULES_LIST`].
+    /// Adds kernel modules, which must be in load order, and [`agent::MODULE_LIST`].
     pub fn modules(&mut self, modules: &[Module]) -> Result<&mut Initramfs, InitramfsError> {
         let mut list = String::new();
         for module in modules {
@@ -113,7 +112,7 @@ impl Initramfs {
             list.push_str(&path);
             list.push('\n');
         }
-        self.file(MODULES_LIST, 0o644, list.into_bytes())
+        self.file(MODULE_LIST, 0o644, list.into_bytes())
     }
 
     /// Adds a program of the host (a name looked up in `PATH`, from Debian package `package`) at

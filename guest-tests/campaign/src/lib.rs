@@ -1,9 +1,15 @@
 //! Campaigns: kernels, virtual machines, plans, trials, statistics, verdicts.
 
+pub mod apt;
+pub mod backend;
 pub mod cache;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernels;
 pub mod notice;
+pub mod plan;
 pub mod process;
+pub mod progress;
 pub mod qemu;
+pub mod stats;
+pub mod verdict;

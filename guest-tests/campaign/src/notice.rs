@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use pipeline::Event;
 
 use crate::interrupt;
 
@@ -49,7 +49,7 @@ pub enum Notice {
         /// When the host read it.
         at: Instant,
         /// The event.
-        event: Value,
+        event: Box<Event>,
     },
     /// The event stream ended; no event follows.
     EventsEnded,

@@ -5,7 +5,8 @@
 //!
 //! A log is a sequence of lines with rising `seq` (one counter per backend: the order of the
 //! log is the order of what happened). The first line is a `log` event with the seed and the
-//! text of the rules in force; [`replay`](crate::replay()) needs nothing else to reach the same decisions.
+//! text of the rules in force; [`replay`](crate::replay()) needs nothing else to reach the same
+//! decisions.
 //!
 //! Inputs (what the core was told) are `request`, `complete`, `agent_mark`, `rules`, `release`,
 //! `arm`, `tick` and `disconnect`. What the core made of them follows each: `decision`,

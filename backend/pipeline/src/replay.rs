@@ -231,7 +231,8 @@ fn feed(
         | What::Armed { .. }
         | What::ToldAgent { .. }
         | What::Agent { .. }
-        | What::Layout { .. } => return Ok(()),
+        | What::Layout { .. }
+        | What::Lost { .. } => return Ok(()),
     };
     core.step(at, input, out);
     Ok(())

@@ -170,9 +170,13 @@ impl<'a> Performer<'a> {
             }
             Op::Close { file } => files.remove(file),
             Op::Unlink { path } => fs::remove_file(self.path(path)),
-            Op::Fill { prefix, count } => {
-                (0..*count).try_for_each(|n| fs::write(self.path(&format!("{prefix}{n}")), b"\0"))
-            }
+            Op::Fill { prefix, count } => (0..*count).try_for_each(|n| {
+                match File::create_new(self.path(&format!("{prefix}{n}"))) {
+                    Ok(file) => file.write_all_at(b"\0", 0),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }),
             Op::Truncate { file, bytes } => files.get(file)?.file.set_len(*bytes),
             Op::Fallocate {
                 file,

@@ -79,7 +79,7 @@ pub enum Op {
         /// Path below the mount point.
         path: String,
     },
-    /// Create files `PREFIX0`, `PREFIX1`, ... one byte long each, and close them.
+    /// Create files `PREFIX0`, `PREFIX1`, ... of one byte each; those that exist are left alone.
     Fill {
         /// Path below the mount point, without the number.
         prefix: String,
@@ -337,6 +337,12 @@ impl Workload {
             .iter()
             .filter(|thread| thread.ops.iter().any(waits))
             .count()
+    }
+
+    /// Whether some operation reads a value of that name.
+    pub fn reads(&self, value: &str) -> bool {
+        let reads = |op: &Op| matches!(op, Op::ReadValue { name, .. } if name == value);
+        self.parts().flat_map(|(_, ops)| ops).any(reads)
     }
 
     fn parts(&self) -> impl Iterator<Item = (&str, &[Op])> {

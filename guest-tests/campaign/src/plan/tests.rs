@@ -1,0 +1,86 @@
+use super::*;
+
+const GOOD: &str = r#"
+name = "p"
+summary = "s"
+trials = 3
+rate_if_affected = 0.5
+[filesystem]
+bytes = 67108864
+[[arm]]
+name = "rules"
+rules = '''
+[[rule]]
+name = "r"
+match = { op = "read", class = "block_bitmap" }
+action = { delay = "80ms" }
+'''
+[workload]
+finish = [{ read_value = { path = "/p", name = "after" } }]
+[hit]
+kernel_log = ["x"]
+"#;
+
+fn mistake(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from}");
+    Plan::parse(&GOOD.replacen(from, to, 1), "p.toml")
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_plan_is_read() {
+    let plan = Plan::parse(GOOD, "p.toml").unwrap();
+    assert_eq!(plan.arms[0].rules.names().collect::<Vec<_>>(), ["r"]);
+    assert_eq!(plan.guest.trial_limit, Duration::from_secs(60));
+}
+
+#[test]
+fn every_built_in_plan_is_sound() {
+    for name in names() {
+        let plan = Plan::find(name).unwrap();
+        assert_eq!(plan.name, name);
+        assert!(!plan.kernels.affected.is_empty() && !plan.kernels.fixed.is_empty());
+        assert!(
+            !plan
+                .arms
+                .iter()
+                .find(|arm| arm.name == RULES_ARM)
+                .unwrap()
+                .rules
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn mistakes_are_told_with_file_and_line() {
+    insta::assert_snapshot!(
+        [
+            mistake("trials = 3", "trails = 3"),
+            mistake("trials = 3", "trials = 0"),
+            mistake("trials = 3", "trials = \"many\""),
+            mistake("0.5", "0.01"),
+            mistake("name = \"rules\"", "name = \"rule\""),
+            mistake("block_bitmap", "block_bitmaps"),
+            mistake("read_value = {", "read_values = {"),
+            mistake("kernel_log = [\"x\"]", ""),
+            mistake(
+                "kernel_log = [\"x\"]",
+                "counter_rises = { before = \"b\", after = \"after\" }"
+            ),
+            mistake("[workload]", "[[arm]]\nname = \"rules\"\n[workload]"),
+            mistake(
+                "finish = [",
+                "finish = [{ store = { file = \"f\", value = 1 } }, "
+            ),
+            mistake("[workload]", "[guest]\ntrial_limit = \"soon\"\n[workload]"),
+            mistake("[hit]", "[hit"),
+            Plan::find("mkwrite-falocate").unwrap_err().to_string(),
+            Plan::find("/nonexistent/plan.toml")
+                .unwrap_err()
+                .to_string(),
+        ]
+        .join("\n")
+    );
+}

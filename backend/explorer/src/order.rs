@@ -6,6 +6,12 @@
 //! **Sleep set**: threads whose next steps have been or will be taken from an earlier state of the
 //! same trace, and have met nothing since that conflicts with them (chapter 5).
 //!
+//! Why nothing is lost, cycles or not: let w be steps from a state to a violation or an end, of
+//! which none that could come first is asleep. If one that could come first is in the persistent
+//! set, the first such explored leads on with a shorter w. If not, w is independent of the set, and
+//! an awake member of it leads to a state of a later layer with the same w; where no member does,
+//! all awake threads move. Lengths and layers are bounded, so w is met.
+//!
 //! A thread is the unit of both: all its alternatives together count as one step, with the union
 //! of their footprints. Sets of threads are bit masks.
 //!
@@ -39,18 +45,23 @@ impl Threads {
         threads
     }
 
-    /// A persistent set with the fewest enabled threads among those grown from one thread.
-    pub(crate) fn persistent<M: Model>(&self, model: &M, state: &State<M>) -> u32 {
+    /// The threads to move: the awake ones of that persistent set, among those grown from one
+    /// thread each, that has the fewest of them, but one. All awake threads if that is the best.
+    ///
+    /// A set that sleeps altogether is passed over: in a graph with cycles what it waits for may
+    /// wait for it in turn.
+    pub(crate) fn moving<M: Model>(&self, model: &M, state: &State<M>, awake: u32) -> u32 {
+        let awake = self.enabled & awake;
         let count = model.threads();
         let mut future = [Footprint::NOTHING; THREADS_MAX];
         for (thread, future) in (0..).zip(&mut future[..count]) {
             *future = model.future(state, thread);
         }
-        let mut best = self.enabled;
-        for seed in bits(self.enabled) {
-            let set = self.close(1 << seed, &future[..count]);
-            if (set & self.enabled).count_ones() < best.count_ones() {
-                best = set & self.enabled;
+        let mut best = awake;
+        for seed in bits(awake) {
+            let set = self.close(1 << seed, &future[..count]) & awake;
+            if set.count_ones() < best.count_ones() {
+                best = set;
             }
         }
         best

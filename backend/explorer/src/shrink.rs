@@ -137,8 +137,8 @@ impl<'a, M: Model> Shortest<'a, M> {
         for &step in steps {
             let mut after = state.clone();
             self.model.apply(&mut after, step);
-            let switched = depth > 0 && step.thread != arrived_by.thread;
-            let switches = switches + u32::from(switched);
+            let other = depth > 0 && step.thread != arrived_by.thread;
+            let switches = switches + u32::from(other);
             match self.model.check(&after, step) {
                 Ok(()) => self.arrive(depth, number, open, step, switches, after),
                 Err(broken) if broken == self.invariant => {
@@ -288,28 +288,43 @@ fn delete<M: Model>(model: &M, invariant: InvariantId, mut steps: Vec<Step>) -> 
     }
 }
 
-/// Moves each run of one thread next to the run of that thread before it.
+/// Joins each run of one thread with the run of that thread before it, at the place of either.
 fn join_runs<M: Model>(model: &M, invariant: InvariantId, steps: &mut Vec<Step>) {
     let mut at = 1;
     while at < steps.len() {
-        let thread = steps[at].thread;
-        let earlier = steps[..at].iter().rposition(|step| step.thread == thread);
-        if let Some(earlier) = earlier.filter(|&earlier| earlier + 1 < at) {
-            let run = steps[at..]
-                .iter()
-                .take_while(|step| step.thread == thread)
-                .count();
-            let mut joined = steps.clone();
-            joined[earlier + 1..at + run].rotate_right(run);
-            let better = follow(model, invariant, &joined);
-            if let Some(better) = better.filter(|better| cost(better) < cost(steps)) {
-                *steps = better;
-                continue;
-            }
+        let better = joined(steps, at)
+            .into_iter()
+            .flatten()
+            .filter_map(|candidate| follow(model, invariant, &candidate))
+            .find(|candidate| cost(candidate) < cost(steps));
+        match better {
+            Some(better) => *steps = better,
+            None => at += 1,
         }
-        at += 1;
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// The run that begins at `at` moved up to its predecessor, and the predecessor moved down to it.
+/// `None` if nothing lies between.
+fn joined(steps: &[Step], at: usize) -> Option<[Vec<Step>; 2]> {
+    let of_thread = |step: &Step| step.thread == steps[at].thread;
+    let before = steps[..at]
+        .iter()
+        .rposition(of_thread)
+        .filter(|&before| before + 1 < at)?;
+    let end = at
+        + steps[at..]
+            .iter()
+            .take_while(|step| of_thread(step))
+            .count();
+    let start = before + 1
+        - steps[..=before]
+            .iter()
+            .rev()
+            .take_while(|s| of_thread(s))
+            .count();
+    let (mut up, mut down) = (steps.to_vec(), steps.to_vec());
+    up[before + 1..end].rotate_right(end - at);
+    down[start..at].rotate_left(before + 1 - start);
+    Some([up, down])
+}

@@ -190,13 +190,13 @@ impl<'a, M: Model> Expansion<'a, M> {
     fn expand_reduced(&mut self, node: &Node<State<M>>) {
         let model = self.setting.model;
         let threads = Threads::of(model, &node.state, &self.steps);
-        let mut moving = threads.persistent(model, &node.state);
-        if moving != threads.enabled && !self.progresses(node, moving & !node.sleep) {
-            // Cycle proviso: were all successors old, the waiting threads could wait for ever.
-            moving = threads.enabled;
+        let awake = threads.enabled & !node.sleep;
+        let mut moving = threads.moving(model, &node.state, awake);
+        if moving != awake && !self.progresses(node, moving) {
+            moving = awake;
         }
-        // At a later visit only what has slept so far and is awake now.
-        let moving = moving & !node.sleep & node.slept;
+        // At a later visit only what has slept so far.
+        let moving = moving & node.slept;
         let mut earlier = 0;
         for at in 0..self.steps.len() {
             let step = self.steps.as_slice()[at];
@@ -219,8 +219,8 @@ impl<'a, M: Model> Expansion<'a, M> {
         }
     }
 
-    /// Whether some step of these threads leads to a state that no earlier layer has. True if
-    /// there are none to take: then all are covered from elsewhere.
+    /// Whether some step of these threads leads to a state that no earlier layer has. Were all old,
+    /// the threads that wait could wait for ever around a cycle.
     fn progresses(&mut self, node: &Node<State<M>>, threads: u32) -> bool {
         let model = self.setting.model;
         let mut steps = self
@@ -228,19 +228,18 @@ impl<'a, M: Model> Expansion<'a, M> {
             .as_slice()
             .iter()
             .filter(|s| threads & (1 << s.thread) != 0);
-        threads == 0
-            || steps.any(|&step| {
-                self.scratch.clone_from(&node.state);
-                model.apply(&mut self.scratch, step);
-                let key = model.fingerprint(&self.scratch);
-                model.check(&self.scratch, step).is_ok()
-                    && !match &self.outlet {
-                        Outlet::Only(shard) => shard.known_before(key),
-                        Outlet::Batched(_) => self
-                            .setting
-                            .with_shard(key, |shard| shard.known_before(key)),
-                    }
-            })
+        steps.any(|&step| {
+            self.scratch.clone_from(&node.state);
+            model.apply(&mut self.scratch, step);
+            let key = model.fingerprint(&self.scratch);
+            model.check(&self.scratch, step).is_ok()
+                && !match &self.outlet {
+                    Outlet::Only(shard) => shard.known_before(key),
+                    Outlet::Batched(_) => self
+                        .setting
+                        .with_shard(key, |shard| shard.known_before(key)),
+                }
+        })
     }
 
     fn take(

@@ -5,14 +5,22 @@
 //! Must not know: command lines, rules, file systems.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use thiserror::Error;
+use tracing::info;
 
 use crate::engine::Engine;
 use crate::storage::{Storage, StorageError};
+
+mod connection;
+mod relay;
+
+use connection::Connection;
 
 /// Most queues of a device.
 pub const MAX_QUEUES: u16 = 16;
@@ -78,7 +86,7 @@ pub enum ServeError {
     Channel(#[source] StorageError),
     /// The storage could not be flushed at the end.
     #[error("cannot flush the storage")]
-    Sync(#[source] rustix::io::Errno),
+    Sync(#[source] Errno),
 }
 
 /// A vhost-user-blk device.
@@ -86,6 +94,8 @@ pub struct Device {
     options: DeviceOptions,
     storage: Arc<dyn Storage>,
     engine: Option<Arc<Engine>>,
+    /// Who is connected, to be told of a new size.
+    current: Mutex<Weak<Connection>>,
 }
 
 impl Device {
@@ -108,24 +118,93 @@ impl Device {
             options,
             storage,
             engine,
+            current: Mutex::new(Weak::new()),
         })
     }
 
     /// Serves front-ends, one after the other, until `shutdown` is readable. On return nothing
     /// is in flight, parked requests were released, the storage is flushed.
     pub fn serve(&self, transport: Transport, shutdown: BorrowedFd<'_>) -> Result<(), ServeError> {
-        let _ = (
-            transport,
-            shutdown,
-            &self.storage,
-            &self.engine,
-            &self.options,
-        );
+        let served = match transport {
+            Transport::Listener(listener) => self.serve_listener(&listener, shutdown),
+            Transport::Connected(stream) => self.serve_front_end(&stream, shutdown),
+        };
+        let synced = self.storage.sync().map_err(ServeError::Sync);
+        served.and(synced)
+    }
+
+    fn serve_listener(
+        &self,
+        listener: &UnixListener,
+        shutdown: BorrowedFd<'_>,
+    ) -> Result<(), ServeError> {
+        listener.set_nonblocking(true).map_err(ServeError::Socket)?;
+        while wait_for(listener.as_fd(), shutdown).map_err(ServeError::Socket)? {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false).map_err(ServeError::Socket)?;
+                    self.serve_front_end(&stream, shutdown)?;
+                }
+                // It went away again before we looked.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::Interrupted
+                            | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(e) => return Err(ServeError::Socket(e)),
+            }
+        }
         Ok(())
     }
 
-    /// Changes the size of the disk and tells the guest (configuration change).
-    pub fn resize(&self, bytes: u64) -> Result<(), StorageError> {
-        self.storage.resize(bytes)
+    /// Serves one front-end until it goes away or `shutdown` is readable.
+    fn serve_front_end(
+        &self,
+        front_end: &UnixStream,
+        shutdown: BorrowedFd<'_>,
+    ) -> Result<(), ServeError> {
+        let connection = Connection::new(&self.options, &self.storage, self.engine.as_ref())?;
+        *lock(&self.current) = Arc::downgrade(&connection);
+        info!("front-end connected");
+        let served = connection.serve(front_end, shutdown);
+        if let Some(engine) = &self.engine {
+            engine.disconnect();
+        }
+        connection.quiesce();
+        info!("front-end disconnected");
+        served
     }
+
+    /// Changes the size of the disk and tells the guest (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG).
+    pub fn resize(&self, bytes: u64) -> Result<(), StorageError> {
+        self.storage.resize(bytes)?;
+        if let Some(connection) = lock(&self.current).upgrade() {
+            connection.config_changed();
+        }
+        Ok(())
+    }
+}
+
+/// True when `fd` is readable, false when `shutdown` is.
+fn wait_for(fd: BorrowedFd<'_>, shutdown: BorrowedFd<'_>) -> io::Result<bool> {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(fd, PollFlags::IN),
+            PollFd::from_borrowed_fd(shutdown, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The values behind these locks are whole at any time: a thread that died while it held one
+/// left nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

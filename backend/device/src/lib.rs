@@ -3,10 +3,17 @@
 
 pub mod blk;
 pub mod clock;
+pub mod control;
 pub mod engine;
 pub mod link;
 pub mod segments;
 pub mod sink;
 pub mod socket;
+pub mod stop;
 pub mod storage;
+mod worker;
+mod request;
+mod queue;
+mod config;
+mod completion;
 pub mod timer;

@@ -116,7 +116,7 @@ impl Drop for AlignedBuf {
 #[derive(Clone, Debug)]
 enum Keep {
     Guest(Snapshot),
-    Private(Arc<AlignedBuf>),
+    Private { _buf: Arc<AlignedBuf> },
 }
 
 /// The data of one request: host addresses in order, and what keeps them valid.
@@ -152,7 +152,7 @@ impl Segments {
         Segments {
             iov,
             len: buf.len() as u64,
-            keep: Keep::Private(buf),
+            keep: Keep::Private { _buf: buf },
         }
     }
 
@@ -162,8 +162,6 @@ impl Segments {
             return Err(BadAddress { addr: addr.0, len });
         };
         let before = self.iov.len();
-        let mut added = 0_u64;
-        let memory = memory.clone();
         for slice in memory.memory().get_slices(addr, len as usize) {
             let Ok(slice) = slice else {
                 self.iov.truncate(before);
@@ -174,9 +172,8 @@ impl Segments {
                 iov_base: base.cast(),
                 iov_len: slice.len(),
             });
-            added += slice.len() as u64;
         }
-        self.len += added;
+        self.len += u64::from(len);
         self.merge_from(before);
         Ok(())
     }
@@ -265,7 +262,7 @@ impl Segments {
             matches!(self.keep, Keep::Guest(_)),
             "private segments are sources"
         );
-        if matches!(self.keep, Keep::Private(_)) {
+        if matches!(self.keep, Keep::Private { .. }) {
             return;
         }
         self.runs(offset, len, |at, done, n| {
@@ -292,7 +289,7 @@ impl Segments {
             matches!(self.keep, Keep::Guest(_)),
             "private segments are sources"
         );
-        if matches!(self.keep, Keep::Private(_)) {
+        if matches!(self.keep, Keep::Private { .. }) {
             return;
         }
         self.runs(offset, len, |at, _, n| {
@@ -317,6 +314,30 @@ impl Segments {
             whole += 1;
         }
         self.iov.drain(..whole);
+    }
+
+    /// The `len` bytes from `offset` on, at most to the end.
+    pub(crate) fn slice(&self, offset: u64, len: u64) -> Segments {
+        let mut iov = SmallVec::new();
+        self.runs(offset, len as usize, |at, _, n| {
+            iov.push(iovec {
+                iov_base: at.cast(),
+                iov_len: n,
+            });
+        });
+        let len = iov.iter().map(|v: &iovec| v.iov_len as u64).sum();
+        Segments {
+            iov,
+            len,
+            keep: self.keep.clone(),
+        }
+    }
+
+    /// Drops everything past the first `len` bytes.
+    pub(crate) fn truncate(&mut self, len: u64) {
+        if len < self.len {
+            *self = self.slice(0, len);
+        }
     }
 
     /// Takes the last byte away and gives its place (the status byte of a virtio-blk request).

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod overlay;
 
 mod image;
+mod mapping;
 
 /// Bytes per sector, the unit of virtio-blk whatever the block size (virtio 1.3, 5.2.6).
 pub const SECTOR_BYTES: u64 = 512;
@@ -243,6 +244,12 @@ pub enum StorageError {
     /// io_uring could not be set up for another reason than not being permitted.
     #[error("cannot set up io_uring")]
     Ring {
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Eventfds or timers for the link disk could not be had.
+    #[error("cannot set up the link disk")]
+    Link {
         /// Why.
         source: std::io::Error,
     },

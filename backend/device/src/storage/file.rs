@@ -1,1 +1,147 @@
-//! File.
+//! A disk in a file or on a block device.
+//!
+//! In: operations. Out: their results, through io_uring where the system permits it, else by
+//! blocking calls in the queue thread.
+//! Must not know: virtqueues, requests.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use tracing::warn;
+
+use super::image::{Image, Use};
+use super::{Channel, Io, IoResult, Storage, StorageError, Submitted};
+
+mod ring;
+
+use ring::RingChannel;
+
+/// How a file is used as a disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileOptions {
+    /// Refuse writes, and share the file with other readers.
+    pub read_only: bool,
+    /// Bypass the page cache (O_DIRECT).
+    pub direct: bool,
+}
+
+/// A disk in a file.
+#[derive(Debug)]
+pub struct FileStorage {
+    image: Arc<Image>,
+    warned: AtomicBool,
+}
+
+impl FileStorage {
+    /// Opens, checks and locks `path`.
+    pub fn open(path: &Path, options: FileOptions) -> Result<FileStorage, StorageError> {
+        let how = Use {
+            read_only: options.read_only,
+            direct: options.direct,
+        };
+        Ok(FileStorage {
+            image: Arc::new(Image::open(path, how)?),
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    /// A channel that blocks in [`Channel::submit`]: what is used where io_uring is not
+    /// permitted.
+    pub fn blocking_channel(&self) -> Box<dyn Channel> {
+        Box::new(BlockingChannel {
+            image: self.image.clone(),
+        })
+    }
+}
+
+impl Storage for FileStorage {
+    fn capacity_sectors(&self) -> u64 {
+        self.image.sectors()
+    }
+
+    fn block_size(&self) -> u32 {
+        self.image.block_size()
+    }
+
+    fn read_only(&self) -> bool {
+        self.image.read_only()
+    }
+
+    fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
+        match RingChannel::new(self.image.clone()) {
+            Ok(channel) => Ok(Box::new(channel)),
+            Err(error) if ring::is_not_permitted(&error) => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        image = %self.image.path().display(),
+                        %error,
+                        "io_uring is not permitted here; using blocking reads and writes, \
+                         one at a time per queue"
+                    );
+                }
+                Ok(self.blocking_channel())
+            }
+            Err(source) => Err(StorageError::Ring { source }),
+        }
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
+        self.image.read_at(offset, buf)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        if self.image.read_only() {
+            Ok(())
+        } else {
+            self.image.sync()
+        }
+    }
+
+    fn resize(&self, bytes: u64) -> Result<(), StorageError> {
+        if self.image.read_only() {
+            return Err(StorageError::NotWritable {
+                path: self.image.path().to_owned(),
+            });
+        }
+        self.image.resize(bytes)
+    }
+}
+
+/// Every operation by a system call that waits.
+struct BlockingChannel {
+    image: Arc<Image>,
+}
+
+impl BlockingChannel {
+    fn run(&self, io: Io) -> IoResult {
+        match io {
+            Io::Read { offset, to } => self.image.read(offset, to),
+            Io::Write {
+                offset,
+                from,
+                durable,
+            } => self.image.write(offset, from, durable),
+            Io::Flush => self.image.sync(),
+            Io::Discard { offset, len } => self.image.discard(offset, len),
+            Io::WriteZeroes {
+                offset,
+                len,
+                unmap,
+                durable,
+            } => self.image.write_zeroes(offset, len, unmap, durable),
+        }
+    }
+}
+
+impl Channel for BlockingChannel {
+    fn submit(&mut self, _token: u64, io: Io) -> Submitted {
+        Submitted::Done(self.run(io))
+    }
+
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

@@ -1,0 +1,307 @@
+//! One front-end's connection: the vhost-user back-end that the library calls, and the workers
+//! that live as long as it does.
+//!
+//! In: negotiated features, memory, rings, configuration writes. Out: workers that run, stop and
+//! are left with nothing in flight.
+//! Must not know: requests, chains.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::event::{EventfdFlags, eventfd};
+use tracing::{debug, warn};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+use super::{DeviceOptions, SERIAL_BYTES, ServeError, lock, relay, wait_for};
+use crate::config::{WRITEBACK_OFFSET, config_space, features, is_writeback};
+use crate::engine::Engine;
+use crate::queue::{Memory, Vring};
+use crate::storage::Storage;
+use crate::worker::{Negotiated, Surroundings, Wake, Worker};
+
+/// Events of a worker beyond the kick (0) and the library's own (the number of queues).
+const fn completion_event(num_queues: u16) -> u16 {
+    num_queues + 1
+}
+
+const fn inbox_event(num_queues: u16) -> u16 {
+    num_queues + 2
+}
+
+/// What the library calls.
+pub(super) struct Connection {
+    num_queues: u16,
+    queue_size: u16,
+    storage: Arc<dyn Storage>,
+    negotiated: Arc<Negotiated>,
+    /// The `writeback` byte of the configuration space.
+    writeback: AtomicBool,
+    memory: Memory,
+    workers: Vec<Mutex<Worker>>,
+    back_channel: Mutex<Option<UnixStream>>,
+    /// Eventfds that the library registers and forgets; closed here when it is gone.
+    exit_fds: Mutex<Vec<RawFd>>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        options: &DeviceOptions,
+        storage: &Arc<dyn Storage>,
+        engine: Option<&Arc<Engine>>,
+    ) -> Result<Arc<Connection>, ServeError> {
+        let mut serial = [0; SERIAL_BYTES];
+        let len = options.serial.len().min(SERIAL_BYTES);
+        serial[..len].copy_from_slice(&options.serial.as_bytes()[..len]);
+        let negotiated = Arc::new(Negotiated::default());
+        // Until a driver says that it can flush, it cannot.
+        negotiated.set_write_through(true);
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let around = Surroundings {
+            storage: storage.clone(),
+            engine: engine.cloned(),
+            negotiated: negotiated.clone(),
+            memory: memory.clone(),
+            serial,
+        };
+        let workers = (0..options.num_queues)
+            .map(|queue| Worker::new(queue, options.queue_size, around.clone()).map(Mutex::new))
+            .collect::<Result<_, _>>()
+            .map_err(ServeError::Channel)?;
+        Ok(Arc::new(Connection {
+            num_queues: options.num_queues,
+            queue_size: options.queue_size,
+            storage: storage.clone(),
+            negotiated,
+            writeback: AtomicBool::new(true),
+            memory,
+            workers,
+            back_channel: Mutex::new(None),
+            exit_fds: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Speaks with the front-end until it hangs up or `shutdown` is readable; the queue threads
+    /// have ended on return.
+    pub(super) fn serve(
+        self: &Arc<Connection>,
+        front_end: &UnixStream,
+        shutdown: BorrowedFd<'_>,
+    ) -> Result<(), ServeError> {
+        let setup =
+            |e: vhost_user_backend::Error| ServeError::Setup(io::Error::other(e.to_string()));
+        let mut daemon =
+            VhostUserDaemon::new("vhost-user".into(), self.clone(), self.memory.clone())
+                .map_err(setup)?;
+        self.register_events(&daemon).map_err(ServeError::Setup)?;
+        let (listener, library) = relay::private_listener().map_err(ServeError::Setup)?;
+        daemon.start(&mut listener.into()).map_err(setup)?;
+        let over =
+            eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ServeError::Setup(errno.into()))?;
+
+        let ended = thread::scope(|scope| {
+            scope.spawn(|| {
+                // An error means that there is no more to wait for.
+                if !matches!(wait_for(over.as_fd(), shutdown), Ok(true)) {
+                    let _ = front_end.shutdown(Shutdown::Both);
+                }
+            });
+            scope.spawn(|| {
+                relay::forward(front_end, &library, |channel| {
+                    *lock(&self.back_channel) = Some(channel);
+                });
+            });
+            scope.spawn(|| relay::backward(&library, front_end));
+            let ended = daemon.wait();
+            let _ = front_end.shutdown(Shutdown::Both);
+            let _ = library.shutdown(Shutdown::Both);
+            let _ = rustix::io::write(&over, &1_u64.to_ne_bytes());
+            ended
+        });
+        match ended {
+            Ok(()) => {}
+            // A front-end that says nonsense is its own problem: the next one may do better.
+            Err(error) => debug!(%error, "vhost-user connection ended"),
+        }
+        // Ends and joins the queue threads.
+        drop(daemon);
+        self.close_exit_fds();
+        Ok(())
+    }
+
+    fn register_events(&self, daemon: &VhostUserDaemon<Arc<Connection>>) -> io::Result<()> {
+        for (handler, worker) in daemon.get_epoll_handlers().iter().zip(&self.workers) {
+            let worker = lock(worker);
+            let register = |fd: BorrowedFd<'_>, event: u16| {
+                handler.register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(event))
+            };
+            if let Some(fd) = worker.channel().completion_fd() {
+                register(fd, completion_event(self.num_queues))?;
+            }
+            if let Some(inbox) = worker.inbox() {
+                register(inbox.as_fd(), inbox_event(self.num_queues))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_exit_fds(&self) {
+        for fd in lock(&self.exit_fds).drain(..) {
+            // SAFETY: `exit_event` gave this descriptor to the library, which takes it out of
+            // its owner (into_raw_fd), adds it to an epoll set and never closes it; the library's
+            // objects are gone.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+
+    /// Waits until no queue has anything in flight.
+    pub(super) fn quiesce(&self) {
+        for worker in &self.workers {
+            lock(worker).quiesce();
+        }
+    }
+
+    /// The configuration space is not what it was.
+    pub(super) fn config_changed(&self) {
+        let Some(channel) = &*lock(&self.back_channel) else {
+            debug!(
+                "the front-end opened no back-end channel: the guest learns of the change later"
+            );
+            return;
+        };
+        if let Err(error) = relay::send_config_change(channel) {
+            warn!(%error, "cannot tell the front-end of the new size");
+        }
+    }
+
+    fn decide_write_through(&self) {
+        let acked = self.negotiated.features.load(Ordering::Acquire);
+        let writeback = is_writeback(acked, self.writeback.load(Ordering::Acquire));
+        self.negotiated.set_write_through(!writeback);
+    }
+}
+
+impl VhostUserBackend for Connection {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        usize::from(self.num_queues)
+    }
+
+    fn max_queue_size(&self) -> usize {
+        usize::from(self.queue_size)
+    }
+
+    fn features(&self) -> u64 {
+        features(&*self.storage) | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.negotiated.features.store(features, Ordering::Release);
+        self.decide_write_through();
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::BACKEND_REQ
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The ring knows.
+    }
+
+    /// Exactly `size` bytes: front-ends differ in how much of the space they know (QEMU 57 or
+    /// 60 bytes, cloud-hypervisor 60, or 1 to 4 at a time), and give up on less. What lies
+    /// behind reads as 0: features that are not offered.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let writeback = self.writeback.load(Ordering::Acquire);
+        let space = config_space(&*self.storage, self.num_queues, self.queue_size, writeback);
+        let mut bytes = vec![0; size as usize];
+        if let Some(rest) = space.get(offset as usize..) {
+            let n = rest.len().min(bytes.len());
+            bytes[..n].copy_from_slice(&rest[..n]);
+        }
+        bytes
+    }
+
+    /// Only the byte that turns the write cache on and off is the driver's to write.
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        let (WRITEBACK_OFFSET, [writeback]) = (offset, bytes) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        self.writeback.store(*writeback != 0, Ordering::Release);
+        self.decide_write_through();
+        if *writeback == 0 {
+            // From now on everything that completed is durable: also what was cached before.
+            self.storage.sync()?;
+        }
+        Ok(())
+    }
+
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        // Workers hold the same atomic map.
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.num_queues).map(|queue| 1 << queue).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
+            Ok((consumer, notifier)) => {
+                lock(&self.exit_fds).push(consumer.as_raw_fd());
+                Some((consumer, notifier))
+            }
+            Err(error) => {
+                warn!(%error, "no eventfd to end a queue thread with");
+                None
+            }
+        }
+    }
+
+    /// The front-end stops a ring (GET_VRING_BASE): everything that was taken from it is
+    /// completed before the index is told, so that nothing is done twice or lost.
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        if let Some(worker) = self.workers.get(index as usize) {
+            lock(worker).quiesce();
+        }
+        Ok(())
+    }
+
+    /// Never an error: it would end the thread.
+    fn handle_event(
+        &self,
+        event: u16,
+        _set: EventSet,
+        vrings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        let (Some(worker), Some(vring)) = (self.workers.get(thread), vrings.first()) else {
+            return Ok(());
+        };
+        let wake = if event == completion_event(self.num_queues) {
+            Wake::Completion
+        } else if event == inbox_event(self.num_queues) {
+            Wake::Inbox
+        } else {
+            Wake::Kick
+        };
+        lock(worker).run(vring, wake);
+        Ok(())
+    }
+}

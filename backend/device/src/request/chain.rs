@@ -1,0 +1,192 @@
+//! A descriptor chain, walked once: its readable and its writable bytes (virtio 1.3, 2.7.5).
+//!
+//! In: a descriptor table and a head index. Out: two lists of segments, in order.
+//! Must not know: what the bytes mean.
+//!
+//! Every way to arrange the bytes is accepted: any number of descriptors, of any size including
+//! 0, in the table or in an indirect table.
+
+use thiserror::Error;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use crate::segments::{BadAddress, Segments, Snapshot};
+
+/// Bytes of a descriptor.
+const DESCRIPTOR_BYTES: usize = 16;
+
+/// Longest chain; an indirect table may be larger than the queue, but not endless.
+const MAX_DESCRIPTORS: usize = 4096;
+
+/// A chain that cannot be answered: its queue is broken.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum BrokenChain {
+    #[error("the descriptor table is outside the guest's memory")]
+    Table(#[source] BadAddress),
+    #[error("descriptor {index} is outside the table of {len}")]
+    Index { index: u16, len: usize },
+    #[error("the chain loops, or has more than {MAX_DESCRIPTORS} descriptors")]
+    Endless,
+    #[error("an indirect table where the driver did not negotiate any")]
+    IndirectNotNegotiated,
+    #[error("an indirect table within an indirect table")]
+    IndirectNested,
+    #[error("a descriptor that follows an indirect table")]
+    IndirectNotLast,
+    #[error("an indirect table of {0} bytes: no multiple of 16, or none")]
+    IndirectLength(u32),
+    #[error("a readable descriptor behind a writable one")]
+    Order,
+    #[error("more than 2^32 bytes")]
+    Overlong,
+    #[error("no writable byte for the status")]
+    NoStatus,
+    #[error("the status byte is outside the guest's memory")]
+    StatusAddress(#[source] BadAddress),
+}
+
+/// A descriptor table in guest memory.
+pub(crate) struct Table<'a> {
+    slice: VolatileSlice<'a, ()>,
+    len: usize,
+}
+
+impl<'a> Table<'a> {
+    /// The table of `len` descriptors at `addr`.
+    pub(crate) fn new(
+        memory: &'a Snapshot,
+        addr: GuestAddress,
+        len: usize,
+    ) -> Result<Table<'a>, BrokenChain> {
+        let bytes = len * DESCRIPTOR_BYTES;
+        match memory.memory().get_slice(addr, bytes) {
+            Ok(slice) => Ok(Table { slice, len }),
+            Err(_) => Err(BrokenChain::Table(BadAddress {
+                addr: addr.0,
+                len: bytes as u32,
+            })),
+        }
+    }
+
+    fn get(&self, index: u16) -> Result<Descriptor, BrokenChain> {
+        let outside = BrokenChain::Index {
+            index,
+            len: self.len,
+        };
+        if usize::from(index) >= self.len {
+            return Err(outside);
+        }
+        self.slice
+            .read_obj(usize::from(index) * DESCRIPTOR_BYTES)
+            .map_err(|_| outside)
+    }
+}
+
+/// A chain's bytes.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    /// What the device reads.
+    pub readable: Segments,
+    /// What the device writes.
+    pub writable: Segments,
+    /// A range that is not in guest memory, and missing from the above.
+    pub fault: Option<BadAddress>,
+    /// It was at the end of the writable part, where the status byte is.
+    pub status_lost: bool,
+}
+
+impl Chain {
+    /// Walks the chain that starts at `head`: first through the ring's table, then, if its last
+    /// descriptor refers to one, through an indirect table (2.7.5.3).
+    pub(crate) fn walk(
+        memory: &Snapshot,
+        ring: &Table<'_>,
+        head: u16,
+        indirect_allowed: bool,
+    ) -> Result<Chain, BrokenChain> {
+        let mut walk = Walk {
+            chain: Chain {
+                readable: Segments::guest(memory),
+                writable: Segments::guest(memory),
+                fault: None,
+                status_lost: false,
+            },
+            seen_writable: false,
+            bytes: 0,
+        };
+        if let Some(indirect) = walk.follow(ring, head)? {
+            if !indirect_allowed {
+                return Err(BrokenChain::IndirectNotNegotiated);
+            }
+            if indirect.has_next() {
+                return Err(BrokenChain::IndirectNotLast);
+            }
+            let len = indirect.len() as usize;
+            if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
+                return Err(BrokenChain::IndirectLength(indirect.len()));
+            }
+            let table = Table::new(memory, indirect.addr(), len / DESCRIPTOR_BYTES)?;
+            if walk.follow(&table, 0)?.is_some() {
+                return Err(BrokenChain::IndirectNested);
+            }
+        }
+        Ok(walk.chain)
+    }
+}
+
+/// A chain being walked.
+struct Walk {
+    chain: Chain,
+    seen_writable: bool,
+    bytes: u32,
+}
+
+impl Walk {
+    /// Follows a table from `index` to the end of the chain, or to a descriptor that refers to
+    /// an indirect table.
+    fn follow(
+        &mut self,
+        table: &Table<'_>,
+        mut index: u16,
+    ) -> Result<Option<Descriptor>, BrokenChain> {
+        for _ in 0..table.len.min(MAX_DESCRIPTORS) {
+            let descriptor = table.get(index)?;
+            if descriptor.refers_to_indirect_table() {
+                return Ok(Some(descriptor));
+            }
+            self.add(&descriptor)?;
+            if !descriptor.has_next() {
+                return Ok(None);
+            }
+            index = descriptor.next();
+        }
+        Err(BrokenChain::Endless)
+    }
+
+    fn add(&mut self, descriptor: &Descriptor) -> Result<(), BrokenChain> {
+        let len = descriptor.len();
+        self.bytes = self.bytes.checked_add(len).ok_or(BrokenChain::Overlong)?;
+        if descriptor.is_write_only() {
+            self.seen_writable = true;
+        } else if self.seen_writable {
+            return Err(BrokenChain::Order);
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let chain = &mut self.chain;
+        let part = if descriptor.is_write_only() {
+            &mut chain.writable
+        } else {
+            &mut chain.readable
+        };
+        let added = part.push(descriptor.addr(), len);
+        if descriptor.is_write_only() {
+            chain.status_lost = added.is_err();
+        }
+        if let Err(bad) = added {
+            chain.fault.get_or_insert(bad);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,580 @@
+//! A worker: what one queue's thread does.
+//!
+//! In: heads from the virtqueue, results from storage, releases from the engine. Out: operations
+//! for storage, used elements for the driver. No request is lost, none ends twice, none waits
+//! for another.
+//! Must not know: vhost-user messages, what a rule is.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pipeline::{Op, RequestId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use smallvec::SmallVec;
+use thiserror::Error;
+use tracing::{debug, warn};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use vm_memory::GuestAddressSpace;
+
+use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
+use crate::config::bit;
+use crate::engine::{ArrivingRequest, Disposition, Engine, Inbox, Interest, Release};
+use crate::queue::{Memory, RingFault, Used, Vring};
+use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
+use crate::segments::{AlignedBuf, Segments, Snapshot, StatusByte};
+use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, Storage, StorageError, Submitted};
+
+/// Heads taken from the ring at a time: enough to share one call, few enough that the first
+/// does not wait long for the last.
+const BATCH: usize = 64;
+
+/// What the front-end and the driver agreed on, shared with the protocol thread.
+#[derive(Debug, Default)]
+pub(crate) struct Negotiated {
+    /// Acknowledged virtio features.
+    pub features: AtomicU64,
+    /// Every write must be durable before it completes.
+    write_through: AtomicBool,
+}
+
+impl Negotiated {
+    pub(crate) fn set_write_through(&self, on: bool) {
+        self.write_through.store(on, Ordering::Release);
+    }
+
+    fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::Acquire)
+    }
+
+    fn indirect(&self) -> bool {
+        self.features.load(Ordering::Acquire) & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0
+    }
+}
+
+/// What a worker shares with its device and connection.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub storage: Arc<dyn Storage>,
+    pub engine: Option<Arc<Engine>>,
+    pub negotiated: Arc<Negotiated>,
+    pub memory: Memory,
+    /// The serial number, padded with zeroes.
+    pub serial: [u8; crate::blk::SERIAL_BYTES],
+}
+
+/// Why a worker wakes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// The driver made chains available, or the queue was enabled.
+    Kick,
+    /// Storage finished something.
+    Completion,
+    /// The engine released something.
+    Inbox,
+}
+
+/// Why a queue is broken.
+#[derive(Debug, Error)]
+enum QueueFault {
+    #[error("cannot access the ring")]
+    Ring(#[from] RingFault),
+    #[error("chain {head} cannot be answered")]
+    Chain { head: u16, source: BrokenChain },
+    #[error("head {0} is available twice")]
+    Twice(u16),
+    #[error("head {0} is outside the descriptor table")]
+    Head(u16),
+}
+
+/// What one queue's thread owns.
+pub(crate) struct Worker {
+    queue: u16,
+    around: Surroundings,
+    channel: Box<dyn Channel>,
+    inbox: Option<Arc<Inbox>>,
+    /// The ring, once it was started.
+    vring: Option<Vring>,
+    memory: Snapshot,
+    requests: Slab<InFlight>,
+    parts: Slab<Part>,
+    parked: HashMap<RequestId, (Part, Io)>,
+    /// One bit for each head in flight.
+    busy: Vec<u64>,
+    broken: bool,
+    // Reused from batch to batch.
+    heads: Vec<u16>,
+    used: Vec<Used>,
+    ended: Vec<(u64, IoResult)>,
+    released: Vec<(RequestId, Release)>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        queue: u16,
+        queue_size: u16,
+        around: Surroundings,
+    ) -> Result<Worker, StorageError> {
+        let channel = around.storage.channel()?;
+        let inbox = around
+            .engine
+            .as_ref()
+            .and_then(|engine| engine.inbox(queue));
+        let memory = Snapshot::new(around.memory.memory().into_inner());
+        Ok(Worker {
+            queue,
+            around,
+            channel,
+            inbox,
+            vring: None,
+            memory,
+            requests: Slab::new(),
+            parts: Slab::new(),
+            parked: HashMap::new(),
+            busy: vec![0; usize::from(queue_size).div_ceil(64)],
+            broken: false,
+            heads: Vec::with_capacity(BATCH),
+            used: Vec::with_capacity(BATCH),
+            ended: Vec::with_capacity(BATCH),
+            released: Vec::new(),
+        })
+    }
+
+    pub(crate) fn channel(&self) -> &dyn Channel {
+        &*self.channel
+    }
+
+    pub(crate) fn inbox(&self) -> Option<&Inbox> {
+        self.inbox.as_deref()
+    }
+
+    /// Something happened: does all there is to do.
+    pub(crate) fn run(&mut self, vring: &Vring, wake: Wake) {
+        if self.vring.is_none() {
+            self.vring = Some(vring.clone());
+        }
+        match wake {
+            Wake::Kick => {}
+            Wake::Completion => self.reap(),
+            Wake::Inbox => self.take_releases(),
+        }
+        self.settle();
+        if !self.broken
+            && let Err(fault) = self.drain(vring)
+        {
+            self.break_queue(vring, &fault);
+        }
+    }
+
+    /// Serves the ring until the driver has nothing more, and is known to kick when it has.
+    fn drain(&mut self, vring: &Vring) -> Result<(), QueueFault> {
+        loop {
+            self.follow_memory();
+            vring.quiet_driver(&self.memory)?;
+            while self.serve_batch(vring)? {}
+            if !vring.wake_me(&self.memory)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Serves up to [`BATCH`] chains. False if there were none.
+    fn serve_batch(&mut self, vring: &Vring) -> Result<bool, QueueFault> {
+        let mut heads = std::mem::take(&mut self.heads);
+        let memory = self.memory.clone();
+        let taken = vring.take(&memory, &mut heads, BATCH);
+        let result = taken.map_err(QueueFault::from).and_then(|at| {
+            if heads.is_empty() {
+                return Ok(());
+            }
+            let limits = self.limits();
+            let table = Table::new(&memory, at.addr, usize::from(at.len)).map_err(|source| {
+                QueueFault::Chain {
+                    head: heads[0],
+                    source,
+                }
+            })?;
+            heads
+                .iter()
+                .try_for_each(|head| self.serve(&memory, &table, *head, limits))
+        });
+        let any = !heads.is_empty();
+        heads.clear();
+        self.heads = heads;
+        self.settle();
+        result.map(|()| any)
+    }
+
+    /// Moves on what storage has finished and the engine has released, and tells the driver.
+    /// Costs no system call when nothing is parked and nothing pending.
+    fn settle(&mut self) {
+        if !self.parked.is_empty() {
+            self.take_releases();
+        }
+        self.channel.flush_submissions();
+        if self.parts.len() > 0 {
+            self.reap();
+        }
+        self.publish();
+    }
+
+    /// Rings and new requests follow the newest memory map; those in flight keep theirs.
+    fn follow_memory(&mut self) {
+        let now = self.around.memory.memory();
+        if !self.memory.is_of(&now) {
+            self.memory = Snapshot::new(now.into_inner());
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let storage = &self.around.storage;
+        Limits {
+            capacity_sectors: storage.capacity_sectors(),
+            read_only: storage.read_only(),
+            can_discard: storage.can_discard(),
+        }
+    }
+
+    fn serve(
+        &mut self,
+        memory: &Snapshot,
+        table: &Table<'_>,
+        head: u16,
+        limits: Limits,
+    ) -> Result<(), QueueFault> {
+        self.claim(head)?;
+        let chain = Chain::walk(memory, table, head, self.around.negotiated.indirect())
+            .and_then(|chain| parse(chain, limits))
+            .map_err(|source| QueueFault::Chain { head, source })?;
+        match chain {
+            Ok(request) => self.start(head, request),
+            Err(Refused { why, status }) => {
+                debug!(queue = self.queue, head, %why, "request refused");
+                self.finish(head, status, why.status(), 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// A head may be in flight once.
+    fn claim(&mut self, head: u16) -> Result<(), QueueFault> {
+        let word = self
+            .busy
+            .get_mut(usize::from(head / 64))
+            .ok_or(QueueFault::Head(head))?;
+        let bit = 1 << (head % 64);
+        if *word & bit != 0 {
+            return Err(QueueFault::Twice(head));
+        }
+        *word |= bit;
+        Ok(())
+    }
+
+    fn return_used(&mut self, used: Used) {
+        if let Some(word) = self.busy.get_mut(usize::from(used.head / 64)) {
+            *word &= !(1 << (used.head % 64));
+        }
+        self.used.push(used);
+    }
+
+    fn finish(&mut self, head: u16, status: StatusByte, code: u8, written: u32) {
+        let used = complete(head, status, code, written);
+        self.return_used(used);
+    }
+
+    /// Turns a request into operations.
+    fn start(&mut self, head: u16, request: Request) {
+        let Request { verb, status } = request;
+        let in_flight = |written, parts_left| InFlight {
+            head,
+            status,
+            written,
+            parts_left,
+            failed: None,
+        };
+        match verb {
+            Verb::GetId { to } => {
+                let len = to.len().min(self.around.serial.len() as u64) as u32;
+                to.write(0, &self.around.serial[..len as usize]);
+                self.return_used(in_flight(len, 0).complete());
+            }
+            Verb::Read { to: data, .. } | Verb::Write { from: data, .. } if data.is_empty() => {
+                self.finish_ok(in_flight(0, 0));
+            }
+            Verb::Read { sector, to } => {
+                let sectors = to.len() / SECTOR_BYTES;
+                let owner = self.requests.insert(in_flight(to.len() as u32, 1));
+                let io = Io::Read {
+                    offset: sector * SECTOR_BYTES,
+                    to,
+                };
+                self.launch(owner, Op::Read, sector, sectors, io);
+            }
+            Verb::Write { sector, from } => {
+                let sectors = from.len() / SECTOR_BYTES;
+                let owner = self.requests.insert(in_flight(0, 1));
+                let durable = self.around.negotiated.write_through();
+                let io = Io::Write {
+                    offset: sector * SECTOR_BYTES,
+                    from,
+                    durable,
+                };
+                self.launch(owner, Op::Write, sector, sectors, io);
+            }
+            Verb::Flush => {
+                let owner = self.requests.insert(in_flight(0, 1));
+                self.launch(owner, Op::Flush, 0, 0, Io::Flush);
+            }
+            Verb::Discard(ranges) => self.start_ranges(in_flight(0, 0), Op::Discard, ranges),
+            Verb::WriteZeroes(ranges) => {
+                self.start_ranges(in_flight(0, 0), Op::WriteZeroes, ranges);
+            }
+        }
+    }
+
+    fn finish_ok(&mut self, in_flight: InFlight) {
+        self.return_used(in_flight.complete());
+    }
+
+    /// Each range is an operation of its own, for storage and for the engine.
+    fn start_ranges(&mut self, in_flight: InFlight, op: Op, mut ranges: SmallVec<[Range; 1]>) {
+        ranges.retain(|range| range.sectors > 0);
+        if ranges.is_empty() {
+            self.finish_ok(in_flight);
+            return;
+        }
+        let parts_left = ranges.len() as u32;
+        let owner = self.requests.insert(InFlight {
+            parts_left,
+            ..in_flight
+        });
+        let durable = self.around.negotiated.write_through();
+        for Range {
+            sector,
+            sectors,
+            unmap,
+        } in ranges
+        {
+            let sectors = u64::from(sectors);
+            let (offset, len) = (sector * SECTOR_BYTES, sectors * SECTOR_BYTES);
+            let io = if op == Op::Discard {
+                Io::Discard { offset, len }
+            } else {
+                Io::WriteZeroes {
+                    offset,
+                    len,
+                    unmap,
+                    durable,
+                }
+            };
+            self.launch(owner, op, sector, sectors, io);
+        }
+    }
+
+    /// Hands an operation to storage, past the engine if it wants to know.
+    fn launch(&mut self, owner: Token, op: Op, sector: u64, sectors: u64, io: Io) {
+        let Some(engine) = &self.around.engine else {
+            return self.submit(
+                Part {
+                    owner,
+                    traced: None,
+                },
+                io,
+            );
+        };
+        let (io, bytes) = match (engine.interest(op, sector, sectors), io) {
+            (Interest::None, io) => {
+                return self.submit(
+                    Part {
+                        owner,
+                        traced: None,
+                    },
+                    io,
+                );
+            }
+            (
+                Interest::EventWithBytes,
+                Io::Write {
+                    offset,
+                    from,
+                    durable,
+                },
+            ) => {
+                let bytes = from.to_private();
+                let from = Segments::private(bytes.clone());
+                (
+                    Io::Write {
+                        offset,
+                        from,
+                        durable,
+                    },
+                    Some(bytes),
+                )
+            }
+            (Interest::Event | Interest::EventWithBytes, io) => (io, None),
+        };
+        let id = engine.next_id();
+        let head = self
+            .requests
+            .get_mut(owner)
+            .map_or(0, |request| request.head);
+        let arriving = ArrivingRequest {
+            id,
+            queue: self.queue,
+            head,
+            op,
+            sector,
+            sectors,
+        };
+        let disposition = engine.arrive(&arriving, bytes.as_deref().map(AlignedBuf::as_slice));
+        let part = Part {
+            owner,
+            traced: Some(Traced {
+                id,
+                op,
+                sector,
+                sectors,
+                bytes,
+            }),
+        };
+        match disposition {
+            Disposition::Submit => self.submit(part, io),
+            Disposition::Park => {
+                self.parked.insert(id, (part, io));
+            }
+            Disposition::Fail { errno } => self.end(part, Err(Errno::from_raw_os_error(errno))),
+        }
+    }
+
+    fn submit(&mut self, part: Part, io: Io) {
+        let token = self.parts.insert(part);
+        if let Submitted::Done(result) = self.channel.submit(token.0, io)
+            && let Some(part) = self.parts.remove(token)
+        {
+            self.end(part, result);
+        }
+    }
+
+    /// An operation ended; the last one of a request completes it.
+    fn end(&mut self, part: Part, result: IoResult) {
+        if let (Some(traced), Some(engine)) = (&part.traced, &self.around.engine) {
+            let bytes = traced.bytes.as_deref().map(AlignedBuf::as_slice);
+            let outcome = outcome_of(result);
+            engine.complete(
+                traced.id,
+                outcome,
+                traced.op,
+                traced.sector,
+                traced.sectors,
+                bytes,
+            );
+        }
+        if let Some(request) = self.requests.get_mut(part.owner)
+            && request.part_ended(result)
+            && let Some(request) = self.requests.remove(part.owner)
+        {
+            self.return_used(request.complete());
+        }
+    }
+
+    fn take_releases(&mut self) {
+        let Some(inbox) = &self.inbox else { return };
+        let mut released = std::mem::take(&mut self.released);
+        inbox.drain(&mut released);
+        for (id, release) in released.drain(..) {
+            // An id that is not parked belongs to an earlier connection.
+            let Some((part, io)) = self.parked.remove(&id) else {
+                continue;
+            };
+            match release {
+                Release::Submit => self.submit(part, io),
+                Release::Fail { errno } => self.end(part, Err(Errno::from_raw_os_error(errno))),
+            }
+        }
+        self.released = released;
+    }
+
+    fn reap(&mut self) {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.channel
+            .reap(&mut |token, result| ended.push((token, result)));
+        for (token, result) in ended.drain(..) {
+            if let Some(part) = self.parts.remove(Token(token)) {
+                self.end(part, result);
+            }
+        }
+        self.ended = ended;
+    }
+
+    fn publish(&mut self) {
+        if self.used.is_empty() {
+            return;
+        }
+        self.follow_memory();
+        if let Some(vring) = self.vring.clone()
+            && let Err(fault) = vring.publish(&self.memory, &self.used)
+        {
+            self.break_queue(&vring, &fault.into());
+        }
+        self.used.clear();
+    }
+
+    /// This queue is of no use until it is set up anew; everything else goes on.
+    fn break_queue(&mut self, vring: &Vring, fault: &QueueFault) {
+        if !self.broken {
+            let cause = std::error::Error::source(fault).map(ToString::to_string);
+            warn!(queue = self.queue, %fault, cause, "queue stopped: the driver broke it");
+            self.broken = true;
+            vring.signal_error();
+        }
+    }
+
+    /// Waits until nothing is in flight. The ring gives no more heads (it was stopped, or the
+    /// connection is gone).
+    pub(crate) fn quiesce(&mut self) {
+        if let Some(engine) = &self.around.engine
+            && !self.parked.is_empty()
+        {
+            engine.disconnect();
+        }
+        self.channel.hurry();
+        loop {
+            self.settle();
+            if self.requests.len() == 0 {
+                break;
+            }
+            self.wait();
+        }
+        self.busy.fill(0);
+        self.broken = false;
+    }
+
+    /// Waits for storage or the engine, at most a second: what comes without an eventfd is then
+    /// looked for.
+    fn wait(&self) {
+        let fds = [
+            self.channel.completion_fd(),
+            self.inbox.as_deref().map(AsFd::as_fd),
+        ];
+        let mut fds: SmallVec<[PollFd<'_>; 2]> = fds
+            .into_iter()
+            .flatten()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        let second = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        // An error (a signal) leads to another look, as a timeout does.
+        let _ = poll(&mut fds, Some(&second));
+    }
+}
+
+impl Drop for Worker {
+    /// Nothing is left behind, whatever ended the connection.
+    fn drop(&mut self) {
+        self.quiesce();
+    }
+}

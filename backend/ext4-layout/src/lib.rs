@@ -2,14 +2,37 @@
 //!
 //! In: bytes of the image and of the guest's writes. Out: [`Class`] labels for ranges of sectors.
 //! Must not know: virtio, rules, time, where the bytes come from.
+//!
+//! ```text
+//!  reader ─► partition ─► superblock ─► geometry ─► descriptor ─► placed ──┐
+//!                                          │            ├─► bits ──────────┤
+//!                                          │            └─► inode ─► forest ─► runs ─► map
+//!                                          └─► jbd2 ─► layout::{replay, journal} ─► log ┘
+//! ```
 
 #![forbid(unsafe_code)]
 
+mod bits;
+mod bytes;
 mod class;
+mod descriptor;
 mod error;
+mod extent;
+mod forest;
+mod geometry;
+mod indirect;
+mod inode;
+mod jbd2;
 mod layout;
+mod log;
 mod map;
+mod mapping;
+mod partition;
+mod placed;
+mod radix;
 mod reader;
+mod runs;
+mod superblock;
 
 pub use class::{Class, Group, Home, Ino, Kind, Span, Tid, Written};
 pub use error::OpenError;

@@ -1,0 +1,23 @@
+//! A transaction whose commit record has not been stored yet.
+
+use std::collections::BTreeMap;
+
+use crate::jbd2::descriptor::Tag;
+
+/// A block of the log that belongs to a transaction.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Descriptor,
+    Copy(Tag),
+    Revoke(Vec<u64>),
+}
+
+/// What is known of a transaction, by place in the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transaction {
+    pub(crate) pieces: BTreeMap<u32, Piece>,
+    /// The place of the commit record, once that is stored.
+    pub(crate) commit: Option<u32>,
+    /// Found when opening: its copies were not seen as they were stored.
+    pub(crate) from_log: bool,
+}

@@ -1,0 +1,224 @@
+//! Which inode owns which blocks: disjoint runs in pages of 4096 blocks.
+//!
+//! In: claims and releases, each with its [`Source`], the block (or inode) whose bytes said so.
+//! Out: the owner of a block. A claim takes over what it overlaps; a release gives up only what
+//! still goes back to its own source. So the order in which two blocks that hand ranges over to
+//! each other become known does not matter.
+
+use crate::class::{Ino, Written};
+use crate::radix::Radix;
+
+const PAGE_BITS: u32 = 12;
+const PAGE_BLOCKS: u64 = 1 << PAGE_BITS;
+
+/// Whose bytes made a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Source(u64);
+
+impl Source {
+    /// `i_file_acl` of some inodes.
+    pub(crate) const XATTR: Source = Source(u64::MAX);
+    const INODE: u64 = 1 << 63;
+
+    pub(crate) fn inode(ino: Ino) -> Source {
+        Source(Source::INODE | u64::from(ino))
+    }
+
+    /// A block of a tree; block numbers are below 2^48.
+    pub(crate) fn node(pblk: u64) -> Source {
+        Source(pblk)
+    }
+
+    /// The block, for a source that is one.
+    pub(crate) fn as_node(self) -> Option<u64> {
+        (self.0 & Source::INODE == 0).then_some(self.0)
+    }
+}
+
+/// What the blocks of a run are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Data(Written),
+    Directory,
+    Xattr,
+    ExtentNode { depth: u16 },
+    Indirect,
+    OrphanFile,
+    /// `lblk` is the block's number in the log.
+    Log,
+}
+
+/// The owner of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) role: Role,
+    pub(crate) ino: Ino,
+    /// Logical block of the block asked for.
+    pub(crate) lblk: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first: u16,
+    /// One past the last; up to 4096.
+    end: u16,
+    owner: Owner,
+    source: Source,
+}
+
+impl Run {
+    fn cut(self, first: u16, end: u16) -> Run {
+        let lblk = self.owner.lblk.wrapping_add(u32::from(first - self.first));
+        Run { first, end, owner: Owner { lblk, ..self.owner }, ..self }
+    }
+}
+
+/// All runs of a file system.
+#[derive(Clone, Debug)]
+pub(crate) struct Runs {
+    pages: Radix<Vec<Run>>,
+}
+
+impl Runs {
+    pub(crate) fn new(blocks: u64) -> Runs {
+        Runs { pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)) }
+    }
+
+    /// Makes `owner` the owner of `len` blocks from `pblk` on; `owner.lblk` is the first block's.
+    pub(crate) fn claim(&mut self, pblk: u64, len: u64, owner: Owner, source: Source) {
+        each_page(pblk, len, |index, first, end, skipped| {
+            if let Some(page) = self.pages.get_mut(index) {
+                carve(page, first, end, None);
+                let at = page.partition_point(|run| run.first < first);
+                let lblk = owner.lblk.wrapping_add(skipped as u32);
+                page.insert(at, Run { first, end, owner: Owner { lblk, ..owner }, source });
+            }
+        });
+    }
+
+    /// Gives up what `source` still owns of `len` blocks from `pblk` on.
+    pub(crate) fn release(&mut self, pblk: u64, len: u64, source: Source) {
+        each_page(pblk, len, |index, first, end, _| {
+            let held = |page: &Vec<Run>| {
+                let from = page.partition_point(|run| run.end <= first);
+                page[from..].iter().take_while(|run| run.first < end).any(|run| run.source == source)
+            };
+            if !self.pages.get(index).is_some_and(held) {
+                return;
+            }
+            let Some(page) = self.pages.get_mut(index) else { return };
+            carve(page, first, end, Some(source));
+            if page.is_empty() {
+                self.pages.remove(index);
+            }
+        });
+    }
+
+    /// The owner of a block, if it has one, and one past the last block, `limit` at most, that
+    /// the same run (or the same gap) covers.
+    pub(crate) fn at(&self, pblk: u64, limit: u64) -> (Option<Owner>, u64) {
+        let index = pblk >> PAGE_BITS;
+        let start = index << PAGE_BITS;
+        let Some(page) = self.pages.get(index) else {
+            let next = self.pages.next_present(index).map_or(limit, |index| index << PAGE_BITS);
+            return (None, next.min(limit));
+        };
+        let at = (pblk - start) as u16;
+        let found = page.partition_point(|run| run.end <= at);
+        match page.get(found) {
+            Some(run) if run.first <= at => {
+                let lblk = run.owner.lblk.wrapping_add(u32::from(at - run.first));
+                (Some(Owner { lblk, ..run.owner }), limit.min(start + u64::from(run.end)))
+            }
+            Some(run) => (None, limit.min(start + u64::from(run.first))),
+            None => (None, limit.min(start + PAGE_BLOCKS)),
+        }
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.pages.heap_bytes(|page| page.capacity() * size_of::<Run>())
+    }
+}
+
+/// Calls `visit(page, first, end, blocks before it)` for the part of the range in each page.
+fn each_page(pblk: u64, len: u64, mut visit: impl FnMut(u64, u16, u16, u64)) {
+    let end = pblk.saturating_add(len);
+    let mut at = pblk;
+    while at < end {
+        let index = at >> PAGE_BITS;
+        let start = index << PAGE_BITS;
+        let stop = end.min(start + PAGE_BLOCKS);
+        visit(index, (at - start) as u16, (stop - start) as u16, at - pblk);
+        at = stop;
+    }
+}
+
+/// Removes `first..end` from the runs of a page, or from those of one source.
+fn carve(page: &mut Vec<Run>, first: u16, end: u16, only: Option<Source>) {
+    let from = page.partition_point(|run| run.end <= first);
+    let to = from + page[from..].partition_point(|run| run.first < end);
+    let mut rest = Vec::new();
+    for run in &page[from..to] {
+        if only.is_some_and(|source| run.source != source) {
+            rest.push(*run);
+            continue;
+        }
+        if run.first < first {
+            rest.push(run.cut(run.first, first));
+        }
+        if end < run.end {
+            rest.push(run.cut(end, run.end));
+        }
+    }
+    page.splice(from..to, rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCKS: u64 = 3 * PAGE_BLOCKS;
+
+    fn owner(ino: Ino, lblk: u32) -> Owner {
+        Owner { role: Role::Data(Written::Written), ino, lblk }
+    }
+
+    proptest! {
+        /// The runs answer as an array of one entry per block does.
+        #[test]
+        fn runs_agree_with_one_entry_per_block(
+            steps in prop::collection::vec((any::<bool>(), 0..BLOCKS, 1..5000_u64, 1..4_u32), 1..40)
+        ) {
+            let mut runs = Runs::new(BLOCKS);
+            let mut dumb: Vec<Option<(Owner, Source)>> = vec![None; BLOCKS as usize];
+            for (claim, pblk, len, ino) in steps {
+                let len = len.min(BLOCKS - pblk);
+                let source = Source::inode(ino);
+                if claim {
+                    runs.claim(pblk, len, owner(ino, 100), source);
+                } else {
+                    runs.release(pblk, len, source);
+                }
+                for (slot, at) in dumb[pblk as usize..(pblk + len) as usize].iter_mut().zip(0..) {
+                    if claim {
+                        *slot = Some((owner(ino, 100 + at), source));
+                    } else if slot.is_some_and(|(_, held)| held == source) {
+                        *slot = None;
+                    }
+                }
+            }
+            let mut at = 0;
+            while at < BLOCKS {
+                let (found, end) = runs.at(at, BLOCKS);
+                prop_assert!(end > at);
+                for (block, step) in (at..end).zip(0_u32..) {
+                    let expected = found.map(|owner| Owner { lblk: owner.lblk + step, ..owner });
+                    prop_assert_eq!(dumb[block as usize].map(|(owner, _)| owner), expected);
+                }
+                at = end;
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use super::{Accel, Disk, VmConfig};
+use super::{Disk, VmConfig};
 
 /// Parameters for a guest that boots fast, says everything on its serial console, and ends QEMU
 /// (with `-no-reboot`) when it panics.
@@ -37,10 +37,7 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
         "none",
     ]);
     add(&["-machine", "q35,memory-backend=memory"]);
-    match config.accel {
-        Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-        Accel::Tcg => add(&["-accel", "tcg,thread=multi"]),
-    }
+    add(config.accel.arguments());
     let memory = config.memory_mib;
     add(&["-m", &format!("{memory}M")]);
     // vhost-user backends map the guest's memory, so it must be shareable.

@@ -22,11 +22,19 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// Its name on QEMU's command line.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg",
+        }
+    }
+
+    /// QEMU's arguments for it.
+    pub(super) fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
+            Accel::Tcg => &["-accel", "tcg,thread=multi"],
         }
     }
 }
@@ -76,7 +84,9 @@ fn runs(qemu: &Qemu, accel: Accel) -> Result<Result<(), String>, QemuError> {
         "-display",
         "none",
     ]);
-    command.args(["-machine", "q35", "-accel", accel.name()]);
+    // As the machine that is started later: some hosts have a KVM that runs a plain processor and
+    // fails on registers that the host's own model has.
+    command.args(["-machine", "q35"]).args(accel.arguments());
     command.args([
         "-device",
         &format!("isa-debug-exit,iobase={PORT:#x},iosize=1"),

@@ -3,6 +3,9 @@
 pub mod apt;
 pub mod backend;
 pub mod cache;
+pub mod guest;
+pub mod link;
+pub mod image;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernels;
@@ -11,5 +14,6 @@ pub mod plan;
 pub mod process;
 pub mod progress;
 pub mod qemu;
+pub mod setup;
 pub mod stats;
 pub mod verdict;

@@ -1,0 +1,352 @@
+//! A booted guest: one virtual machine, one backend with the disk and the link, and the agent.
+//!
+//! In: a [`GuestConfig`]. Out: a [`Guest`] that runs trials and programs, one at a time.
+//! Must not know: plans, what a trial's result means.
+
+mod error;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use agent::wire::{Stream, ToGuest, ToHost, Trial, TrialResult};
+use pipeline::control::Request;
+use pipeline::{Event, Nanos, RuleSet};
+use tempfile::NamedTempFile;
+
+pub use error::GuestError;
+
+use crate::backend::{Backend, BackendConfig, ControlClient, Subscription};
+use crate::initramfs::Initramfs;
+use crate::kernels::{Kernel, VIRTIO_BLK};
+use crate::link::{self, ClockMap, ClockSync};
+use crate::notice::{Inbox, Notice};
+use crate::qemu::{Accel, Disk, Qemu, Vm, VmConfig};
+
+/// The guest's init, a static program.
+pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
+
+/// How long a guest may take until the agent is ready. An emulated one needs 4 s on an idle host.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a guest may take to power off.
+const OFF_LIMIT: Duration = Duration::from_secs(30);
+/// How long the agent may take for something that takes it no time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Rounds of clock synchronisation; the best one counts.
+const CLOCK_ROUNDS: u32 = 8;
+
+/// One guest.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// The program that runs it.
+    pub qemu: Qemu,
+    /// How guest code runs.
+    pub accel: Accel,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Kernel parameters added to the harness's own.
+    pub cmdline: Vec<String>,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// The disk; a link disk is served beside it.
+    pub backend: BackendConfig,
+    /// Programs of the host that [`Guest::exec`] can run as `/bin/NAME`, with their Debian
+    /// packages.
+    pub programs: Vec<(String, String)>,
+}
+
+/// What the agent said about the guest when it was ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Processors online.
+    pub cpus: u32,
+    /// Page size in bytes.
+    pub page_bytes: u64,
+    /// Kernel name of the disk.
+    pub disk: String,
+}
+
+/// A trial as both sides saw it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// What the guest saw.
+    pub result: TrialResult,
+    /// What the device saw meanwhile, in order.
+    pub events: Vec<Event>,
+    /// From the guest's clock to that of the events.
+    pub clock: ClockMap,
+}
+
+/// A program that ran in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// Exit status; 128 + number for a signal.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// A running guest. Dropping it kills QEMU, then the backend.
+#[derive(Debug)]
+pub struct Guest {
+    vm: Vm,
+    control: ControlClient,
+    // Ends before the backend, which is dropped last of those three.
+    _events: Subscription,
+    _backend: Backend,
+    _initramfs: NamedTempFile,
+    inbox: Inbox,
+    hello: Hello,
+    next_id: u64,
+}
+
+impl Guest {
+    /// Starts the backend and the machine, and waits for the agent.
+    ///
+    /// # Errors
+    /// A part that does not start, and a guest that does not boot, with its last console lines.
+    pub fn boot(config: &GuestConfig) -> Result<Guest, GuestError> {
+        let initramfs = initramfs(config)?;
+        let mut inbox = Inbox::new();
+        let backend = Backend::start(&config.backend, &inbox.sender())?;
+        // Before the guest runs, so that its first message is not missed.
+        let events = backend.subscribe(&inbox.sender())?;
+        let control = backend.control()?;
+        let mut vm = VmConfig::new(
+            config.qemu.clone(),
+            config.accel,
+            config.kernel.image.clone(),
+            initramfs.path().to_owned(),
+        );
+        vm.vcpus = config.vcpus;
+        vm.cmdline.clone_from(&config.cmdline);
+        let disk = |id: &str, socket: &std::path::Path, queues| Disk {
+            id: id.to_owned(),
+            socket: socket.to_owned(),
+            queues,
+            queue_size: config.backend.queue_size,
+        };
+        vm.disks
+            .push(disk("disk", backend.socket(), config.backend.queues));
+        if let Some(socket) = backend.link_socket() {
+            vm.disks.push(disk("link", socket, 1));
+        }
+        let vm = Vm::start(&vm, &inbox.sender())?;
+        let hello =
+            inbox.wait_for(
+                "waiting for the agent to be ready",
+                BOOT_LIMIT,
+                |notice| match said(notice)?.1 {
+                    ToHost::Hello {
+                        kernel,
+                        cpus,
+                        page_bytes,
+                        disk,
+                        ..
+                    } => Some(Hello {
+                        kernel,
+                        cpus,
+                        page_bytes,
+                        disk,
+                    }),
+                    _ => None,
+                },
+            )?;
+        Ok(Guest {
+            vm,
+            control,
+            _events: events,
+            _backend: backend,
+            _initramfs: initramfs,
+            inbox,
+            hello,
+            next_id: 0,
+        })
+    }
+
+    /// What the agent said about the guest.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// The backend's control socket, for whatever this type does not do.
+    pub fn control(&mut self) -> &mut ControlClient {
+        &mut self.control
+    }
+
+    /// The console so far, one line of text per line.
+    pub fn console(&self) -> String {
+        self.vm
+            .transcript()
+            .iter()
+            .fold(String::new(), |text, line| text + &line.text + "\n")
+    }
+
+    /// Replaces the rules.
+    pub fn load(&mut self, rules: &RuleSet) -> Result<(), GuestError> {
+        self.control.call(&Request::Load(rules.text().clone()))?;
+        Ok(())
+    }
+
+    /// Runs one trial; a guest that is not done after `limit` is taken for hung.
+    pub fn run(&mut self, trial: Trial, limit: Duration) -> Result<Observed, GuestError> {
+        let clock = self.synchronise()?;
+        let number = trial.trial;
+        self.send(&ToGuest::Run(trial))?;
+        let mut events = Vec::new();
+        let result = self.wait("running a trial", limit, |event, message| {
+            events.push(event.clone());
+            match message {
+                Some(ToHost::Trial(result)) if result.trial == number => Some(Ok(result)),
+                Some(ToHost::Refused { id, reason }) if id.is_none_or(|id| id == number) => {
+                    Some(Err(reason))
+                }
+                _ => None,
+            }
+        })?;
+        Ok(Observed {
+            result,
+            events,
+            clock,
+        })
+    }
+
+    /// Runs a program in the guest to its end. `{disk}` in arguments becomes the kernel's name of
+    /// the disk.
+    pub fn exec(
+        &mut self,
+        program: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<Executed, GuestError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        self.send(&ToGuest::Exec {
+            id,
+            program: program.to_owned(),
+            args: args.iter().map(ToString::to_string).collect(),
+        })?;
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let status = self.wait(
+            "running a program in the guest",
+            limit,
+            |_, message| match message? {
+                ToHost::Output {
+                    id: of,
+                    stream,
+                    text,
+                } if of == id => {
+                    match stream {
+                        Stream::Stdout => stdout.push_str(&text),
+                        Stream::Stderr => stderr.push_str(&text),
+                    }
+                    None
+                }
+                ToHost::Exited { id: of, status, .. } if of == id => Some(Ok(status)),
+                ToHost::Refused { id: of, reason } if of == Some(id) => Some(Err(reason)),
+                _ => None,
+            },
+        )?;
+        Ok(Executed {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Powers the guest off and waits for it.
+    pub fn shutdown(mut self) -> Result<(), GuestError> {
+        self.send(&ToGuest::Shutdown)?;
+        let ended = |notice: &Notice| matches!(notice, Notice::VmExited(_)).then_some(());
+        self.inbox
+            .wait_for("waiting for the guest to power off", OFF_LIMIT, ended)?;
+        Ok(())
+    }
+
+    /// Learns how the guest's clock stands to the device's.
+    fn synchronise(&mut self) -> Result<ClockMap, GuestError> {
+        self.send(&ToGuest::Sync {
+            rounds: CLOCK_ROUNDS,
+        })?;
+        let mut sync = ClockSync::default();
+        self.wait("synchronising clocks", ANSWER_LIMIT, |event, message| {
+            let Some(ToHost::Clock { round, previous }) = message else {
+                return None;
+            };
+            sync.round(round, event.at, previous);
+            let map = sync
+                .map()
+                .ok_or_else(|| "the agent's rounds do not follow".to_owned());
+            (round + 1 == CLOCK_ROUNDS).then_some(map)
+        })
+    }
+
+    fn send(&mut self, message: &ToGuest) -> Result<(), GuestError> {
+        let message = serde_json::to_value(message).map_err(GuestError::Message)?;
+        self.control.call(&Request::Send { message })?;
+        Ok(())
+    }
+
+    /// Waits for an event that `pick` takes; the message is that of the agent, if it is one.
+    fn wait<T>(
+        &mut self,
+        what: &'static str,
+        limit: Duration,
+        mut pick: impl FnMut(&Event, Option<ToHost>) -> Option<Result<T, String>>,
+    ) -> Result<T, GuestError> {
+        enum End<T> {
+            Picked(Result<T, String>),
+            Panic(String),
+            Garbled(String),
+            Lost(u64),
+        }
+        let picked = self.inbox.wait_for(what, limit, |notice| {
+            let Notice::Event { event, .. } = notice else {
+                return None;
+            };
+            if let pipeline::What::Lost { events } = event.what {
+                return Some(End::Lost(events));
+            }
+            let message = match link::message_of(event).transpose() {
+                Ok(message) => message,
+                Err(garbled) => return Some(End::Garbled(garbled)),
+            };
+            match message {
+                Some(ToHost::Panic { text }) => Some(End::Panic(text)),
+                message => pick(event, message).map(End::Picked),
+            }
+        });
+        match picked? {
+            End::Picked(Ok(value)) => Ok(value),
+            End::Picked(Err(reason)) => Err(GuestError::Refused { what, reason }),
+            End::Panic(text) => Err(GuestError::AgentPanicked { what, text }),
+            End::Garbled(message) => Err(GuestError::Garbled { what, message }),
+            End::Lost(events) => Err(GuestError::EventsLost { what, events }),
+        }
+    }
+}
+
+/// The agent's message in a notice, and when the device had it.
+fn said(notice: &Notice) -> Option<(Nanos, ToHost)> {
+    let Notice::Event { event, .. } = notice else {
+        return None;
+    };
+    Some((event.at, link::message_of(event)?.ok()?))
+}
+
+/// Writes the initramfs of the guest to a file that lives as long as the value.
+fn initramfs(config: &GuestConfig) -> Result<NamedTempFile, GuestError> {
+    let mut initramfs = Initramfs::new(AGENT)?;
+    initramfs.modules(&config.kernel.modules(VIRTIO_BLK)?)?;
+    for (program, package) in &config.programs {
+        initramfs.program(program, package)?;
+    }
+    let bytes = initramfs.build()?;
+    let failed = |source| GuestError::Write { source };
+    let mut file = NamedTempFile::with_prefix("racegate-initramfs-").map_err(failed)?;
+    file.write_all(&bytes).map_err(failed)?;
+    Ok(file)
+}

@@ -6,6 +6,7 @@
 
 mod command;
 mod find;
+mod private;
 mod probe;
 
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 pub use find::{Qemu, Version};
 pub use probe::Accel;
 
+use crate::apt::AptError;
+use crate::cache::CacheError;
 use crate::notice::{Line, Notice, Source};
 use crate::process::{self, ProcessError, Running};
 
@@ -62,6 +65,20 @@ pub enum QemuError {
         /// Why.
         source: io::Error,
     },
+    /// The QEMU of another suite cannot be had or cannot run on this machine.
+    #[error("The QEMU of {suite} cannot be run beside this machine's own")]
+    NotHere {
+        /// The suite.
+        suite: String,
+        /// Why.
+        source: Box<QemuError>,
+    },
+    /// Its packages cannot be had.
+    #[error(transparent)]
+    Apt(#[from] AptError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// Running it failed.
     #[error(transparent)]
     Process(#[from] ProcessError),

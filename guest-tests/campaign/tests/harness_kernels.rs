@@ -10,7 +10,7 @@ use campaign::cache::Cache;
 use campaign::initramfs::Initramfs;
 use campaign::kernels::{Kernel, Kernels, Spec, VIRTIO_BLK};
 use campaign::notice::{Inbox, Notice, WaitError};
-use campaign::qemu::{Qemu, Vm, VmConfig};
+use campaign::qemu::{Qemu, QemuError, Vm, VmConfig};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -24,8 +24,8 @@ const INIT: &str = "#!/bin/sh\n\
 
 /// What bullseye's kernel needs for a virtio disk, in load order.
 const BULLSEYE: &[&str] = &[
-    "/modules/virtio.ko",
     "/modules/virtio_ring.ko",
+    "/modules/virtio.ko",
     "/modules/virtio_pci.ko",
     "/modules/virtio_blk.ko",
 ];
@@ -117,4 +117,22 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
         "{error}"
     );
     assert!(vm.wait_exit(BOOT_LIMIT).unwrap().success());
+}
+
+#[test]
+fn a_second_qemu_beside_the_machines_own_boots_a_kernel() {
+    let own = Qemu::find().unwrap();
+    // The two that Debian 12 has.
+    let suite = if own.version().major < 8 { "bookworm-backports" } else { "bookworm" };
+    let cache = Cache::open().unwrap();
+    match Qemu::of_suite(&cache, suite) {
+        Ok(other) => {
+            assert_ne!(other.version().major, own.version().major);
+            boots(&other, "debian-5.10.223", "5.10.0-32-cloud-amd64", BULLSEYE);
+        }
+        // Another release of Debian may have other libraries; that is said, not hidden.
+        Err(error @ QemuError::NotHere { .. }) if suite == "bookworm" => eprintln!("{error}"),
+        Err(error) => panic!("{error}"),
+    }
+    assert_eq!(Qemu::find().unwrap().version(), own.version());
 }

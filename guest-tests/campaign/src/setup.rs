@@ -1,0 +1,163 @@
+//! What must be installed, and how it gets installed.
+//!
+//! In: the machine. Out: a list of what is missing, and its mend: apt-get, or the line to type.
+//! Must not know: what the programs are used for in detail.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::process::{self, ProcessError};
+use crate::progress;
+
+/// Installing packages; a slow mirror is slow.
+const INSTALL_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// A program that racegate runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The program.
+    pub program: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+const fn need(program: &'static str, package: &'static str, purpose: &'static str) -> Need {
+    Need { program, package, purpose }
+}
+
+/// Everything that reproducing a bug on a packaged kernel takes.
+pub const NEEDS: &[Need] = &[
+    need("qemu-system-x86_64", "qemu-system-x86", "runs the guest"),
+    need("mkfs.ext4", "e2fsprogs", "makes base images"),
+    need("debugfs", "e2fsprogs", "checks images"),
+    need("apt-get", "apt", "fetches packaged kernels"),
+    need("dpkg-deb", "dpkg", "unpacks packaged kernels"),
+    need("xz", "xz-utils", "unpacks modules of newer kernels"),
+    need("ldd", "libc-bin", "finds the libraries of programs that the guest runs"),
+    need("setpriv", "util-linux", "lets no child outlive racegate"),
+];
+
+/// The machine cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Something is missing, and it is not for racegate to install it.
+    #[error("{missing} missing; install with: {line}")]
+    Missing {
+        /// The programs.
+        missing: String,
+        /// What to type.
+        line: String,
+    },
+    /// Something is missing, and there is no apt.
+    #[error("{missing} missing, and this machine has no apt-get; install them with its own \
+             package manager")]
+    NoApt {
+        /// The programs.
+        missing: String,
+    },
+    /// apt-get failed.
+    #[error("Could not install {packages}")]
+    Install {
+        /// The packages.
+        packages: String,
+        /// Why.
+        source: ProcessError,
+    },
+}
+
+/// The needs that this machine does not meet.
+pub fn missing() -> Vec<Need> {
+    missing_of(NEEDS)
+}
+
+fn missing_of(needs: &[Need]) -> Vec<Need> {
+    needs.iter().filter(|need| process::find_program(need.program).is_none()).copied().collect()
+}
+
+/// Sees to it that nothing is missing: installs what is if this is root and `may_install`, else the
+/// error has the line to type. Gives the packages that were installed.
+pub fn ensure(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
+    let needs = missing();
+    if needs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (names, packages) = (names(&needs), packages(&needs));
+    let root = rustix::process::geteuid().is_root();
+    if process::find_program("apt-get").is_none() {
+        return Err(SetupError::NoApt { missing: names });
+    }
+    if !may_install || !root {
+        return Err(SetupError::Missing { missing: names, line: line(&packages, root) });
+    }
+    let joined = packages.join(", ");
+    let failed = |source| SetupError::Install { packages: joined.clone(), source };
+    let bar = progress::bar("setup");
+    if lists_are_missing() {
+        bar.set_message("reading package lists");
+        apt_get(&["update"]).map_err(failed)?;
+    }
+    bar.set_message(format!("installing {joined}"));
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
+    arguments.extend(&packages);
+    apt_get(&arguments).map_err(failed)?;
+    bar.finish_and_clear();
+    let still = missing_of(&needs);
+    if still.is_empty() {
+        return Ok(packages);
+    }
+    let missing = self::names(&still);
+    Err(SetupError::Missing { missing, line: line(&self::packages(&still), root) })
+}
+
+fn apt_get(arguments: &[&str]) -> Result<(), ProcessError> {
+    let mut command = process::command("apt-get", "apt")?;
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    process::run(command, INSTALL_LIMIT).map(drop)
+}
+
+/// Whether apt has never fetched a list; a fresh container's is empty.
+fn lists_are_missing() -> bool {
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    !lists.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+}
+
+fn names(needs: &[Need]) -> String {
+    let names: Vec<&str> = needs.iter().map(|need| need.program).collect();
+    format!("{} {}", names.join(", "), if names.len() == 1 { "is" } else { "are" })
+}
+
+fn packages(needs: &[Need]) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+/// The line to type.
+fn line(packages: &[&str], root: bool) -> String {
+    let sudo = if root { "" } else { "sudo " };
+    format!("{sudo}apt-get install --no-install-recommends {}", packages.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_once_with_its_package() {
+        let needs = [
+            need("no-such-program-1", "package-b", ""),
+            need("sh", "dash", ""),
+            need("no-such-program-2", "package-a", ""),
+            need("no-such-program-3", "package-b", ""),
+        ];
+        let missing = missing_of(&needs);
+        assert_eq!(names(&missing), "no-such-program-1, no-such-program-2, no-such-program-3 are");
+        let line = line(&packages(&missing), false);
+        assert_eq!(line, "sudo apt-get install --no-install-recommends package-a package-b");
+    }
+}

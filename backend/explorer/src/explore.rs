@@ -22,7 +22,7 @@ pub fn explore<M: Model>(
 ) -> Result<Report, OptionsError> {
     refuse(model, options)?;
     let bounded = options.steps_max.is_some() || options.preemptions_max.is_some();
-    let (found, coverage) = match options.strategy {
+    let (found, mut coverage) = match options.strategy {
         Strategy::Exhaustive if workers.count() == 1 && !bounded => {
             dfs::search(model, options, on_progress)
         }
@@ -33,7 +33,30 @@ pub fn explore<M: Model>(
             walk::search(model, options, workers, on_progress)
         }
     };
+    let countable = options.strategy == Strategy::Exhaustive && coverage.complete();
+    if countable
+        && coverage.interleavings.is_none()
+        && coverage.states <= Some(options.count_states)
+    {
+        count(model, options, &mut coverage, on_progress);
+    }
     Ok(report(model, options, found, coverage, on_progress))
+}
+
+/// Counts the interleavings of a search that was complete without a bound.
+fn count<M: Model>(
+    model: &M,
+    options: &Options,
+    coverage: &mut Coverage,
+    on_progress: OnProgress<'_>,
+) {
+    let options = Options {
+        stop_at_first: false,
+        ..options.clone()
+    };
+    let (_, counted) = dfs::search(model, &options, on_progress);
+    coverage.interleavings = counted.interleavings;
+    coverage.interleavings_violating = counted.interleavings_violating;
 }
 
 fn refuse<M: Model>(model: &M, options: &Options) -> Result<(), OptionsError> {

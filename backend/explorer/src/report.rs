@@ -58,6 +58,10 @@ pub struct Options {
     /// Shrink each violation to a shortest schedule with fewest context switches; the value is the
     /// number of states that may be visited for it. 0: leave schedules as found.
     pub shrink_states: u64,
+    /// Count the interleavings even where that takes a second pass, depth first on one worker over
+    /// at most this many states: a layered search alone cannot count them if it meets a state at
+    /// two depths. 0: do not.
+    pub count_states: u64,
 }
 
 impl Default for Options {
@@ -69,6 +73,7 @@ impl Default for Options {
             states_max: None,
             stop_at_first: true,
             shrink_states: 1 << 22,
+            count_states: 1 << 22,
         }
     }
 }
@@ -124,8 +129,8 @@ pub struct Coverage {
     pub pruned_by_bound: u64,
     /// Complete schedules: from the initial state to an end, a deadlock, a violation, or the step
     /// bound. Exhaustive: counted exactly over the graph of states, `u128::MAX` if there are more;
-    /// `None` if not countable (a cycle makes them infinite, or a layered search met one state
-    /// at two depths). Random strategies: schedules run.
+    /// `None` if a cycle makes them infinite, if the search was cut short, or if counting them would
+    /// take more than [`Options::count_states`]. Random strategies: schedules run.
     pub interleavings: Option<u128>,
     /// How many of these end in a violation.
     pub interleavings_violating: Option<u128>,

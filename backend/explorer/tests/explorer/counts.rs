@@ -58,24 +58,24 @@ fn an_empty_program_has_one_interleaving() {
     }
 }
 
-/// 4 threads of 40 steps: 160! / 40!^4, above 2^128.
+/// 2 threads of 70 steps: 140! / 70!^2 is above 2^128.
 #[test]
 fn more_than_can_be_counted_saturates() {
-    let report = run(&apart(&[40; 4]), &all(), 1);
+    let report = run(&apart(&[70, 70]), &all(), 1);
     assert_eq!(report.coverage.interleavings, Some(u128::MAX));
-    assert_eq!(report.coverage.states, Some(41_u64.pow(4)));
+    assert_eq!(report.coverage.states, Some(71 * 71));
 }
 
-/// 2 threads of 60 steps on many workers: layers wide enough to be shared out.
+/// Layers wide enough to be shared out.
 #[test]
 fn wide_layers_are_shared_exactly() {
-    let program = apart(&[24, 24, 24, 4]);
+    let program = apart(&[20, 20, 20, 4]);
     let layered = explorer::Options {
         steps_max: Some(1000),
         ..all()
     };
     let one = run(&program, &layered, 1);
-    assert_eq!(one.coverage.states, Some(25 * 25 * 25 * 5));
+    assert_eq!(one.coverage.states, Some(21 * 21 * 21 * 5));
     for workers in [2, 5] {
         assert_eq!(run(&program, &all(), workers), one, "{workers} workers");
     }
@@ -129,10 +129,8 @@ proptest! {
             prop_assert!(coverage.complete());
             prop_assert_eq!(coverage.states, Some(oracle.states.len() as u64));
             prop_assert_eq!(coverage.ends, oracle.ends.len() as u64);
-            if coverage.interleavings.is_some() {
-                prop_assert_eq!(coverage.interleavings, Some(oracle.schedules));
-                prop_assert_eq!(coverage.interleavings_violating, Some(oracle.violating));
-            }
+            prop_assert_eq!(coverage.interleavings, Some(oracle.schedules));
+            prop_assert_eq!(coverage.interleavings_violating, Some(oracle.violating));
             // One violation for each invariant, minimal in steps and then in switches.
             let cheapest = report.violations.iter().map(|violation| {
                 let schedule = &violation.schedule;
@@ -141,7 +139,5 @@ proptest! {
             prop_assert!(cheapest.eq(oracle.cheapest.clone()));
             prop_assert!(report.violations.iter().all(|violation| violation.minimal));
         }
-        // Depth first counts any graph without cycles.
-        prop_assert!(engines(&program)[0].coverage.interleavings.is_some());
     }
 }

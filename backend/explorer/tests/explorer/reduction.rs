@@ -72,10 +72,8 @@ proptest! {
         prop_assert_eq!(a.pruned_by_hash, b.pruned_by_hash);
         prop_assert_eq!(a.violating_transitions, b.violating_transitions);
         prop_assert_eq!(a.ends, b.ends);
-        if b.interleavings.is_some() {
-            prop_assert_eq!(a.interleavings, b.interleavings);
-            prop_assert_eq!(a.interleavings_violating, b.interleavings_violating);
-        }
+        prop_assert_eq!(a.interleavings, b.interleavings);
+        prop_assert_eq!(a.interleavings_violating, b.interleavings_violating);
     }
 }
 

@@ -59,14 +59,20 @@ impl Bitmaps {
         if same {
             return false;
         }
-        let Some(bits) = self.groups.get_mut(group.into()) else { return false };
+        let Some(bits) = self.groups.get_mut(group.into()) else {
+            return false;
+        };
         let mut raw = match std::mem::take(bits) {
             Bits::Clear => vec![0; self.bytes_per_group].into(),
             Bits::Set => vec![0xff; self.bytes_per_group].into(),
             Bits::Raw(raw) => raw,
         };
         raw[offset..end].copy_from_slice(bytes);
-        *bits = if raw.iter().all(|byte| *byte == 0xff) { Bits::Set } else { Bits::Raw(raw) };
+        *bits = if raw.iter().all(|byte| *byte == 0xff) {
+            Bits::Set
+        } else {
+            Bits::Raw(raw)
+        };
         true
     }
 
@@ -89,7 +95,10 @@ impl Bitmaps {
 }
 
 fn run(raw: &[u8], start: u32, limit: u32) -> (bool, u32) {
-    let bit = |at: u32| raw.get(at as usize / 8).is_some_and(|byte| byte >> (at % 8) & 1 == 1);
+    let bit = |at: u32| {
+        raw.get(at as usize / 8)
+            .is_some_and(|byte| byte >> (at % 8) & 1 == 1)
+    };
     let used = bit(start);
     let same = if used { 0xff } else { 0 };
     let mut at = start.saturating_add(1);

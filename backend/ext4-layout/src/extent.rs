@@ -44,7 +44,9 @@ fn header(bytes: &[u8]) -> Option<Header> {
 
 /// Whether `et_checksum` of a node block fits (`ext4_extent_block_csum_verify`).
 pub(crate) fn checksum_fits(bytes: &[u8], seed: u32, ino: Ino, generation: u32) -> bool {
-    let Some(header) = header(bytes) else { return false };
+    let Some(header) = header(bytes) else {
+        return false;
+    };
     let tail = HEADER_BYTES + ENTRY_BYTES * header.max;
     let seed = crc32c(crc32c(seed, &ino.to_le_bytes()), &generation.to_le_bytes());
     bytes
@@ -59,16 +61,25 @@ pub(crate) fn parse(bytes: &[u8], geometry: &Geometry, depth: Option<u16>) -> Op
     if depth.is_some_and(|depth| depth != header.depth) {
         return None;
     }
-    let entries = bytes.get(HEADER_BYTES..)?.chunks_exact(ENTRY_BYTES).take(header.entries);
+    let entries = bytes
+        .get(HEADER_BYTES..)?
+        .chunks_exact(ENTRY_BYTES)
+        .take(header.entries);
     if header.depth == 0 {
         let extents = entries.filter_map(leaf_entry);
         let extents =
             extents.filter(|extent| geometry.contains_run(extent.pblk, extent.len.into()));
-        return Some(Mapping { extents: extents.collect(), children: Box::default() });
+        return Some(Mapping {
+            extents: extents.collect(),
+            children: Box::default(),
+        });
     }
     let children = entries.filter_map(|entry| index_entry(entry, header.depth - 1));
     let children = children.filter(|child| geometry.contains(child.pblk));
-    Some(Mapping { extents: Box::default(), children: children.collect() })
+    Some(Mapping {
+        extents: Box::default(),
+        children: children.collect(),
+    })
 }
 
 fn leaf_entry(entry: &[u8]) -> Option<Extent> {
@@ -81,7 +92,12 @@ fn leaf_entry(entry: &[u8]) -> Option<Extent> {
     };
     let pblk = u64::from(u16_le(entry, 6)?) << 32 | u64::from(u32_le(entry, 8)?);
     let sound = len > 0 && lblk.checked_add(len - 1).is_some();
-    sound.then_some(Extent { lblk, len, pblk, state })
+    sound.then_some(Extent {
+        lblk,
+        len,
+        pblk,
+        state,
+    })
 }
 
 fn index_entry(entry: &[u8], depth: u16) -> Option<Child> {

@@ -104,7 +104,9 @@ impl Forest {
         pblk: u64,
         bytes: &[u8],
     ) -> bool {
-        let Some(node) = self.nodes.get_mut(&pblk) else { return false };
+        let Some(node) = self.nodes.get_mut(&pblk) else {
+            return false;
+        };
         let new = node.parse(geometry, bytes);
         if node.content == new {
             return false;
@@ -121,7 +123,13 @@ impl Forest {
         let room = ENTRIES_MAX.saturating_sub(self.entries);
         let new = new.filter(|mapping| mapping.len() <= room);
         let empty = Mapping::default();
-        self.replace(runs, Source::node(pblk), &context, &old, new.as_ref().unwrap_or(&empty));
+        self.replace(
+            runs,
+            Source::node(pblk),
+            &context,
+            &old,
+            new.as_ref().unwrap_or(&empty),
+        );
         match &new {
             Some(mapping) => self.entries += mapping.len(),
             None => self.unknown += 1,
@@ -140,7 +148,11 @@ impl Forest {
     /// The next tree block whose bytes are not known.
     pub(crate) fn next_wanted(&mut self) -> Option<u64> {
         while let Some(pblk) = self.wanted.pop() {
-            if self.nodes.get(&pblk).is_some_and(|node| node.content.is_none()) {
+            if self
+                .nodes
+                .get(&pblk)
+                .is_some_and(|node| node.content.is_none())
+            {
                 return Some(pblk);
             }
         }
@@ -165,7 +177,12 @@ impl Forest {
             runs.release(extent.pblk, extent.len.into(), source);
         }
         for extent in come {
-            runs.claim(extent.pblk, extent.len.into(), context.owner(extent), source);
+            runs.claim(
+                extent.pblk,
+                extent.len.into(),
+                context.owner(extent),
+                source,
+            );
         }
         let (gone, come) = differing(&old.children, &new.children);
         for child in gone {
@@ -204,7 +221,11 @@ impl Forest {
             parent,
             content: None,
         };
-        let owner = Owner { role: node.role(), ino: node.ino, lblk: 0 };
+        let owner = Owner {
+            role: node.role(),
+            ino: node.ino,
+            lblk: 0,
+        };
         runs.claim(pblk, 1, owner, Source::node(pblk));
         let known = self.limbo.remove(&pblk);
         let Some(known) = known.filter(|known| known.same_place(&node)) else {
@@ -218,7 +239,13 @@ impl Forest {
         let context = Context::of_node(&node);
         node.content = Some(Mapping::default());
         self.nodes.insert(pblk, node);
-        self.replace(runs, Source::node(pblk), &context, &Mapping::default(), &content);
+        self.replace(
+            runs,
+            Source::node(pblk),
+            &context,
+            &Mapping::default(),
+            &content,
+        );
         if let Some(node) = self.nodes.get_mut(&pblk) {
             node.content = Some(content);
         }
@@ -226,10 +253,16 @@ impl Forest {
 
     /// Takes a block out of its tree, if it is still its parent's.
     fn detach(&mut self, runs: &mut Runs, parent: Source, pblk: u64) {
-        if self.nodes.get(&pblk).is_none_or(|node| node.parent != parent) {
+        if self
+            .nodes
+            .get(&pblk)
+            .is_none_or(|node| node.parent != parent)
+        {
             return;
         }
-        let Some(node) = self.nodes.remove(&pblk) else { return };
+        let Some(node) = self.nodes.remove(&pblk) else {
+            return;
+        };
         runs.release(pblk, 1, Source::node(pblk));
         match &node.content {
             Some(content) => {
@@ -248,7 +281,9 @@ impl Forest {
             if block == pblk {
                 return true;
             }
-            let Some(node) = self.nodes.get(&block) else { return false };
+            let Some(node) = self.nodes.get(&block) else {
+                return false;
+            };
             at = node.parent;
         }
         false
@@ -268,7 +303,11 @@ impl Forest {
     fn claim_xattr(&mut self, runs: &mut Runs, pblk: u64) {
         match self.xattrs.range((pblk, 0)..=(pblk, Ino::MAX)).next() {
             Some((_, ino)) => {
-                let owner = Owner { role: Role::Xattr, ino: *ino, lblk: 0 };
+                let owner = Owner {
+                    role: Role::Xattr,
+                    ino: *ino,
+                    lblk: 0,
+                };
                 runs.claim(pblk, 1, owner, Source::XATTR);
             }
             None => runs.release(pblk, 1, Source::XATTR),
@@ -278,7 +317,8 @@ impl Forest {
     /// Bytes on the heap, nearly: the trees' own entries, and what their containers add.
     pub(crate) fn heap_bytes(&self) -> usize {
         let mapping = |mapping: &Mapping| {
-            mapping.extents.len() * size_of::<Extent>() + mapping.children.len() * size_of::<Child>()
+            mapping.extents.len() * size_of::<Extent>()
+                + mapping.children.len() * size_of::<Child>()
         };
         let inodes: usize = self.inodes.values().map(|inode| mapping(&inode.root)).sum();
         let contents = self.nodes.values().filter_map(|node| node.content.as_ref());
@@ -307,7 +347,11 @@ impl Node {
                 let sound = geometry.checksum_seed.is_none_or(|seed| {
                     extent::checksum_fits(bytes, seed, self.ino, self.generation)
                 });
-                if sound { extent::parse(bytes, geometry, Some(self.depth)) } else { None }
+                if sound {
+                    extent::parse(bytes, geometry, Some(self.depth))
+                } else {
+                    None
+                }
             }
             Tree::Indirect => Some(indirect::parse(bytes, geometry, self.depth, self.lblk)),
         }
@@ -330,11 +374,21 @@ struct Context {
 
 impl Context {
     fn of_inode(ino: Ino, inode: &Inode) -> Context {
-        Context { ino, usage: inode.usage, tree: inode.tree, generation: inode.generation }
+        Context {
+            ino,
+            usage: inode.usage,
+            tree: inode.tree,
+            generation: inode.generation,
+        }
     }
 
     fn of_node(node: &Node) -> Context {
-        Context { ino: node.ino, usage: node.usage, tree: node.tree, generation: node.generation }
+        Context {
+            ino: node.ino,
+            usage: node.usage,
+            tree: node.tree,
+            generation: node.generation,
+        }
     }
 
     fn owner(&self, extent: &Extent) -> Owner {
@@ -346,15 +400,28 @@ impl Context {
             Use::OrphanFile => Role::OrphanFile,
             Use::Resize => Role::Indirect,
         };
-        Owner { role, ino: self.ino, lblk: extent.lblk }
+        Owner {
+            role,
+            ino: self.ino,
+            lblk: extent.lblk,
+        }
     }
 }
 
 /// The parts in which two lists differ, common start and end left out.
 fn differing<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> (&'a [T], &'a [T]) {
-    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let start = old
+        .iter()
+        .zip(new)
+        .take_while(|(old, new)| old == new)
+        .count();
     let (old, new) = (&old[start..], &new[start..]);
-    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
+    let end = old
+        .iter()
+        .rev()
+        .zip(new.iter().rev())
+        .take_while(|(old, new)| old == new)
+        .count();
     (&old[..old.len() - end], &new[..new.len() - end])
 }
 

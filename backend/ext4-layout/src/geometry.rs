@@ -119,7 +119,10 @@ impl Geometry {
         let in_meta_bg = self.first_meta_bg.is_some_and(|first| meta_group >= first);
         let (gdt, reserved) = if in_meta_bg {
             let place = group % self.descs_per_block;
-            (u64::from(place <= 1 || place == self.descs_per_block - 1), 0)
+            (
+                u64::from(place <= 1 || place == self.descs_per_block - 1),
+                0,
+            )
         } else if has_superblock {
             let gdt = self.first_meta_bg.unwrap_or(self.gdt_blocks);
             (u64::from(gdt), u64::from(self.reserved_gdt_blocks))
@@ -152,8 +155,14 @@ impl Geometry {
             }
         }
         if (base.gdt.0..base.gdt.1).contains(&at) {
-            let meta = self.first_meta_bg.is_some_and(|meta| group / self.descs_per_block >= meta);
-            let backup = if meta { group % self.descs_per_block != 0 } else { backup };
+            let meta = self
+                .first_meta_bg
+                .is_some_and(|meta| group / self.descs_per_block >= meta);
+            let backup = if meta {
+                group % self.descs_per_block != 0
+            } else {
+                backup
+            };
             return (Some(Home::GroupDescriptors { backup }), until(base.gdt.1));
         }
         if (base.reserved.0..base.reserved.1).contains(&at) {
@@ -186,9 +195,14 @@ impl Geometry {
             return None;
         }
         let start = self.group_first(0) + self.base(0).gdt.0;
-        let flat = pblk.checked_sub(start).and_then(|index| u32::try_from(index).ok());
+        let flat = pblk
+            .checked_sub(start)
+            .and_then(|index| u32::try_from(index).ok());
         let meta = self.group_of(pblk) / self.descs_per_block;
-        [flat, Some(meta)].into_iter().flatten().find(|index| self.gdt_block(*index) == Some(pblk))
+        [flat, Some(meta)]
+            .into_iter()
+            .flatten()
+            .find(|index| self.gdt_block(*index) == Some(pblk))
     }
 
     /// The block that holds the primary superblock.
@@ -201,7 +215,9 @@ impl Geometry {
         let per_block = u64::from(self.inodes_per_block());
         let first = u64::from(group) * u64::from(self.inodes_per_group);
         let start = u64::from(index) * per_block;
-        let end = (start + per_block).min(u64::from(self.inodes_per_group)).max(start + 1);
+        let end = (start + per_block)
+            .min(u64::from(self.inodes_per_group))
+            .max(start + 1);
         ((first + start + 1) as u32, (first + end) as u32)
     }
 }

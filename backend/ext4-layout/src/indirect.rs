@@ -10,7 +10,9 @@ use crate::mapping::{Child, Extent, Mapping};
 const DIRECT: usize = 12;
 
 fn pointers(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    bytes.chunks_exact(4).map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
+    bytes
+        .chunks_exact(4)
+        .map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
 }
 
 /// Whether the block can be an indirect block: some pointers, all inside the file system.
@@ -28,32 +30,50 @@ pub(crate) fn parse_root(i_block: &[u8], geometry: &Geometry) -> Mapping {
     let (direct, roots) = i_block.split_at(i_block.len().min(DIRECT * 4));
     let per_block = geometry.block_bytes() as u64 / 4;
     let firsts = [12, 12 + per_block, 12 + per_block + per_block * per_block];
-    let children = pointers(roots).zip(firsts).zip(0..).filter_map(|((pointer, lblk), depth)| {
-        let lblk = u32::try_from(lblk).ok()?;
-        let pblk = u64::from(pointer);
-        (pointer != 0 && geometry.contains(pblk)).then_some(Child { pblk, lblk, depth })
-    });
-    Mapping { extents: data(direct, geometry, 0), children: children.collect() }
+    let children = pointers(roots)
+        .zip(firsts)
+        .zip(0..)
+        .filter_map(|((pointer, lblk), depth)| {
+            let lblk = u32::try_from(lblk).ok()?;
+            let pblk = u64::from(pointer);
+            (pointer != 0 && geometry.contains(pblk)).then_some(Child { pblk, lblk, depth })
+        });
+    Mapping {
+        extents: data(direct, geometry, 0),
+        children: children.collect(),
+    }
 }
 
 /// Parses an indirect block; `depth` 0 points at data, `lblk` is the first logical block below it.
 pub(crate) fn parse(bytes: &[u8], geometry: &Geometry, depth: u16, lblk: u32) -> Mapping {
     if depth == 0 {
-        return Mapping { extents: data(bytes, geometry, lblk), children: Box::default() };
+        return Mapping {
+            extents: data(bytes, geometry, lblk),
+            children: Box::default(),
+        };
     }
     let span = (bytes.len() as u64 / 4).saturating_pow(depth.into());
     let children = pointers(bytes).zip(0_u64..).filter_map(|(pointer, index)| {
         let lblk = u32::try_from(u64::from(lblk).checked_add(index.checked_mul(span)?)?).ok()?;
         let pblk = u64::from(pointer);
-        (pointer != 0 && geometry.contains(pblk)).then_some(Child { pblk, lblk, depth: depth - 1 })
+        (pointer != 0 && geometry.contains(pblk)).then_some(Child {
+            pblk,
+            lblk,
+            depth: depth - 1,
+        })
     });
-    Mapping { extents: Box::default(), children: children.collect() }
+    Mapping {
+        extents: Box::default(),
+        children: children.collect(),
+    }
 }
 
 fn data(bytes: &[u8], geometry: &Geometry, first: u32) -> Box<[Extent]> {
     let mut extents: Vec<Extent> = Vec::new();
     for (pointer, index) in pointers(bytes).zip(0_u32..) {
-        let Some(lblk) = first.checked_add(index) else { break };
+        let Some(lblk) = first.checked_add(index) else {
+            break;
+        };
         let pblk = u64::from(pointer);
         if pointer == 0 || !geometry.contains(pblk) {
             continue;
@@ -64,7 +84,12 @@ fn data(bytes: &[u8], geometry: &Geometry, first: u32) -> Box<[Extent]> {
             {
                 last.len += 1;
             }
-            _ => extents.push(Extent { lblk, len: 1, pblk, state: Written::Written }),
+            _ => extents.push(Extent {
+                lblk,
+                len: 1,
+                pblk,
+                state: Written::Written,
+            }),
         }
     }
     extents.into()

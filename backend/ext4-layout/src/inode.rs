@@ -74,7 +74,11 @@ impl Inode {
         let flags = u32_le(raw, 0x20)?;
         let size = u64::from(u32_le(raw, 0x6c)?) << 32 | u64::from(u32_le(raw, 0x4)?);
         let i_block = raw.get(0x28..0x64)?;
-        let tree = if flags & FLAG_EXTENTS != 0 { Tree::Extents } else { Tree::Indirect };
+        let tree = if flags & FLAG_EXTENTS != 0 {
+            Tree::Extents
+        } else {
+            Tree::Indirect
+        };
         let usage = match mode & FORMAT_MASK {
             _ if ino == RESIZE_INODE => Use::Resize,
             _ if flags & FLAG_INLINE_DATA != 0 => Use::Nothing,
@@ -109,14 +113,24 @@ impl Inode {
 
 fn resize_root(i_block: &[u8], geometry: &Geometry) -> Mapping {
     let double = u32_le(i_block, 13 * 4).map_or(0, u64::from);
-    let block = Extent { lblk: 0, len: 1, pblk: double, state: Written::Written };
+    let block = Extent {
+        lblk: 0,
+        len: 1,
+        pblk: double,
+        state: Written::Written,
+    };
     let extents = (double != 0 && geometry.contains(double)).then_some(block);
-    Mapping { extents: extents.into_iter().collect(), children: Box::default() }
+    Mapping {
+        extents: extents.into_iter().collect(),
+        children: Box::default(),
+    }
 }
 
 /// `ext4_inode_csum_verify`.
 fn checksum_fits(raw: &[u8], geometry: &Geometry, ino: Ino) -> bool {
-    let Some(seed) = geometry.checksum_seed else { return true };
+    let Some(seed) = geometry.checksum_seed else {
+        return true;
+    };
     if raw.len() < geometry.inode_bytes {
         return true;
     }

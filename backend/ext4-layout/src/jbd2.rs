@@ -73,7 +73,9 @@ impl Checksums {
 impl Format {
     /// Bytes of a descriptor or revoke block before the checksum in its tail.
     fn body<'a>(&self, block: &'a [u8]) -> Option<&'a [u8]> {
-        let Some(seed) = self.checksums.seed() else { return Some(block) };
+        let Some(seed) = self.checksums.seed() else {
+            return Some(block);
+        };
         let tail = block.len().checked_sub(TAIL_BYTES)?;
         let fits = crc32c_with_hole(seed, block, tail..block.len()) == u32_be(block, tail)?;
         fits.then(|| &block[..tail])

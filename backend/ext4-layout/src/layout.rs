@@ -102,8 +102,11 @@ impl Layout {
         let partitions = open::partitions(dev, self.device_bytes)?;
         let starts = partitions.iter().map(|partition| partition.first).collect();
         self.map = Arc::new(LayoutMap::blank(self.device_bytes, starts));
-        let Opened { map, tracker, bytes_read } =
-            open::open(dev, self.device_bytes, &partitions)?;
+        let Opened {
+            map,
+            tracker,
+            bytes_read,
+        } = open::open(dev, self.device_bytes, &partitions)?;
         self.map = Arc::new(map);
         self.tracker = Some(Box::new(tracker));
         self.allowance.opened(bytes_read);
@@ -117,14 +120,20 @@ impl Layout {
 
     /// Bytes on the heap, the current map included; shared parts count in full.
     pub fn heap_bytes(&self) -> usize {
-        self.map.heap_bytes() + self.tracker.as_ref().map_or(0, |tracker| tracker.heap_bytes())
+        self.map.heap_bytes()
+            + self
+                .tracker
+                .as_ref()
+                .map_or(0, |tracker| tracker.heap_bytes())
     }
 
     /// Learns from a write that has arrived and is not yet stored, before it is classified:
     /// journal descriptors name what the copies after them, in this or later requests, are of.
     pub fn write_arrived(&mut self, sector: u64, bytes: &[u8]) -> Change {
         let sectors = bytes.len() as u64 / SECTOR_BYTES;
-        let Some(tracker) = &mut self.tracker else { return Change::None };
+        let Some(tracker) = &mut self.tracker else {
+            return Change::None;
+        };
         if tracker.journal.is_none() || self.map.kinds(sector, sectors) & LOG_KINDS == 0 {
             return Change::None;
         }
@@ -136,7 +145,9 @@ impl Layout {
         let mut changed = false;
         let block_bytes = fs.geometry.block_bytes();
         for part in parts(base_sector, block_bytes, sector, bytes) {
-            let (Spot::Log(index), _) = fs.at(part.pblk, part.pblk + 1) else { continue };
+            let (Spot::Log(index), _) = fs.at(part.pblk, part.pblk + 1) else {
+                continue;
+            };
             if let (Some(block), Some(log)) = (part.full(block_bytes), &mut fs.log) {
                 changed |= journal.arrived(log, index, block);
             }
@@ -167,16 +178,22 @@ impl Layout {
 
     /// Learns that `sectors` sectors from `sector` on were discarded or zeroed.
     pub fn zeroed(&mut self, sector: u64, sectors: u64) -> Change {
-        let Some(tracker) = &mut self.tracker else { return Change::None };
+        let Some(tracker) = &mut self.tracker else {
+            return Change::None;
+        };
         let mut effect = Effect::default();
-        self.map.classify(sector, sectors, &mut |span| match span.class {
-            Class::Home(crate::Home::Superblock { backup: false }) => effect.gone = true,
-            class => effect.reopen |= class.kind().bit() & HELD_KINDS != 0,
-        });
+        self.map
+            .classify(sector, sectors, &mut |span| match span.class {
+                Class::Home(crate::Home::Superblock { backup: false }) => effect.gone = true,
+                class => effect.reopen |= class.kind().bit() & HELD_KINDS != 0,
+            });
         if let Some(fs) = &self.map.fs {
             let per_block = fs.geometry.block_bytes() as u64 / SECTOR_BYTES;
             let block = |sector: u64| sector.saturating_sub(self.map.base_sector) / per_block;
-            tracker.forget(block(sector), block(sector.saturating_add(sectors)).saturating_add(1));
+            tracker.forget(
+                block(sector),
+                block(sector.saturating_add(sectors)).saturating_add(1),
+            );
         }
         self.conclude(effect)
     }
@@ -223,10 +240,16 @@ fn parts(
     sector: u64,
     bytes: &[u8],
 ) -> impl Iterator<Item = Part<'_>> {
-    let skipped = base_sector.saturating_sub(sector).saturating_mul(SECTOR_BYTES);
-    let skipped = usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len());
+    let skipped = base_sector
+        .saturating_sub(sector)
+        .saturating_mul(SECTOR_BYTES);
+    let skipped = usize::try_from(skipped)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     let mut rest = &bytes[skipped..];
-    let mut at = sector.saturating_sub(base_sector).saturating_mul(SECTOR_BYTES);
+    let mut at = sector
+        .saturating_sub(base_sector)
+        .saturating_mul(SECTOR_BYTES);
     std::iter::from_fn(move || {
         let offset = (at % block_bytes as u64) as usize;
         let len = rest.len().min(block_bytes - offset);
@@ -234,7 +257,11 @@ fn parts(
         let pblk = at / block_bytes as u64;
         rest = after;
         at = at.saturating_add(len as u64);
-        (len > 0).then_some(Part { pblk, offset, bytes: part })
+        (len > 0).then_some(Part {
+            pblk,
+            offset,
+            bytes: part,
+        })
     })
 }
 
@@ -266,7 +293,9 @@ fn write_done(
 /// A block of the log, or a part of one, is stored.
 fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) -> Effect {
     let block_bytes = fs.geometry.block_bytes();
-    let Some(journal) = &mut tracker.journal else { return Effect::default() };
+    let Some(journal) = &mut tracker.journal else {
+        return Effect::default();
+    };
     let assembled;
     let mut effect = Effect::default();
     let block = if let Some(block) = part.full(block_bytes) {
@@ -281,7 +310,9 @@ fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) 
         }
         &assembled
     };
-    match journal.stored(index, block, |pblk, block| Tracker::needs_bytes(fs, pblk, block)) {
+    match journal.stored(index, block, |pblk, block| {
+        Tracker::needs_bytes(fs, pblk, block)
+    }) {
         Stage::Quiet => {}
         Stage::Lost => effect |= Effect::REOPEN,
         Stage::Superblock(block) => {

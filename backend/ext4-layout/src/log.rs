@@ -15,7 +15,10 @@ pub(crate) enum Entry {
     Idle,
     Descriptor(Tid),
     /// A copy of the block at `pblk`.
-    Copy { tid: Tid, pblk: u64 },
+    Copy {
+        tid: Tid,
+        pblk: u64,
+    },
     Commit(Tid),
     Revoke(Tid),
 }
@@ -60,7 +63,12 @@ pub(crate) struct Log {
 impl Log {
     pub(crate) fn new(blocks: u32, fast_commit: u32, tail: Tid) -> Log {
         let pages = u64::from(blocks).div_ceil(PAGE_ENTRIES as u64);
-        Log { pages: Radix::new(pages), blocks, fast_commit, tail }
+        Log {
+            pages: Radix::new(pages),
+            blocks,
+            fast_commit,
+            tail,
+        }
     }
 
     /// Blocks of the log.
@@ -71,7 +79,10 @@ impl Log {
     /// The entry of a block; that of a transaction before the tail is idle.
     pub(crate) fn get(&self, index: u32) -> Entry {
         let (page, slot) = place(index);
-        let entry = self.pages.get(page).map_or(Entry::Idle, |page| page.0[slot]);
+        let entry = self
+            .pages
+            .get(page)
+            .map_or(Entry::Idle, |page| page.0[slot]);
         match entry.tid() {
             Some(tid) if not_older(tid, self.tail) => entry,
             _ => Entry::Idle,
@@ -81,7 +92,10 @@ impl Log {
     /// Returns whether the entry is another one now.
     pub(crate) fn set(&mut self, index: u32, entry: Entry) -> bool {
         let (page, slot) = place(index);
-        let old = self.pages.get(page).map_or(Entry::Idle, |page| page.0[slot]);
+        let old = self
+            .pages
+            .get(page)
+            .map_or(Entry::Idle, |page| page.0[slot]);
         if old == entry || index >= self.blocks {
             return false;
         }
@@ -97,9 +111,10 @@ impl Log {
         while at < limit {
             let (page, slot) = place(at);
             if self.pages.get(page).is_none() {
-                let next = self.pages.next_present(page).map_or(u64::MAX, |page| {
-                    page.saturating_mul(PAGE_ENTRIES as u64)
-                });
+                let next = self
+                    .pages
+                    .next_present(page)
+                    .map_or(u64::MAX, |page| page.saturating_mul(PAGE_ENTRIES as u64));
                 at = u32::try_from(next).unwrap_or(u32::MAX);
                 debug_assert!(slot < PAGE_ENTRIES);
             } else if self.get(at) == Entry::Idle {
@@ -117,7 +132,10 @@ impl Log {
 }
 
 fn place(index: u32) -> (u64, usize) {
-    (u64::from(index) / PAGE_ENTRIES as u64, index as usize % PAGE_ENTRIES)
+    (
+        u64::from(index) / PAGE_ENTRIES as u64,
+        index as usize % PAGE_ENTRIES,
+    )
 }
 
 #[cfg(test)]

@@ -59,7 +59,11 @@ impl FsMap {
     pub(crate) fn at(&self, pblk: u64, limit: u64) -> (Spot, u64) {
         let geometry = &*self.geometry;
         if !geometry.contains(pblk) {
-            let end = if pblk < geometry.first_data_block { geometry.first_data_block } else { limit };
+            let end = if pblk < geometry.first_data_block {
+                geometry.first_data_block
+            } else {
+                limit
+            };
             return (Spot::Home(Home::Unknown), end.min(limit));
         }
         let (base, end) = geometry.base_at(pblk);
@@ -82,7 +86,11 @@ impl FsMap {
                     let last = place.index + (end - pblk - 1) as u32;
                     let (first_inode, _) = geometry.inodes_of_table_block(group, place.index);
                     let (_, last_inode) = geometry.inodes_of_table_block(group, last);
-                    Home::InodeTable { group, first_inode, last_inode }
+                    Home::InodeTable {
+                        group,
+                        first_inode,
+                        last_inode,
+                    }
                 }
             };
             return (Spot::Home(home), end);
@@ -93,7 +101,10 @@ impl FsMap {
             return (Spot::Home(Home::Free), end);
         }
         let (owner, end) = self.runs.at(pblk, end);
-        (owner.map_or(Spot::Home(Home::Unknown), |owner| spot(owner, end - pblk)), end)
+        (
+            owner.map_or(Spot::Home(Home::Unknown), |owner| spot(owner, end - pblk)),
+            end,
+        )
     }
 
     /// Whether the block bitmap has the block in use, and how far that holds. `limit` lies in the
@@ -103,8 +114,13 @@ impl FsMap {
         let group = geometry.group_of(pblk);
         let first = geometry.group_first(group);
         let cluster = |block: u64| ((block - first) >> geometry.cluster_bits) as u32;
-        let (used, end) = self.bitmaps.at(group, cluster(pblk), cluster(limit - 1) + 1);
-        (used, limit.min(first + (u64::from(end) << geometry.cluster_bits)))
+        let (used, end) = self
+            .bitmaps
+            .at(group, cluster(pblk), cluster(limit - 1) + 1);
+        (
+            used,
+            limit.min(first + (u64::from(end) << geometry.cluster_bits)),
+        )
     }
 
     /// Whether writes to blocks that nothing is known of may matter: without a journal a block of
@@ -132,16 +148,24 @@ impl FsMap {
             return (Class::JournalIdle, blocks);
         };
         if index >= log.fast_commit {
-            return (Class::JournalFastCommit, blocks.min(u64::from(log.blocks() - index)));
+            return (
+                Class::JournalFastCommit,
+                blocks.min(u64::from(log.blocks() - index)),
+            );
         }
         let class = match log.get(index) {
             Entry::Idle => {
-                let limit = u64::from(index).saturating_add(blocks).min(log.fast_commit.into());
+                let limit = u64::from(index)
+                    .saturating_add(blocks)
+                    .min(log.fast_commit.into());
                 let end = log.idle_until(index, limit as u32);
                 return (Class::JournalIdle, u64::from(end - index).max(1));
             }
             Entry::Descriptor(tid) => Class::JournalDescriptor { tid },
-            Entry::Copy { tid, pblk } => Class::JournalCopy { tid, of: self.home(pblk) },
+            Entry::Copy { tid, pblk } => Class::JournalCopy {
+                tid,
+                of: self.home(pblk),
+            },
             Entry::Commit(tid) => Class::JournalCommit { tid },
             Entry::Revoke(tid) => Class::JournalRevoke { tid },
         };
@@ -171,16 +195,43 @@ fn spot(owner: Owner, blocks: u64) -> Spot {
 fn joined(left: Class, right: Class) -> Option<Class> {
     match (left, right) {
         (
-            Class::Home(Home::FileData { inode, first_lblk, last_lblk, state }),
-            Class::Home(Home::FileData { inode: other, first_lblk: next, last_lblk: last, state: s }),
+            Class::Home(Home::FileData {
+                inode,
+                first_lblk,
+                last_lblk,
+                state,
+            }),
+            Class::Home(Home::FileData {
+                inode: other,
+                first_lblk: next,
+                last_lblk: last,
+                state: s,
+            }),
         ) => (inode == other && state == s && last_lblk.checked_add(1) == Some(next)).then_some(
-            Class::Home(Home::FileData { inode, first_lblk, last_lblk: last, state }),
+            Class::Home(Home::FileData {
+                inode,
+                first_lblk,
+                last_lblk: last,
+                state,
+            }),
         ),
         (
-            Class::Home(Home::InodeTable { group, first_inode, last_inode }),
-            Class::Home(Home::InodeTable { group: other, first_inode: next, last_inode: last }),
+            Class::Home(Home::InodeTable {
+                group,
+                first_inode,
+                last_inode,
+            }),
+            Class::Home(Home::InodeTable {
+                group: other,
+                first_inode: next,
+                last_inode: last,
+            }),
         ) => (group == other && last_inode.checked_add(1) == Some(next)).then_some(Class::Home(
-            Home::InodeTable { group, first_inode, last_inode: last },
+            Home::InodeTable {
+                group,
+                first_inode,
+                last_inode: last,
+            },
         )),
         _ => (left == right).then_some(left),
     }
@@ -189,7 +240,12 @@ fn joined(left: Class, right: Class) -> Option<Class> {
 impl LayoutMap {
     pub(crate) fn blank(device_bytes: u64, partitions: Arc<[u64]>) -> LayoutMap {
         let device_sectors = device_bytes / SECTOR_BYTES;
-        LayoutMap { device_sectors, base_sector: 0, partitions, fs: None }
+        LayoutMap {
+            device_sectors,
+            base_sector: 0,
+            partitions,
+            fs: None,
+        }
     }
 
     /// Sectors of 512 bytes that the device has.
@@ -244,11 +300,17 @@ impl LayoutMap {
         let mut at = sector;
         let mut emit = |from: u64, to: u64, class: Class| {
             if from < to {
-                out(Span { first_sector: from, sectors: to - from, class });
+                out(Span {
+                    first_sector: from,
+                    sectors: to - from,
+                    class,
+                });
             }
         };
         let unknown = Class::Home(Home::Unknown);
-        let Some(fs) = &self.fs else { return emit(at, end, unknown) };
+        let Some(fs) = &self.fs else {
+            return emit(at, end, unknown);
+        };
         if at < self.base_sector {
             let to = end.min(self.base_sector);
             emit(at, to, unknown);
@@ -266,7 +328,10 @@ impl LayoutMap {
             while pblk < spot_end {
                 let (class, blocks) = fs.class(spot, spot_end - pblk);
                 pblk += blocks;
-                let to = pblk.saturating_mul(per_block).saturating_add(self.base_sector).min(end);
+                let to = pblk
+                    .saturating_mul(per_block)
+                    .saturating_add(self.base_sector)
+                    .min(end);
                 emit(at, to, class);
                 at = to;
                 if let Spot::Log(index) = &mut spot {
@@ -279,7 +344,9 @@ impl LayoutMap {
     /// The kinds in the range, as an OR of [`Kind::bit`].
     pub fn kinds(&self, sector: u64, sectors: u64) -> u32 {
         let mut kinds = 0;
-        self.pieces(sector, sectors, &mut |piece| kinds |= piece.class.kind().bit());
+        self.pieces(sector, sectors, &mut |piece| {
+            kinds |= piece.class.kind().bit()
+        });
         kinds
     }
 
@@ -299,13 +366,18 @@ impl LayoutMap {
     /// Whether a partition table or a first superblock may be written there.
     pub(crate) fn may_announce(&self, sector: u64, sectors: u64) -> bool {
         let touches = |first: u64, len: u64| {
-            sectors > 0 && sector < first.saturating_add(len) && first < sector.saturating_add(sectors)
+            sectors > 0
+                && sector < first.saturating_add(len)
+                && first < sector.saturating_add(sectors)
         };
         if self.fs.is_some() {
             return self.base_sector > 0 && touches(0, PARTITION_TABLE_SECTORS);
         }
         touches(0, PARTITION_TABLE_SECTORS)
-            || self.partitions.iter().any(|first| touches(first.saturating_add(2), 2))
+            || self
+                .partitions
+                .iter()
+                .any(|first| touches(first.saturating_add(2), 2))
     }
 
     /// Bytes that the map has on the heap; shared parts count in full.

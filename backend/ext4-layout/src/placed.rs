@@ -53,13 +53,21 @@ impl Placed {
         let mut rows: Vec<Row> = Vec::new();
         let table_blocks = geometry.inode_table_blocks();
         for (descriptor, group) in descriptors.iter().zip(0..) {
-            let Some(descriptor) = descriptor else { continue };
+            let Some(descriptor) = descriptor else {
+                continue;
+            };
             for (part, first, len) in [
                 (Part::BlockBitmap, descriptor.block_bitmap, 1),
                 (Part::InodeBitmap, descriptor.inode_bitmap, 1),
                 (Part::InodeTable, descriptor.inode_table, table_blocks),
             ] {
-                rows.push(Row { first, part, group, count: 1, len });
+                rows.push(Row {
+                    first,
+                    part,
+                    group,
+                    count: 1,
+                    len,
+                });
             }
         }
         rows.sort_unstable_by_key(|row| (row.first, row.part, row.group));
@@ -80,7 +88,10 @@ impl Placed {
     /// that starts last has the block.
     pub(crate) fn at(&self, pblk: u64) -> Option<Place> {
         let after = self.rows.partition_point(|row| row.first <= pblk);
-        let row = self.rows.get(after.checked_sub(1)?).filter(|row| pblk < row.end())?;
+        let row = self
+            .rows
+            .get(after.checked_sub(1)?)
+            .filter(|row| pblk < row.end())?;
         let offset = pblk - row.first;
         let number = offset / u64::from(row.len);
         let next = self.rows.get(after).map_or(u64::MAX, |row| row.first);

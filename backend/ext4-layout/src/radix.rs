@@ -17,14 +17,18 @@ pub(crate) struct Radix<T> {
 
 impl<T> Clone for Radix<T> {
     fn clone(&self) -> Self {
-        Radix { top: Arc::clone(&self.top) }
+        Radix {
+            top: Arc::clone(&self.top),
+        }
     }
 }
 
 impl<T: Clone + Default> Radix<T> {
     /// Room for `pages` pages, all absent.
     pub(crate) fn new(pages: u64) -> Self {
-        Radix { top: Arc::new(vec![None; pages.div_ceil(FANOUT as u64) as usize]) }
+        Radix {
+            top: Arc::new(vec![None; pages.div_ceil(FANOUT as u64) as usize]),
+        }
     }
 
     pub(crate) fn get(&self, index: u64) -> Option<&T> {
@@ -48,7 +52,9 @@ impl<T: Clone + Default> Radix<T> {
         if self.get(index).is_none() {
             return;
         }
-        let Some((branch, leaf)) = split(index) else { return };
+        let Some((branch, leaf)) = split(index) else {
+            return;
+        };
         if let Some(Some(branch)) = Arc::make_mut(&mut self.top).get_mut(branch) {
             Arc::make_mut(branch)[leaf] = None;
         }
@@ -75,7 +81,9 @@ impl<T: Clone + Default> Radix<T> {
         let pages = branches.clone().flat_map(|branch| branch.iter().flatten());
         self.top.capacity() * size_of::<usize>()
             + branches.count() * (size_of::<Branch<T>>() + 16)
-            + pages.map(|page| size_of::<T>() + 16 + page_bytes(page)).sum::<usize>()
+            + pages
+                .map(|page| size_of::<T>() + 16 + page_bytes(page))
+                .sum::<usize>()
     }
 }
 

@@ -41,7 +41,9 @@ pub(crate) enum Role {
     Data(Written),
     Directory,
     Xattr,
-    ExtentNode { depth: u16 },
+    ExtentNode {
+        depth: u16,
+    },
     Indirect,
     OrphanFile,
     /// `lblk` is the block's number in the log.
@@ -69,7 +71,12 @@ struct Run {
 impl Run {
     fn cut(self, first: u16, end: u16) -> Run {
         let lblk = self.owner.lblk.wrapping_add(u32::from(first - self.first));
-        Run { first, end, owner: Owner { lblk, ..self.owner }, ..self }
+        Run {
+            first,
+            end,
+            owner: Owner { lblk, ..self.owner },
+            ..self
+        }
     }
 }
 
@@ -81,7 +88,9 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) fn new(blocks: u64) -> Runs {
-        Runs { pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)) }
+        Runs {
+            pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)),
+        }
     }
 
     /// Makes `owner` the owner of `len` blocks from `pblk` on; `owner.lblk` is the first block's.
@@ -91,7 +100,15 @@ impl Runs {
                 carve(page, first, end, None);
                 let at = page.partition_point(|run| run.first < first);
                 let lblk = owner.lblk.wrapping_add(skipped as u32);
-                page.insert(at, Run { first, end, owner: Owner { lblk, ..owner }, source });
+                page.insert(
+                    at,
+                    Run {
+                        first,
+                        end,
+                        owner: Owner { lblk, ..owner },
+                        source,
+                    },
+                );
             }
         });
     }
@@ -101,12 +118,17 @@ impl Runs {
         each_page(pblk, len, |index, first, end, _| {
             let held = |page: &Vec<Run>| {
                 let from = page.partition_point(|run| run.end <= first);
-                page[from..].iter().take_while(|run| run.first < end).any(|run| run.source == source)
+                page[from..]
+                    .iter()
+                    .take_while(|run| run.first < end)
+                    .any(|run| run.source == source)
             };
             if !self.pages.get(index).is_some_and(held) {
                 return;
             }
-            let Some(page) = self.pages.get_mut(index) else { return };
+            let Some(page) = self.pages.get_mut(index) else {
+                return;
+            };
             carve(page, first, end, Some(source));
             if page.is_empty() {
                 self.pages.remove(index);
@@ -120,7 +142,10 @@ impl Runs {
         let index = pblk >> PAGE_BITS;
         let start = index << PAGE_BITS;
         let Some(page) = self.pages.get(index) else {
-            let next = self.pages.next_present(index).map_or(limit, |index| index << PAGE_BITS);
+            let next = self
+                .pages
+                .next_present(index)
+                .map_or(limit, |index| index << PAGE_BITS);
             return (None, next.min(limit));
         };
         let at = (pblk - start) as u16;
@@ -128,7 +153,10 @@ impl Runs {
         match page.get(found) {
             Some(run) if run.first <= at => {
                 let lblk = run.owner.lblk.wrapping_add(u32::from(at - run.first));
-                (Some(Owner { lblk, ..run.owner }), limit.min(start + u64::from(run.end)))
+                (
+                    Some(Owner { lblk, ..run.owner }),
+                    limit.min(start + u64::from(run.end)),
+                )
             }
             Some(run) => (None, limit.min(start + u64::from(run.first))),
             None => (None, limit.min(start + PAGE_BLOCKS)),
@@ -136,7 +164,8 @@ impl Runs {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.pages.heap_bytes(|page| page.capacity() * size_of::<Run>())
+        self.pages
+            .heap_bytes(|page| page.capacity() * size_of::<Run>())
     }
 }
 
@@ -182,7 +211,11 @@ mod tests {
     const BLOCKS: u64 = 3 * PAGE_BLOCKS;
 
     fn owner(ino: Ino, lblk: u32) -> Owner {
-        Owner { role: Role::Data(Written::Written), ino, lblk }
+        Owner {
+            role: Role::Data(Written::Written),
+            ino,
+            lblk,
+        }
     }
 
     proptest! {

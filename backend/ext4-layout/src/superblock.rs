@@ -58,7 +58,9 @@ impl Superblock {
         let raw = raw
             .first_chunk::<SUPERBLOCK_BYTES>()
             .filter(|raw| has_magic(&raw[..]))
-            .ok_or(OpenError::NotExt4 { looked_at: "no superblock magic" })?;
+            .ok_or(OpenError::NotExt4 {
+                looked_at: "no superblock magic",
+            })?;
         let word = |at| u32_le(raw, at).unwrap_or(0);
         let half = |at| u16_le(raw, at).unwrap_or(0);
         let (compat, incompat, ro_compat) = (word(0x5c), word(0x60), word(0x64));
@@ -70,7 +72,9 @@ impl Superblock {
             return Err(OpenError::JournalDevice);
         }
         if incompat & !INCOMPAT_KNOWN != 0 {
-            return Err(OpenError::Unsupported { bits: incompat & !INCOMPAT_KNOWN });
+            return Err(OpenError::Unsupported {
+                bits: incompat & !INCOMPAT_KNOWN,
+            });
         }
         if ro_compat_has(RO_COMPAT_METADATA_CSUM) && crc32c(!0, &raw[..0x3fc]) != word(0x3fc) {
             return corrupt("s_checksum", word(0x3fc).into());
@@ -104,9 +108,7 @@ impl Superblock {
         let high = if wide { u64::from(word(0x150)) } else { 0 };
         let blocks_count = high << 32 | u64::from(word(0x4));
         let first_data_block = check("s_first_data_block", word(0x14), |n| n <= 1)?;
-        if blocks_count <= u64::from(first_data_block)
-            || blocks_count > room_bytes >> block_bits
-        {
+        if blocks_count <= u64::from(first_data_block) || blocks_count > room_bytes >> block_bits {
             return corrupt("s_blocks_count", blocks_count);
         }
         let groups =
@@ -138,13 +140,18 @@ impl Superblock {
         } else {
             None
         };
-        let reserved_gdt_blocks =
-            check("s_reserved_gdt_blocks", half(0xce).into(), |n| n <= block_bytes / 4)?;
+        let reserved_gdt_blocks = check("s_reserved_gdt_blocks", half(0xce).into(), |n| {
+            n <= block_bytes / 4
+        })?;
 
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&raw[0x68..0x78]);
         let checksum_seed = ro_compat_has(RO_COMPAT_METADATA_CSUM).then(|| {
-            if incompat_has(INCOMPAT_CSUM_SEED) { word(0x270) } else { crc32c(!0, &uuid) }
+            if incompat_has(INCOMPAT_CSUM_SEED) {
+                word(0x270)
+            } else {
+                crc32c(!0, &uuid)
+            }
         });
         Ok(Superblock {
             needs_recovery: incompat_has(INCOMPAT_RECOVER),
@@ -163,8 +170,7 @@ impl Superblock {
                 reserved_gdt_blocks,
                 first_meta_bg,
                 sparse_super: ro_compat_has(RO_COMPAT_SPARSE_SUPER),
-                sparse_super2: compat_has(COMPAT_SPARSE_SUPER2)
-                    .then(|| [word(0x24c), word(0x250)]),
+                sparse_super2: compat_has(COMPAT_SPARSE_SUPER2).then(|| [word(0x24c), word(0x250)]),
                 uninit_groups: ro_compat_has(RO_COMPAT_GDT_CSUM | RO_COMPAT_METADATA_CSUM),
                 mmp_block: incompat_has(INCOMPAT_MMP)
                     .then(|| u64_le(raw, 0x168).unwrap_or(0))
@@ -188,5 +194,9 @@ fn corrupt<T>(field: &'static str, value: u64) -> Result<T, OpenError> {
 }
 
 fn check(field: &'static str, value: u32, good: impl Fn(u32) -> bool) -> Result<u32, OpenError> {
-    if good(value) { Ok(value) } else { corrupt(field, value.into()) }
+    if good(value) {
+        Ok(value)
+    } else {
+        corrupt(field, value.into())
+    }
 }

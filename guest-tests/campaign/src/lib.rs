@@ -10,6 +10,7 @@ pub mod initramfs;
 pub mod interrupt;
 pub mod kernels;
 pub mod notice;
+pub mod oracle;
 pub mod plan;
 pub mod process;
 pub mod progress;

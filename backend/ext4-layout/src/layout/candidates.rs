@@ -25,7 +25,9 @@ impl Candidates {
         self.blocks.insert(pblk, block.into());
         self.order.push_back(pblk);
         while self.bytes > BYTES_MAX {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
             self.forget(oldest);
         }
     }
@@ -39,7 +41,11 @@ impl Candidates {
 
     /// Something else was written to all of the range.
     pub(crate) fn forget_range(&mut self, from: u64, to: u64) {
-        let gone: Vec<u64> = self.blocks.range(from..to.max(from)).map(|(pblk, _)| *pblk).collect();
+        let gone: Vec<u64> = self
+            .blocks
+            .range(from..to.max(from))
+            .map(|(pblk, _)| *pblk)
+            .collect();
         for pblk in gone {
             self.forget(pblk);
         }

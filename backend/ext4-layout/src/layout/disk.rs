@@ -27,7 +27,13 @@ pub(crate) struct Disk<'a> {
 
 impl<'a> Disk<'a> {
     pub(crate) fn new(dev: &'a mut dyn ReadAt, base_bytes: u64, block_bytes: usize) -> Disk<'a> {
-        Disk { dev, base_bytes, block_bytes, copies: BTreeMap::new(), bytes_read: 0 }
+        Disk {
+            dev,
+            base_bytes,
+            block_bytes,
+            copies: BTreeMap::new(),
+            bytes_read: 0,
+        }
     }
 
     /// From now on, these blocks are read from the log.
@@ -53,8 +59,11 @@ impl<'a> Disk<'a> {
     pub(crate) fn blocks(&mut self, pblk: u64, buf: &mut [u8]) -> Result<(), OpenError> {
         self.read(pblk, buf)?;
         let len = (buf.len() / self.block_bytes) as u64;
-        let copies: Vec<(u64, LogCopy)> =
-            self.copies.range(pblk..pblk.saturating_add(len)).map(|(at, copy)| (*at, *copy)).collect();
+        let copies: Vec<(u64, LogCopy)> = self
+            .copies
+            .range(pblk..pblk.saturating_add(len))
+            .map(|(at, copy)| (*at, *copy))
+            .collect();
         for (at, copy) in copies {
             let start = (at - pblk) as usize * self.block_bytes;
             let block = &mut buf[start..start + self.block_bytes];
@@ -68,7 +77,9 @@ impl<'a> Disk<'a> {
 
     fn read(&mut self, pblk: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         self.bytes_read += buf.len() as u64;
-        let offset = pblk.saturating_mul(self.block_bytes as u64).saturating_add(self.base_bytes);
+        let offset = pblk
+            .saturating_mul(self.block_bytes as u64)
+            .saturating_add(self.base_bytes);
         self.dev.read_at(offset, buf)
     }
 }

@@ -73,7 +73,11 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn new(replay: Replay) -> Journal {
-        let cover = |tid| Cover { tid, sum: None, stale: false };
+        let cover = |tid| Cover {
+            tid,
+            sum: None,
+            stale: false,
+        };
         Journal {
             file_blocks: replay.file_blocks,
             superblock: replay.superblock,
@@ -81,7 +85,11 @@ impl Journal {
             stored: BTreeMap::new(),
             held_bytes: 0,
             lost: false,
-            covers: replay.covered.into_iter().map(|(pblk, tid)| (pblk, cover(tid))).collect(),
+            covers: replay
+                .covered
+                .into_iter()
+                .map(|(pblk, tid)| (pblk, cover(tid)))
+                .collect(),
             parts: Assembly::default(),
             next: replay.next,
         }
@@ -89,14 +97,18 @@ impl Journal {
 
     /// A full block of the log arrives. Returns whether entries changed.
     pub(crate) fn arrived(&mut self, log: &mut Log, index: u32, block: &[u8]) -> bool {
-        let Some(superblock) = self.superblock else { return false };
+        let Some(superblock) = self.superblock else {
+            return false;
+        };
         if index < superblock.first || index >= superblock.fast_commit {
             return false;
         }
         let format = superblock.format;
         match header(block) {
             Some((BlockType::Descriptor, tid)) => {
-                let Some(tags) = descriptor::parse(block, format) else { return false };
+                let Some(tags) = descriptor::parse(block, format) else {
+                    return false;
+                };
                 if tags.len() >= superblock.usable() as usize {
                     return false;
                 }
@@ -107,7 +119,13 @@ impl Journal {
                 }
                 for (tag, place) in tags.into_iter().zip(1..) {
                     let at = superblock.after(index, place);
-                    changed |= log.set(at, Entry::Copy { tid, pblk: tag.pblk });
+                    changed |= log.set(
+                        at,
+                        Entry::Copy {
+                            tid,
+                            pblk: tag.pblk,
+                        },
+                    );
                     if let Some(transaction) = &mut transaction {
                         transaction.pieces.insert(at, Piece::Copy(tag));
                     }
@@ -115,7 +133,9 @@ impl Journal {
                 changed
             }
             Some((BlockType::Revoke, tid)) => {
-                let Some(blocks) = revoke::parse(block, format) else { return false };
+                let Some(blocks) = revoke::parse(block, format) else {
+                    return false;
+                };
                 if let Some(transaction) = self.transaction(tid, log.tail) {
                     transaction.pieces.insert(index, Piece::Revoke(blocks));
                 }
@@ -161,7 +181,9 @@ impl Journal {
         if index == 0 {
             return Stage::Superblock(block);
         }
-        let Some(superblock) = self.superblock else { return Stage::Quiet };
+        let Some(superblock) = self.superblock else {
+            return Stage::Quiet;
+        };
         let format = superblock.format;
         match header(block) {
             Some((BlockType::Commit, tid)) if commit::checksum_fits(block, format) => {
@@ -176,25 +198,31 @@ impl Journal {
                 self.stored.insert(index, Stored::Sum(0));
             }
             _ => {
-                let tagged = self.transactions.iter().rev().find_map(|(tid, transaction)| {
-                    match transaction.pieces.get(&index)? {
+                let tagged = self
+                    .transactions
+                    .iter()
+                    .rev()
+                    .find_map(|(tid, transaction)| match transaction.pieces.get(&index)? {
                         Piece::Copy(tag) => Some((*tid, *tag)),
                         Piece::Descriptor | Piece::Revoke(_) => None,
-                    }
-                });
+                    });
                 match tagged {
-                    Some((tid, tag)) if !tag.checksum_fits(block, tid, format) => return Stage::Quiet,
+                    Some((tid, tag)) if !tag.checksum_fits(block, tid, format) => {
+                        return Stage::Quiet;
+                    }
                     Some((_, tag)) if !needs_bytes(tag.pblk, block) => {
                         self.forget(index);
-                        self.stored.insert(index, Stored::Sum(copied_sum(&tag, block)));
+                        self.stored
+                            .insert(index, Stored::Sum(copied_sum(&tag, block)));
                     }
                     _ => self.hold(index, block),
                 }
             }
         }
-        let waiting = self.transactions.iter().find(|(_, waiting)| {
-            waiting.commit.is_some() && waiting.pieces.contains_key(&index)
-        });
+        let waiting = self
+            .transactions
+            .iter()
+            .find(|(_, waiting)| waiting.commit.is_some() && waiting.pieces.contains_key(&index));
         match waiting.map(|(tid, _)| *tid) {
             Some(tid) => self.try_commit(tid),
             None => Stage::Quiet,
@@ -224,7 +252,9 @@ impl Journal {
         else {
             return Stage::Quiet;
         };
-        let Some(commit) = transaction.commit else { return Stage::Quiet };
+        let Some(commit) = transaction.commit else {
+            return Stage::Quiet;
+        };
         // The log has a transaction in one piece, up to the commit record.
         let usable = superblock.usable();
         let before = |by: u32| superblock.after(commit, usable - by);
@@ -232,22 +262,36 @@ impl Journal {
         let whole = len < usable
             && (1..=len).all(|by| transaction.pieces.contains_key(&before(by)))
             && self.next.is_none_or(|next| next == before(len));
-        let stored = transaction.pieces.keys().all(|index| self.stored.contains_key(index));
+        let stored = transaction
+            .pieces
+            .keys()
+            .all(|index| self.stored.contains_key(index));
         if whole && !stored && !self.lost && !transaction.from_log {
             return Stage::Quiet;
         }
         let lost = !whole || !stored;
         self.next = Some(superblock.after(commit, 1));
         let order: Vec<u32> = (1..=len.min(usable)).rev().map(before).collect();
-        let Some(mut transaction) = self.transactions.remove(&tid) else { return Stage::Quiet };
+        let Some(mut transaction) = self.transactions.remove(&tid) else {
+            return Stage::Quiet;
+        };
         self.transactions.retain(|other, _| !not_older(tid, *other));
         let mut changed = BTreeMap::new();
-        let pieces = order.iter().filter_map(|index| Some((*index, transaction.pieces.remove(index)?)));
+        let pieces = order
+            .iter()
+            .filter_map(|index| Some((*index, transaction.pieces.remove(index)?)));
         for (index, piece) in pieces.collect::<Vec<_>>() {
             match piece {
                 Piece::Copy(tag) => {
                     let sum = self.take_copy(index, &tag, tid, &mut changed);
-                    self.covers.insert(tag.pblk, Cover { tid, sum, stale: false });
+                    self.covers.insert(
+                        tag.pblk,
+                        Cover {
+                            tid,
+                            sum,
+                            stale: false,
+                        },
+                    );
                 }
                 Piece::Revoke(blocks) => {
                     for pblk in blocks {
@@ -265,7 +309,11 @@ impl Journal {
             self.held_bytes = 0;
             self.lost = false;
         }
-        if lost { Stage::Lost } else { Stage::Committed(changed) }
+        if lost {
+            Stage::Lost
+        } else {
+            Stage::Committed(changed)
+        }
     }
 
     /// Moves the bytes of a copy, if they were kept, to `changed`; returns their checksum.
@@ -310,15 +358,21 @@ impl Journal {
         }
         self.superblock = Some(new);
         let live = |tid: Tid| new.start.is_some() && not_older(tid, new.sequence);
-        let stale = self.covers.values().any(|cover| cover.stale && !live(cover.tid));
+        let stale = self
+            .covers
+            .values()
+            .any(|cover| cover.stale && !live(cover.tid));
         self.covers.retain(|_, cover| live(cover.tid));
-        self.transactions.retain(|tid, _| not_older(*tid, new.sequence));
+        self.transactions
+            .retain(|tid, _| not_older(*tid, new.sequence));
         Some((new, stale))
     }
 
     /// A block is written at its own place; returns whether the log has something newer.
     pub(crate) fn covers(&mut self, pblk: u64, full_block: Option<&[u8]>) -> bool {
-        let Some(cover) = self.covers.get_mut(&pblk) else { return false };
+        let Some(cover) = self.covers.get_mut(&pblk) else {
+            return false;
+        };
         if let Some(sum) = cover.sum {
             cover.stale = full_block.is_none_or(|block| crc32c(0, block) != sum);
         }
@@ -327,6 +381,10 @@ impl Journal {
 }
 
 fn copied_sum(tag: &Tag, block: &[u8]) -> u32 {
-    let start = if tag.escaped { MAGIC.to_be_bytes() } else { [block[0], block[1], block[2], block[3]] };
+    let start = if tag.escaped {
+        MAGIC.to_be_bytes()
+    } else {
+        [block[0], block[1], block[2], block[3]]
+    };
     crc32c(crc32c(0, &start), &block[4..])
 }

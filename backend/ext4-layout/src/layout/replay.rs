@@ -48,7 +48,9 @@ pub(crate) fn read(
     needs_recovery: bool,
 ) -> Result<Replay, OpenError> {
     let extents = journal_extents(disk, geometry, ino)?;
-    let file_blocks = extents.last().map_or(0, |last| last.lblk.saturating_add(last.len));
+    let file_blocks = extents
+        .last()
+        .map_or(0, |last| last.lblk.saturating_add(last.len));
     let mut replay = Replay {
         file_blocks,
         superblock: None,
@@ -58,7 +60,9 @@ pub(crate) fn read(
         running: None,
         next: None,
     };
-    let Some(first) = place_in(&extents, 0) else { return Ok(replay) };
+    let Some(first) = place_in(&extents, 0) else {
+        return Ok(replay);
+    };
     let Some(superblock) = JournalSuperblock::parse(&disk.raw_block(first)?, file_blocks) else {
         return Ok(replay);
     };
@@ -66,7 +70,11 @@ pub(crate) fn read(
     let mut scan = Scan {
         superblock,
         extents,
-        log: Log::new(superblock.blocks, superblock.fast_commit, superblock.sequence),
+        log: Log::new(
+            superblock.blocks,
+            superblock.fast_commit,
+            superblock.sequence,
+        ),
         committed: Vec::new(),
         revoked: BTreeMap::new(),
         next: None,
@@ -76,9 +84,18 @@ pub(crate) fn read(
     }
     replay.next = scan.next;
     for (tid, index, tag) in &scan.committed {
-        let revoked = scan.revoked.get(&tag.pblk).is_some_and(|by| not_older(*by, *tid));
+        let revoked = scan
+            .revoked
+            .get(&tag.pblk)
+            .is_some_and(|by| not_older(*by, *tid));
         if let Some(at) = place_in(&scan.extents, *index).filter(|_| !revoked) {
-            replay.copies.insert(tag.pblk, LogCopy { at, escaped: tag.escaped });
+            replay.copies.insert(
+                tag.pblk,
+                LogCopy {
+                    at,
+                    escaped: tag.escaped,
+                },
+            );
             replay.covered.insert(tag.pblk, *tid);
         }
     }
@@ -109,16 +126,22 @@ impl Scan {
         let mut left = self.superblock.usable();
         let mut running = Transaction::default();
         while left > 0 {
-            let Some(pblk) = place_in(&self.extents, index) else { break };
+            let Some(pblk) = place_in(&self.extents, index) else {
+                break;
+            };
             let block = disk.raw_block(pblk)?;
-            let Some((kind, found)) = header(&block) else { break };
+            let Some((kind, found)) = header(&block) else {
+                break;
+            };
             if found != tid {
                 break;
             }
             let mut len = 1;
             match kind {
                 BlockType::Descriptor => {
-                    let Some(tags) = descriptor::parse(&block, format) else { break };
+                    let Some(tags) = descriptor::parse(&block, format) else {
+                        break;
+                    };
                     len += tags.len() as u32;
                     if len > left {
                         break;
@@ -127,12 +150,20 @@ impl Scan {
                     self.log.set(index, Entry::Descriptor(tid));
                     for (tag, place) in tags.into_iter().zip(1..) {
                         let at = self.superblock.after(index, place);
-                        self.log.set(at, Entry::Copy { tid, pblk: tag.pblk });
+                        self.log.set(
+                            at,
+                            Entry::Copy {
+                                tid,
+                                pblk: tag.pblk,
+                            },
+                        );
                         running.pieces.insert(at, Piece::Copy(tag));
                     }
                 }
                 BlockType::Revoke => {
-                    let Some(revoked) = revoke::parse(&block, format) else { break };
+                    let Some(revoked) = revoke::parse(&block, format) else {
+                        break;
+                    };
                     self.log.set(index, Entry::Revoke(tid));
                     running.pieces.insert(index, Piece::Revoke(revoked));
                 }
@@ -156,15 +187,16 @@ impl Scan {
 
     fn commit(&mut self, tid: Tid, transaction: Transaction) {
         // In the order of the log, which the wrap may have split.
-        let (wrapped, straight): (Vec<_>, Vec<_>) =
-            transaction.pieces.into_iter().partition(|(index, _)| {
-                self.superblock.start.is_some_and(|start| *index < start)
-            });
+        let (wrapped, straight): (Vec<_>, Vec<_>) = transaction
+            .pieces
+            .into_iter()
+            .partition(|(index, _)| self.superblock.start.is_some_and(|start| *index < start));
         for (index, piece) in straight.into_iter().chain(wrapped) {
             match piece {
                 Piece::Copy(tag) => self.committed.push((tid, index, tag)),
                 Piece::Revoke(blocks) => {
-                    self.revoked.extend(blocks.into_iter().map(|pblk| (pblk, tid)));
+                    self.revoked
+                        .extend(blocks.into_iter().map(|pblk| (pblk, tid)));
                 }
                 Piece::Descriptor => {}
             }
@@ -178,7 +210,9 @@ fn journal_extents(
     geometry: &Geometry,
     ino: Ino,
 ) -> Result<Vec<Extent>, OpenError> {
-    let Some(inode) = raw_inode(disk, geometry, ino)? else { return Ok(Vec::new()) };
+    let Some(inode) = raw_inode(disk, geometry, ino)? else {
+        return Ok(Vec::new());
+    };
     let mut extents = inode.root.extents.to_vec();
     let mut todo: Vec<Child> = inode.root.children.to_vec();
     let mut left = TREE_BLOCKS_MAX;
@@ -201,7 +235,9 @@ fn raw_inode(
     geometry: &Geometry,
     ino: Ino,
 ) -> Result<Option<Inode>, OpenError> {
-    let Some(number) = ino.checked_sub(1) else { return Ok(None) };
+    let Some(number) = ino.checked_sub(1) else {
+        return Ok(None);
+    };
     let group = number / geometry.inodes_per_group;
     let Some(gdt_block) = geometry.gdt_block(group / geometry.descs_per_block) else {
         return Ok(None);
@@ -215,7 +251,11 @@ fn raw_inode(
     let table_block = u64::from(index / geometry.inodes_per_block());
     let block = disk.raw_block(descriptor.inode_table + table_block)?;
     let at = (index % geometry.inodes_per_block()) as usize * geometry.inode_bytes;
-    Ok(Inode::parse(&block[at..at + geometry.inode_bytes], geometry, ino))
+    Ok(Inode::parse(
+        &block[at..at + geometry.inode_bytes],
+        geometry,
+        ino,
+    ))
 }
 
 /// The block of the device that holds a logical block.

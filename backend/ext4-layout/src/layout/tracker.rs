@@ -29,12 +29,27 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    pub(crate) const CHANGED: Effect = Effect { changed: true, reopen: false, gone: false };
-    pub(crate) const REOPEN: Effect = Effect { changed: false, reopen: true, gone: false };
-    const GONE: Effect = Effect { changed: true, reopen: true, gone: true };
+    pub(crate) const CHANGED: Effect = Effect {
+        changed: true,
+        reopen: false,
+        gone: false,
+    };
+    pub(crate) const REOPEN: Effect = Effect {
+        changed: false,
+        reopen: true,
+        gone: false,
+    };
+    const GONE: Effect = Effect {
+        changed: true,
+        reopen: true,
+        gone: true,
+    };
 
     fn changed(changed: bool) -> Effect {
-        Effect { changed, ..Effect::default() }
+        Effect {
+            changed,
+            ..Effect::default()
+        }
     }
 }
 
@@ -83,7 +98,14 @@ impl Tracker {
         room_bytes: u64,
     ) -> Tracker {
         let candidates = Candidates::default();
-        Tracker { descriptors, forest, journal, candidates, superblock, room_bytes }
+        Tracker {
+            descriptors,
+            forest,
+            journal,
+            candidates,
+            superblock,
+            room_bytes,
+        }
     }
 
     /// Whether the bytes of a block decide anything about others.
@@ -104,7 +126,14 @@ impl Tracker {
     pub(crate) fn commit(&mut self, fs: &mut FsMap, blocks: &BTreeMap<u64, Box<[u8]>>) -> Effect {
         let mut effect = Effect::default();
         for (pblk, bytes) in blocks {
-            effect |= self.take_placed(fs, Part { pblk: *pblk, offset: 0, bytes });
+            effect |= self.take_placed(
+                fs,
+                Part {
+                    pblk: *pblk,
+                    offset: 0,
+                    bytes,
+                },
+            );
         }
         for (pblk, bytes) in blocks {
             effect |= self.take_node(fs, *pblk, bytes);
@@ -149,11 +178,7 @@ impl Tracker {
         self.candidates.forget_range(from, to);
     }
 
-    fn settle(
-        &mut self,
-        fs: &mut FsMap,
-        fetch: impl Fn(u64) -> Option<Box<[u8]>>,
-    ) -> Effect {
+    fn settle(&mut self, fs: &mut FsMap, fetch: impl Fn(u64) -> Option<Box<[u8]>>) -> Effect {
         let mut effect = Effect::default();
         while let Some(pblk) = self.forest.next_wanted() {
             let kept = self.candidates.take(pblk);
@@ -187,14 +212,15 @@ impl Tracker {
                 None => Effect::default(),
             },
             Home::BlockBitmap { group } => {
-                let uninit = self.descriptors[group as usize].is_none_or(|found| found.block_uninit);
+                let uninit =
+                    self.descriptors[group as usize].is_none_or(|found| found.block_uninit);
                 let changed = !uninit && fs.bitmaps.patch(group, part.offset, part.bytes);
                 self.note_bitmap(group, part, uninit);
                 Effect::changed(changed)
             }
-            Home::InodeTable { group, first_inode, .. } => {
-                self.take_inodes(fs, group, first_inode, part)
-            }
+            Home::InodeTable {
+                group, first_inode, ..
+            } => self.take_inodes(fs, group, first_inode, part),
             _ => Effect::default(),
         }
     }
@@ -237,7 +263,9 @@ impl Tracker {
         let mut effect = Effect::default();
         for (raw, group) in aligned.chunks_exact(bytes).zip(first..geometry.groups) {
             let new = Descriptor::parse(raw, &geometry, group);
-            let Some(slot) = self.descriptors.get_mut(group as usize) else { break };
+            let Some(slot) = self.descriptors.get_mut(group as usize) else {
+                break;
+            };
             let old = std::mem::replace(slot, new);
             effect |= match (old, new) {
                 (Some(old), Some(new)) if old.same_places(&new) => {
@@ -286,7 +314,11 @@ impl Tracker {
         let skipped = part.offset.div_ceil(bytes);
         let mut at = skipped * bytes - part.offset;
         let mut ino = first_inode.saturating_add(skipped as Ino);
-        while let Some(raw) = part.bytes.get(at..).filter(|raw| raw.len() >= GOOD_OLD_BYTES) {
+        while let Some(raw) = part
+            .bytes
+            .get(at..)
+            .filter(|raw| raw.len() >= GOOD_OLD_BYTES)
+        {
             if ino > end {
                 break;
             }

@@ -184,7 +184,7 @@ impl Engine {
         {
             let spans = &mut state.spans;
             map.classify(request.sector, request.sectors, &mut |span| {
-                spans.push(span)
+                spans.push(span);
             });
         }
         let input = Input::Arrive(Request {

@@ -53,6 +53,8 @@ struct Queue {
     /// Dropped because nobody with a right to all of them was there, and the queue was full.
     lost: u64,
     stop: bool,
+    /// The thread has events in hand.
+    busy: bool,
     /// The log cannot be written any more: nothing waits for it.
     log_failed: bool,
 }
@@ -69,7 +71,11 @@ impl Sinks {
         let thread = std::thread::Builder::new()
             .name("rg-events".into())
             .spawn(move || of_thread.run(log))?;
-        Ok(Sinks { shared, thread: Some(thread), has_log })
+        Ok(Sinks {
+            shared,
+            thread: Some(thread),
+            has_log,
+        })
     }
 
     /// Whether somebody is there to read events.
@@ -109,8 +115,23 @@ impl Sinks {
             tracing::warn!("the event log is slower than the guest: requests wait for it");
         }
         while queue.events.len() >= BACKLOG && !queue.log_failed && !queue.stop {
-            queue =
-                self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .shared
+                .taken
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits until everything pushed so far was written and offered to the subscribers.
+    pub fn settle(&self) {
+        let mut queue = self.shared.queue();
+        while !queue.events.is_empty() || queue.busy {
+            queue = self
+                .shared
+                .taken
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -131,7 +152,9 @@ impl Sinks {
 
     /// The subscriber is gone.
     pub fn unsubscribe(&self, subscription: &Arc<Subscription>) {
-        self.shared.subscriptions().retain(|other| !Arc::ptr_eq(other, subscription));
+        self.shared
+            .subscriptions()
+            .retain(|other| !Arc::ptr_eq(other, subscription));
     }
 }
 
@@ -141,19 +164,27 @@ impl Shared {
     }
 
     fn subscriptions(&self) -> MutexGuard<'_, Vec<Arc<Subscription>>> {
-        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.subscriptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, mut log: Option<Log>) {
         let (mut events, mut lines, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let mut queue = self.queue();
+            queue.busy = false;
+            self.taken.notify_all();
             while queue.events.is_empty() && queue.lost == 0 && !queue.stop {
-                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .filled
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             std::mem::swap(&mut queue.events, &mut events);
             let lost = std::mem::take(&mut queue.lost);
             let stop = queue.stop && events.is_empty();
+            queue.busy = !stop;
             drop(queue);
             self.taken.notify_all();
             if stop {
@@ -169,7 +200,12 @@ impl Shared {
                 self.taken.notify_all();
             }
             for subscription in self.subscriptions().iter() {
-                subscription.offer(&Batch { events: &events, lines: &lines, ends: &ends, lost });
+                subscription.offer(&Batch {
+                    events: &events,
+                    lines: &lines,
+                    ends: &ends,
+                    lost,
+                });
             }
             events.clear();
         }
@@ -202,9 +238,12 @@ impl Drop for Sinks {
     fn drop(&mut self) {
         self.shared.queue().stop = true;
         self.shared.filled.notify_one();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
             tracing::error!("the event thread panicked");
         }
     }
 }
-

@@ -6,13 +6,16 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, sockopt};
 use thiserror::Error;
+
+use crate::blk::Transport;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -53,6 +56,20 @@ pub enum SocketError {
         path: PathBuf,
         /// Its folder.
         folder: PathBuf,
+    },
+    /// The number names no open file.
+    #[error("file descriptor {fd} is not open, or is 0 to 2; pass the number of an open one")]
+    NotOpen {
+        /// The number.
+        fd: i32,
+    },
+    /// The file descriptor is something else.
+    #[error(
+        "file descriptor {fd} is not a Unix stream socket; pass a listening or a connected one"
+    )]
+    NotAUnixSocket {
+        /// The number.
+        fd: i32,
     },
     /// The system refused.
     #[error("cannot listen on socket {}; check the permissions of its folder", path.display())]
@@ -125,6 +142,46 @@ pub fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), SocketError>
     let file = SocketFile::of(path).map_err(wrap)?;
     listen(&socket, BACKLOG).map_err(|errno| wrap(errno.into()))?;
     Ok((UnixListener::from(socket), file))
+}
+
+/// A file descriptor that the program inherited under a number given on the command line. To be
+/// called once for each number, before the program opens anything of its own.
+///
+/// # Errors
+/// It is one of the standard three, or not open.
+pub fn inherited(fd: i32) -> Result<OwnedFd, SocketError> {
+    // SAFETY: the descriptor is only asked for its flags, and only if `fcntl` knows it.
+    let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    if !open {
+        return Err(SocketError::NotOpen { fd });
+    }
+    // SAFETY: it is open, and whoever started the program handed it over by its number; nothing
+    // in this process opened it (see above), so nothing else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // The program's own children, had it any, would have no business with it.
+    let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
+    Ok(fd)
+}
+
+/// Finds out what kind of socket was inherited: one that listens, or one that is connected.
+///
+/// # Errors
+/// It is not a Unix stream socket.
+pub fn inherited_transport(fd: OwnedFd) -> Result<Transport, SocketError> {
+    let number = fd.as_raw_fd();
+    let is_unix_stream = sockopt::socket_domain(&fd).is_ok_and(|d| d == AddressFamily::UNIX)
+        && sockopt::socket_type(&fd).is_ok_and(|t| t == SocketType::STREAM);
+    if !is_unix_stream {
+        return Err(SocketError::NotAUnixSocket { fd: number });
+    }
+    if sockopt::socket_acceptconn(&fd).unwrap_or(false) {
+        return Ok(Transport::Listener(UnixListener::from(fd)));
+    }
+    let connected = UnixStream::from(fd);
+    if connected.peer_addr().is_err() {
+        return Err(SocketError::NotAUnixSocket { fd: number });
+    }
+    Ok(Transport::Connected(connected))
 }
 
 fn remove_if_dead(path: &Path) -> Result<(), SocketError> {

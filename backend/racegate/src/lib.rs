@@ -3,4 +3,6 @@
 //! In: command lines. Out: text for people, JSON for programs, exit statuses.
 //! Must not know: how a device, a guest or a model works.
 
+pub mod blk;
 pub mod cli;
+pub mod inspect;

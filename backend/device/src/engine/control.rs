@@ -203,6 +203,11 @@ impl Engine {
         self.carry_out(guard, None);
     }
 
+    /// Waits until everything that happened so far was written and offered to the subscribers.
+    pub fn settle_events(&self) {
+        self.sinks.settle();
+    }
+
     /// How often a queue thread had to wait for the event log to be written.
     pub fn log_stalls(&self) -> u64 {
         self.sinks.stalls()

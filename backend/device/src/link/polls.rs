@@ -113,7 +113,7 @@ impl Polls {
                     continue;
                 }
                 Next::Nothing if poll.hurried || poll.limit <= now => {
-                    mailbox.empty(&mut self.frame)
+                    mailbox.empty(&mut self.frame);
                 }
                 Next::Nothing => {
                     self.waiting.push_front(poll);

@@ -45,7 +45,11 @@ impl Subscription {
         let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut lines = serde_json::to_vec(header)?;
         lines.push(b'\n');
-        Ok(Subscription { event, from: header.seq, waiting: Mutex::new(Waiting { lines, lost: 0 }) })
+        Ok(Subscription {
+            event,
+            from: header.seq,
+            waiting: Mutex::new(Waiting { lines, lost: 0 }),
+        })
     }
 
     /// Adds the lines that fit. Once one does not, all are dropped until the reader has taken
@@ -57,7 +61,8 @@ impl Subscription {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.lost += batch.lost;
         let was_empty = waiting.lines.is_empty();
-        if waiting.lost > 0 && was_empty
+        if waiting.lost > 0
+            && was_empty
             && let Some(next) = batch.events.get(skipped)
         {
             waiting.report_lost(next);
@@ -66,7 +71,9 @@ impl Subscription {
             let room = ROOM_BYTES.saturating_sub(waiting.lines.len());
             let fitting = ends.partition_point(|end| end - start <= room);
             if let Some(last) = fitting.checked_sub(1) {
-                waiting.lines.extend_from_slice(&batch.lines[start..ends[last]]);
+                waiting
+                    .lines
+                    .extend_from_slice(&batch.lines[start..ends[last]]);
             }
             waiting.lost = (ends.len() - fitting) as u64;
         } else {
@@ -93,7 +100,11 @@ impl Waiting {
     /// Says how many events before `next` this reader did not get.
     fn report_lost(&mut self, next: &Event) {
         let what = What::Lost { events: self.lost };
-        let event = Event { seq: next.seq.saturating_sub(1), at: next.at, what };
+        let event = Event {
+            seq: next.seq.saturating_sub(1),
+            at: next.at,
+            what,
+        };
         if serde_json::to_writer(&mut self.lines, &event).is_ok() {
             self.lines.push(b'\n');
             self.lost = 0;

@@ -1,3 +1,5 @@
-//! The vhost-user-blk daemon.
+//! The vhost-user-blk daemon; see [`racegate::blk`].
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    racegate::blk::main(std::env::args_os())
+}

@@ -1,0 +1,155 @@
+//! What each command of the control socket does.
+//!
+//! In: a line. Out: an [`Answer`].
+//! Must not know: connections.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use agent::wire::ToGuest;
+use pipeline::control::{Request, Response};
+
+use crate::blk::Device;
+use crate::engine::Engine;
+use crate::link::Mailbox;
+use crate::sink::Subscription;
+use crate::stop::Stop;
+use crate::storage::SECTOR_BYTES;
+
+/// What the server controls.
+pub struct Target {
+    /// Rules, events, layout.
+    pub engine: Arc<Engine>,
+    /// The disk.
+    pub device: Arc<Device>,
+    /// Messages for the agent; `None` without a link disk.
+    pub mailbox: Option<Arc<Mailbox>>,
+    /// Ends the program.
+    pub stop: Arc<Stop>,
+}
+
+/// What a line leads to.
+pub(super) enum Answer {
+    /// One line back.
+    Response(Response),
+    /// The connection becomes a stream of events.
+    Subscribed(Arc<Subscription>),
+    /// The program ends, after the answer.
+    Shutdown,
+}
+
+impl Target {
+    pub(super) fn obey(&self, line: &[u8]) -> Answer {
+        let request: Request = match serde_json::from_slice(line) {
+            Ok(request) => request,
+            Err(error) => {
+                return failed(&format!(
+                    "not a command: {error}; send one JSON object a line, like \
+                     {{\"command\":\"list\"}}"
+                ));
+            }
+        };
+        let result = match request {
+            Request::List => Ok(self.rules()),
+            Request::Load(text) => self
+                .engine
+                .load(&text)
+                .map_err(|e| chain(&e))
+                .map(|()| self.rules()),
+            Request::Arm { rule } => done(self.engine.arm(&rule, true)),
+            Request::Disarm { rule } => done(self.engine.arm(&rule, false)),
+            Request::Release { rule } => self
+                .engine
+                .release(rule.as_deref())
+                .map(|requests| Response::Released { requests })
+                .map_err(|e| chain(&e)),
+            Request::Stats => Ok(Response::Stats(self.engine.stats())),
+            Request::Layout {
+                sector: None,
+                sectors: None,
+            } => Ok(Response::LayoutSummary {
+                sectors: self.engine.layout_summary(),
+            }),
+            Request::Layout { sector, sectors } => self
+                .engine
+                .layout(sector.unwrap_or(0), sectors.unwrap_or(1))
+                .map(|ranges| Response::Layout { ranges })
+                .map_err(|e| chain(&e)),
+            Request::Events => match self.engine.subscribe() {
+                Ok(subscription) => return Answer::Subscribed(subscription),
+                Err(error) => Err(format!("cannot make an event stream: {error}")),
+            },
+            Request::Send { message } => self.send(message),
+            Request::Reset => done(self.engine.reset()),
+            Request::Resize { bytes } => self.resize(bytes),
+            Request::Shutdown => return Answer::Shutdown,
+        };
+        match result {
+            Ok(response) => Answer::Response(response),
+            Err(message) => failed(&message),
+        }
+    }
+
+    fn rules(&self) -> Response {
+        let (file, rules) = self.engine.list();
+        Response::Rules { file, rules }
+    }
+
+    fn send(&self, message: serde_json::Value) -> Result<Response, String> {
+        let Some(mailbox) = &self.mailbox else {
+            return Err("there is no link disk: start the backend with --link-socket".to_owned());
+        };
+        let message: ToGuest = serde_json::from_value(message)
+            .map_err(|error| format!("not a message that the agent knows: {error}"))?;
+        done(mailbox.send(&message))
+    }
+
+    fn resize(&self, bytes: u64) -> Result<Response, String> {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(format!(
+                "cannot resize to {bytes} bytes: a disk has a multiple of {SECTOR_BYTES} bytes, \
+                 more than 0"
+            ));
+        }
+        let resized = done(self.device.resize(bytes));
+        self.engine.resized();
+        resized
+    }
+
+    /// Everything that happened so far is on its way to the subscribers.
+    pub(super) fn settle(&self) {
+        self.engine.settle_events();
+    }
+
+    pub(super) fn unsubscribe(&self, subscription: &Arc<Subscription>) {
+        self.engine.unsubscribe(subscription);
+    }
+
+    pub(super) fn shut_down(&self) {
+        self.stop.set();
+    }
+}
+
+fn done<E: std::error::Error>(result: Result<(), E>) -> Result<Response, String> {
+    result
+        .map(|()| Response::Done)
+        .map_err(|error| chain(&error))
+}
+
+fn failed(message: &str) -> Answer {
+    Answer::Response(Response::Error {
+        message: message.to_owned(),
+    })
+}
+
+/// The error and what it comes from, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // Writing to a String does not fail.
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

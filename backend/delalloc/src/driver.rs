@@ -1,0 +1,168 @@
+//! Operations one after the other: for the differential test and the shadow.
+//!
+//! In: a kernel, sizes, operations. Out: what the kernel would show after each.
+//! Device requests are answered at once, writeback ends and is converted before the next
+//! operation starts.
+
+use crate::exec::Engine;
+use crate::geometry::{Geometry, bit};
+use crate::invariant::Finding;
+use crate::kernel::Kernel;
+use crate::ops::Op;
+use crate::state::{Errno, State, Status, Thread};
+
+/// How an operation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Its failure, or [`Errno::Ok`].
+    pub errno: Errno,
+    /// The first rule broken on the way.
+    pub broken: Option<Finding>,
+}
+
+/// One entry of extent status: a maximal run of equal cells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EsExtent {
+    /// First block.
+    pub lblk: u8,
+    /// Blocks.
+    pub len: u8,
+    /// Type.
+    pub status: Status,
+    /// Whether a mapped entry carries D too (U+D).
+    pub with_delayed: bool,
+    /// Physical block (the model's numbering) if mapped.
+    pub pblk: Option<u8>,
+}
+
+/// One extent on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// First block.
+    pub lblk: u8,
+    /// Blocks.
+    pub len: u8,
+    /// Physical block, in the model's numbering.
+    pub pblk: u8,
+    /// In an unwritten extent.
+    pub unwritten: bool,
+}
+
+/// A file on which operations run one by one.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    kernel: Kernel,
+    geo: Geometry,
+    state: State,
+}
+
+impl Driver {
+    /// An empty file.
+    pub fn new(kernel: Kernel, geo: Geometry) -> Driver {
+        Driver {
+            kernel,
+            geo,
+            state: State::new(&geo),
+        }
+    }
+
+    /// Runs one operation to its end.
+    pub fn run_op(&mut self, op: Op) -> Outcome {
+        run_op(&self.kernel, &self.geo, &mut self.state, op)
+    }
+
+    /// The state, to look at or to correct where the kernel was free to choose.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// The state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// `i_size` in bytes.
+    pub fn size(&self) -> u32 {
+        self.state.inode.i_size
+    }
+
+    /// `i_reserved_data_blocks`, in clusters.
+    pub fn reserved(&self) -> i8 {
+        self.state.inode.reserved
+    }
+
+    /// `s_dirtyclusters_counter`, what `delayed_allocation_blocks` shows (in clusters).
+    pub fn dirty_clusters(&self) -> i8 {
+        self.state.fs.dirty
+    }
+
+    /// Extent status, as `EXT4_IOC_GET_ES_CACHE` shows it.
+    pub fn es_extents(&self) -> Vec<EsExtent> {
+        let es = &self.state.es;
+        let mut extents = Vec::new();
+        let mut lblk = 0;
+        while lblk < self.geo.blocks {
+            let end = es.entry_end(lblk, self.geo.blocks);
+            let status = es.status(lblk);
+            let mapped = matches!(status, Status::Written | Status::Unwritten);
+            if status != Status::None {
+                extents.push(EsExtent {
+                    lblk,
+                    len: end - lblk,
+                    status,
+                    with_delayed: mapped && es.delayed & bit(lblk) != 0,
+                    pblk: mapped.then(|| es.pblk[usize::from(lblk)]),
+                });
+            }
+            lblk = end;
+        }
+        extents
+    }
+
+    /// The extent tree.
+    pub fn extents(&self) -> Vec<Extent> {
+        let disk = &self.state.disk;
+        let mut extents = Vec::new();
+        let mut lblk = 0;
+        while lblk < self.geo.blocks {
+            if disk.mapped & bit(lblk) == 0 {
+                lblk += 1;
+                continue;
+            }
+            let end = disk.extent_end(lblk, self.geo.blocks);
+            extents.push(Extent {
+                lblk,
+                len: end - lblk,
+                pblk: disk.pblk[usize::from(lblk)],
+                unwritten: disk.unwritten & bit(lblk) != 0,
+            });
+            lblk = end;
+        }
+        extents
+    }
+}
+
+/// Runs one operation of one thread to its end, with the device answering at once and every write
+/// converted.
+pub fn run_op(kernel: &Kernel, geo: &Geometry, state: &mut State, op: Op) -> Outcome {
+    let engine = Engine::new(*kernel, *geo, 1, &[], |_, asm| op.emit_body(asm));
+    state.threads = [Thread::default(); crate::state::SLOTS];
+    engine.settle_all(state);
+    let mut broken = None;
+    let mut errno = Errno::Ok;
+    loop {
+        let mut next = None;
+        // The first step listed: the user's, then the worker's, then the device's.
+        engine.enabled(state, |thread, choice| {
+            next.get_or_insert((thread, choice));
+        });
+        let Some((thread, choice)) = next else {
+            break;
+        };
+        engine.apply(state, thread, choice);
+        errno = state.threads[0].errno;
+        broken = broken.or_else(|| engine.check(state).err());
+        state.broken = crate::state::Broken::default();
+    }
+    Outcome { errno, broken }
+}

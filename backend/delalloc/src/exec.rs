@@ -1,0 +1,497 @@
+//! The machine: runs one instruction of one thread on a state.
+//!
+//! In: a state, a thread (or the device, or the shrinker) and a choice. Out: the next state.
+//! A step is one instruction that is not silent, then the silent ones behind it. What a step may
+//! do is decided by [`Engine::enabled`], what it does by [`Engine::apply`]; neither allocates.
+//! Must not know: invariants that are judged on whole states, text, the search.
+
+use crate::geometry::{Geometry, each};
+use crate::kernel::{Flag, Kernel};
+use crate::program::{Asm, Instr};
+use crate::state::{IO_ENDS, IoState, Locks, Mode, Rwsem, SLOTS, State, Wait};
+
+mod cache;
+mod device;
+mod free;
+mod map;
+mod meta;
+mod writeback;
+
+pub use device::{DEVICE_FAILS, DEVICE_IO};
+
+/// What may be made to fail, or happen without the threads' doing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum Fault {
+    /// An allocation finds no space (transient for writeback).
+    AllocEnospc = 1,
+    /// An allocation finds no memory (transient for writeback).
+    AllocEnomem,
+    /// An allocation meets a broken block (fatal for writeback).
+    AllocEio,
+    /// Splitting an unwritten extent finds no memory for a tree block.
+    SplitEnomem,
+    /// Splitting an unwritten extent finds no space for a tree block.
+    SplitEnospc,
+    /// The second half of a three-way split fails after the first has zeroed its tail.
+    SplitSecond,
+    /// No memory for an extent status entry.
+    EsEnomem,
+    /// No memory for a pending cluster.
+    PendingEnomem,
+    /// The device fails a data write.
+    WriteEio,
+    /// A handle cannot be extended: `i_data_sem` is dropped between leaves.
+    Restart,
+}
+
+impl Fault {
+    /// Every fault, in order of number.
+    pub const ALL: [Fault; 10] = [
+        Fault::AllocEnospc,
+        Fault::AllocEnomem,
+        Fault::AllocEio,
+        Fault::SplitEnomem,
+        Fault::SplitEnospc,
+        Fault::SplitSecond,
+        Fault::EsEnomem,
+        Fault::PendingEnomem,
+        Fault::WriteEio,
+        Fault::Restart,
+    ];
+
+    /// The fault that a choice of a step stands for; 0 is none.
+    pub fn of_choice(choice: u8) -> Option<Fault> {
+        Fault::ALL.get(usize::from(choice).checked_sub(1)?).copied()
+    }
+
+    const fn bit(self) -> u16 {
+        1 << self as u8
+    }
+}
+
+/// How a thread goes on after an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flow {
+    Next,
+    Goto(u16),
+    Stay,
+}
+
+/// Programs of all threads for one kernel and geometry.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    pub(crate) kernel: Kernel,
+    pub(crate) geo: Geometry,
+    pub(crate) programs: Vec<Vec<Instr>>,
+    /// Threads of users; the worker's slot comes behind them.
+    pub(crate) users: usize,
+    faults: u16,
+}
+
+impl Engine {
+    /// An engine whose thread n runs the operations emitted by `emit(n)`, and the end-of-I/O
+    /// worker behind them. At most three users.
+    pub fn new(
+        kernel: Kernel,
+        geo: Geometry,
+        users: usize,
+        faults: &[Fault],
+        emit: impl Fn(usize, &mut Asm),
+    ) -> Engine {
+        let users = users.min(SLOTS - 1);
+        let assemble = |fill: &dyn Fn(&mut Asm)| {
+            let mut asm = Asm::new(&kernel, &geo);
+            fill(&mut asm);
+            asm.finish()
+        };
+        let mut programs: Vec<_> = (0..users)
+            .map(|user| assemble(&|asm| emit(user, asm)))
+            .collect();
+        programs.push(assemble(&crate::ops::writepages::end_io_worker));
+        Engine {
+            kernel,
+            geo,
+            programs,
+            users,
+            faults: faults.iter().fold(0, |set, fault| set | fault.bit()),
+        }
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Sizes and options.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geo
+    }
+
+    /// The end-of-I/O worker's thread number.
+    pub fn worker(&self) -> usize {
+        self.users
+    }
+
+    /// The device's thread number: it has no registers.
+    pub fn device(&self) -> usize {
+        self.users + 1
+    }
+
+    /// The shrinker's thread number: it has no registers.
+    pub fn shrinker(&self) -> usize {
+        self.users + 2
+    }
+
+    /// Threads, device and shrinker included.
+    pub fn actors(&self) -> usize {
+        self.users + 3
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, flag: Flag) -> bool {
+        self.kernel.has(flag)
+    }
+
+    /// The instruction at which a thread is.
+    #[inline]
+    pub(crate) fn at(&self, state: &State, slot: usize) -> Instr {
+        self.programs[slot][usize::from(state.threads[slot].pc)]
+    }
+
+    /// Whether a user's thread has nothing left to do.
+    #[inline]
+    pub fn done(&self, state: &State, slot: usize) -> bool {
+        matches!(self.at(state, slot), Instr::End)
+    }
+
+    /// Whether all users are done.
+    #[inline]
+    pub fn users_done(&self, state: &State) -> bool {
+        (0..self.users).all(|slot| self.done(state, slot))
+    }
+
+    /// Brings every thread to its first instruction that is not silent.
+    pub fn settle_all(&self, state: &mut State) {
+        for slot in 0..self.programs.len() {
+            self.settle(state, slot);
+        }
+    }
+
+    /// Calls `f` with each step possible: thread and choice. A choice of a user's thread is a
+    /// fault's number or 0; of the device, which request and how it ends; of the shrinker, which
+    /// entry.
+    #[inline]
+    pub fn enabled(&self, state: &State, mut f: impl FnMut(u8, u8)) {
+        let mut running = false;
+        for slot in 0..self.programs.len() {
+            let instr = self.at(state, slot);
+            running |= slot < self.users && !matches!(instr, Instr::End);
+            if state.threads[slot].wait == Wait::None && self.unblocked(state, slot, instr) {
+                f(slot as u8, 0);
+                if state.fs.faults != 0 && self.faults != 0 {
+                    for fault in Fault::ALL {
+                        if self.faults & fault.bit() != 0
+                            && self.can_fail(state, slot, instr, fault)
+                        {
+                            f(slot as u8, fault as u8);
+                        }
+                    }
+                }
+            }
+        }
+        let device = self.device() as u8;
+        let can_fail = state.fs.faults != 0 && self.faults & Fault::WriteEio.bit() != 0;
+        for slot in 0..self.programs.len() {
+            let wait = state.threads[slot].wait;
+            if wait != Wait::None {
+                f(device, slot as u8);
+                if can_fail && wait == Wait::DirectWrite {
+                    f(device, slot as u8 | DEVICE_FAILS);
+                }
+            }
+        }
+        for index in 0..IO_ENDS {
+            if state.io[index].state == IoState::AtDevice {
+                f(device, index as u8 | DEVICE_IO);
+                if can_fail {
+                    f(device, index as u8 | DEVICE_IO | DEVICE_FAILS);
+                }
+            }
+        }
+        if running && state.fs.shrinks != 0 {
+            for block in each(state.es.present() & !state.es.delayed) {
+                if state.es.entry_start(block) == block {
+                    f(self.shrinker() as u8, block);
+                }
+            }
+        }
+    }
+
+    /// Takes a step that [`Engine::enabled`] has named.
+    #[inline]
+    pub fn apply(&self, state: &mut State, thread: u8, choice: u8) {
+        let slot = usize::from(thread);
+        if slot < self.programs.len() {
+            let instr = self.at(state, slot);
+            let fault = Fault::of_choice(choice);
+            if fault.is_some() {
+                state.fs.faults -= 1;
+            }
+            self.run(state, slot, instr, fault);
+            self.settle(state, slot);
+            // Taking i_data_sem shared moves to the right of other threads' steps, so the walk
+            // behind it belongs to the same step.
+            let shared = matches!(instr, Instr::Lock(Rwsem::Data, Mode::Read));
+            if shared && matches!(self.at(state, slot), Instr::Walk { .. }) {
+                let walk = self.at(state, slot);
+                self.run(state, slot, walk, None);
+                self.settle(state, slot);
+            }
+        } else if slot == self.device() {
+            self.complete(state, choice);
+        } else {
+            self.shrink(state, choice);
+        }
+    }
+
+    #[inline]
+    fn run(&self, state: &mut State, slot: usize, instr: Instr, fault: Option<Fault>) {
+        let flow = self.exec(state, slot, instr, fault);
+        let pc = &mut state.threads[slot].pc;
+        match flow {
+            Flow::Next => *pc += 1,
+            Flow::Goto(to) => *pc = to,
+            Flow::Stay => {}
+        }
+    }
+
+    /// Runs the silent instructions at which a thread is, and passes those that have nothing to
+    /// do.
+    #[inline]
+    fn settle(&self, state: &mut State, slot: usize) {
+        if state.threads[slot].wait != Wait::None {
+            return;
+        }
+        loop {
+            let instr = self.at(state, slot);
+            if instr.silent() {
+                self.run(state, slot, instr, None);
+            } else if let Some(instructions) = self.passes(state, slot, instr) {
+                state.threads[slot].pc += instructions;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// How many instructions to skip if the one at hand has nothing to do.
+    #[inline]
+    fn passes(&self, state: &mut State, slot: usize, instr: Instr) -> Option<u16> {
+        let t = &state.threads[slot];
+        match instr {
+            Instr::LeafRead => self.leaf_in_memory(state, t.cur).then_some(2),
+            Instr::LeafCache { nocache } => nocache.then_some(1),
+            Instr::BitmapRead => (state.fs.bitmap || !self.needs_bitmap(state, slot)).then_some(1),
+            Instr::UpdateReserve(need) => (self.reserve_used(state, slot, need) == 0).then_some(1),
+            Instr::Fill => self.fill_without_device(state, slot).then_some(2),
+            Instr::WbWait => (state.cache.writeback & (1 << t.wb) == 0).then_some(1),
+            Instr::WaitWriteback(blocks) => {
+                (state.cache.writeback & self.geo.folios_of(blocks) == 0).then_some(1)
+            }
+            Instr::DioDrain => (state.inode.dio == 0).then_some(1),
+            Instr::DropFolios { blocks, guard } => {
+                if state.cache.present & self.geo.folios_of(blocks) != 0 {
+                    return None;
+                }
+                self.dropped(state, slot, blocks, guard);
+                Some(1)
+            }
+            Instr::DioRead => {
+                (t.map.pblk == 0 || t.map.has(crate::state::Map::UNWRITTEN)).then_some(1)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the thread can take its instruction now.
+    #[inline]
+    fn unblocked(&self, state: &State, slot: usize, instr: Instr) -> bool {
+        let t = &state.threads[slot];
+        match instr {
+            Instr::End => false,
+            Instr::Lock(lock, mode) => state.locks.can_step(lock, mode, slot, self.geo.fair),
+            Instr::HandleStart | Instr::CommitLock => !state.fs.locked,
+            Instr::CommitLog => state.locks.handles == 0,
+            Instr::Allocate(_) | Instr::RemoveLeaf { .. } => {
+                !state.fs.shadow || !self.changes_bitmap(state, slot, instr)
+            }
+            Instr::FolioCreate | Instr::FolioLock => {
+                state.cache.locked & (1 << self.geo.folio(t.cur)) == 0
+            }
+            Instr::WbLock(_) => state.cache.locked & (1 << t.wb) == 0,
+            Instr::WbWait | Instr::WaitWriteback(_) | Instr::DioDrain => false,
+            Instr::WbSubmit { .. } => self.can_submit(state),
+            Instr::DropFolios { blocks, .. } => self.can_drop(state, blocks),
+            Instr::EndIoWait => state
+                .io
+                .iter()
+                .any(|io| matches!(io.state, IoState::ToConvert | IoState::Failed)),
+            Instr::EvictWait => {
+                (0..self.users).all(|other| other == slot || self.done(state, other))
+                    && state.io.iter().all(|io| io.state == IoState::Idle)
+                    && matches!(self.at(state, self.worker()), Instr::EndIoWait)
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether an instruction has a way to fail by this fault.
+    fn can_fail(&self, state: &State, slot: usize, instr: Instr, fault: Fault) -> bool {
+        match (instr, fault) {
+            (Instr::Allocate(need), _) => self.allocation_can_fail(state, slot, need, fault),
+            (Instr::InsertDelayed, Fault::EsEnomem) => !self.has(Flag::EsNofail),
+            (Instr::InsertDelayed, Fault::PendingEnomem) => {
+                !self.has(Flag::PendingNofail) && self.adds_pending(state, slot)
+            }
+            (Instr::EsRemove(first, end), Fault::EsEnomem) => {
+                !self.has(Flag::EsNofail) && free::splits_delayed(state, first, end)
+            }
+            (Instr::RemoveLeaf { leaf, first, .. }, Fault::Restart) => {
+                first > 0 && leaf > 0 && state.disk.mapped & self.geo.leaf_set(leaf) != 0
+            }
+            _ => false,
+        }
+    }
+
+    #[allow(clippy::too_many_lines, reason = "one line an instruction")]
+    #[inline]
+    fn exec(&self, state: &mut State, slot: usize, instr: Instr, fault: Option<Fault>) -> Flow {
+        match instr {
+            Instr::End => Flow::Stay,
+            Instr::Begin(_) => meta::begin(state, slot),
+            Instr::ClearErr => meta::clear_errno(state, slot),
+            Instr::Fail(errno) => meta::fail(state, slot, errno),
+            Instr::Jump(to) => Flow::Goto(to),
+            Instr::IfErr(to) => meta::jump_if(state.threads[slot].errno as u8 != 0, to),
+            Instr::IfErrno(errno, to) => meta::jump_if(state.threads[slot].errno == errno, to),
+            Instr::Range(first, end) => meta::range(state, slot, first, end),
+            Instr::Advance(to) => meta::advance(state, slot, to),
+            Instr::NextBlock(to) => meta::next_block(state, slot, to),
+            Instr::IfMapped(to) => meta::jump_if(state.threads[slot].map.pblk != 0, to),
+            Instr::IfSatisfied(need, to) => {
+                meta::jump_if(map::satisfied(state.threads[slot].map, need), to)
+            }
+            Instr::IfBuffer(to) => {
+                let block = state.threads[slot].cur;
+                meta::jump_if(state.cache.mapped & (1 << block) != 0, to)
+            }
+            Instr::IfInline(to) => meta::jump_if(state.inode.inline_data, to),
+            Instr::IfSizeCovers(size, to) => meta::jump_if(state.inode.i_size >= size, to),
+            Instr::IfNotBeyond(size, to) => meta::jump_if(state.inode.i_size <= size, to),
+            Instr::IfNoBlocks(to) => meta::jump_if(state.inode.i_blocks == 0, to),
+            Instr::Lock(lock, mode) => self.lock(state, slot, lock, mode),
+            Instr::Unlock(lock, mode) => meta::unlock(state, slot, lock, mode),
+            Instr::HandleStart | Instr::HandleJoin => meta::handle_start(state, slot),
+            Instr::HandleStop => meta::handle_stop(state, slot),
+            Instr::IfNonda(to) => meta::jump_if(meta::nonda(state), to),
+            Instr::EsLookup { need, hit, gap } => self.es_lookup(state, slot, need, hit, gap),
+            Instr::LeafRead => meta::issue(state, slot, Wait::Leaf),
+            Instr::LeafCache { .. } => self.leaf_cache(state, slot),
+            Instr::Walk { untrimmed } => self.walk(state, slot, untrimmed),
+            Instr::CacheFound => self.cache_found(state, slot),
+            Instr::BitmapRead => meta::issue(state, slot, Wait::Bitmap),
+            Instr::Allocate(need) => self.allocate(state, slot, need, fault),
+            Instr::UpdateReserve(need) => self.update_reserve(state, slot, need),
+            Instr::InsertAllocated(need) => self.insert_allocated(state, slot, need),
+            Instr::DaLookup {
+                delayed,
+                mapped,
+                hole,
+            }
+            | Instr::DaRecheck {
+                delayed,
+                mapped,
+                hole,
+            } => self.da_lookup(state, slot, [delayed, mapped, hole]),
+            Instr::Reserve => self.reserve(state, slot),
+            Instr::InsertDelayed => self.insert_delayed(state, slot, fault),
+            Instr::FolioCreate => self.folio_create(state, slot),
+            Instr::FolioLock => self.folio_lock(state, slot),
+            Instr::FolioUnlock => cache::folio_unlock(state, slot),
+            Instr::BufferMap => cache::buffer_map(state, slot),
+            Instr::BufferDelay => cache::buffer_delay(state, slot),
+            Instr::Fill => meta::issue(state, slot, Wait::Data),
+            Instr::Filled => self.filled(state, slot),
+            Instr::IfCached(to) => self.if_cached(state, slot, to),
+            Instr::Store {
+                first,
+                end,
+                content,
+                size,
+            } => self.store(state, slot, first..end, content, size),
+            Instr::IfDisksizeCovers { size, last, skip } => {
+                cache::if_disksize_covers(state, size, last, skip)
+            }
+            Instr::DropFolios { blocks, guard } => self.drop_folios(state, slot, blocks, guard),
+            Instr::Unguard => cache::unguard(state, slot),
+            Instr::WaitWriteback(_) | Instr::WbWait | Instr::DioDrain => Flow::Next,
+            Instr::WbFind(none) => self.wb_find(state, slot, none),
+            Instr::WbLock(clean) => self.wb_lock(state, slot, clean),
+            Instr::WbExtent(none) => self.wb_extent(state, slot, none),
+            Instr::WbFix => writeback::fix(state, slot),
+            Instr::IfWritten(to) => writeback::if_written(state, slot, to),
+            Instr::WbSubmit { partial } => self.wb_submit(state, slot, partial),
+            Instr::WbNext(to) => writeback::next_folio(state, slot, to),
+            Instr::IfDisksizeBehind(to) => self.if_disksize_behind(state, slot, to),
+            Instr::WbDisksize => self.wb_disksize(state, slot),
+            Instr::WbGiveUp => self.wb_give_up(state, slot),
+            Instr::WbInvalidate => self.wb_invalidate(state, slot),
+            Instr::EndIoWait => writeback::end_io_wait(state, slot),
+            Instr::EndIoNext(none) => self.end_io_next(state, slot, none),
+            Instr::EndIoFinish => self.end_io_finish(state, slot),
+            Instr::SetSize {
+                size,
+                disksize,
+                grow,
+            } => meta::set_size(state, size, disksize, grow),
+            Instr::IfPunchCovers(from, to, skip) => self.if_punch_covers(state, from, to, skip),
+            Instr::PunchDisksize(to) => meta::punch_disksize(state, to),
+            Instr::EsRemove(first, end) => self.es_remove_step(state, slot, first, end, fault),
+            Instr::RemoveLeaf {
+                first,
+                end,
+                restart,
+                ..
+            } => self.remove_leaf(state, slot, first, end, fault.map(|_| restart)),
+            Instr::RefreshPath => self.refresh_path(state, slot),
+            Instr::InsertHole(first, end) => free::insert_hole(state, first, end),
+            Instr::Shift { first, by } => self.shift(state, first, by),
+            Instr::Orphan(on) => meta::orphan(state, on),
+            Instr::Remount => self.remount(state, slot),
+            Instr::DioBegin => meta::dio_begin(state, slot),
+            Instr::DioEnd => meta::dio_end(state, slot),
+            Instr::DioWrite(content) => self.dio_write(state, slot, content),
+            Instr::DioRead => meta::issue(state, slot, Wait::DirectRead),
+            Instr::CommitLock => meta::commit_lock(state),
+            Instr::CommitLog => meta::commit_log(state, slot),
+            Instr::CommitDone => meta::commit_done(state),
+            Instr::ClearEs => self.clear_es(state),
+            Instr::ReportHole => self.report_hole(state, slot),
+            Instr::Reclaim(folio) => self.reclaim(state, folio),
+            Instr::EvictWait => meta::evict_wait(state),
+            Instr::Evict => self.evict(state),
+        }
+    }
+
+    #[inline]
+    fn lock(&self, state: &mut State, slot: usize, lock: Rwsem, mode: Mode) -> Flow {
+        if state.locks.acquire(lock, mode, slot, self.geo.fair) {
+            state.threads[slot].held |= Locks::held_bit(lock, mode);
+            Flow::Next
+        } else {
+            Flow::Stay
+        }
+    }
+}

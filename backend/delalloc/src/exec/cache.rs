@@ -1,0 +1,244 @@
+//! The page cache: folios, buffers, the data in them.
+
+use std::ops::Range;
+
+use super::{Engine, Flow, meta};
+use crate::geometry::{Set, bit, each, span};
+use crate::kernel::Flag;
+use crate::state::{Content, Errno, IO_ENDS, IoState, Map, State, ZERO};
+
+#[inline]
+pub(super) fn folio_unlock(state: &mut State, slot: usize) -> Flow {
+    state.cache.locked &= !state.threads[slot].folios;
+    state.threads[slot].folios = 0;
+    Flow::Next
+}
+
+/// The buffer takes the mapping at hand: written blocks are mapped, unwritten ones also new.
+#[inline]
+pub(super) fn buffer_map(state: &mut State, slot: usize) -> Flow {
+    let t = &mut state.threads[slot];
+    let block = bit(t.cur);
+    state.cache.mapped |= block;
+    state.cache.delay &= !block;
+    if t.map.has(Map::UNWRITTEN) {
+        state.cache.unwritten |= block;
+    }
+    if t.map.has(Map::NEW) {
+        state.cache.data.set(t.cur, ZERO);
+    }
+    Flow::Next
+}
+
+/// The buffer is mapped, new and delayed, without a block number. New means: what the write does
+/// not cover is zeroed.
+#[inline]
+pub(super) fn buffer_delay(state: &mut State, slot: usize) -> Flow {
+    let t = &mut state.threads[slot];
+    t.map = Map::default();
+    let block = bit(t.cur);
+    state.cache.mapped |= block;
+    state.cache.delay |= block;
+    Flow::Next
+}
+
+#[inline]
+pub(super) fn unguard(state: &mut State, slot: usize) -> Flow {
+    state.threads[slot].guard = 0;
+    Flow::Next
+}
+
+/// Jumps unless the last block written is allocated and lies beyond `i_disksize`.
+pub(super) fn if_disksize_covers(state: &State, size: u32, last: u8, skip: u16) -> Flow {
+    let block = bit(last);
+    let allocated = state.cache.mapped & !state.cache.delay & !state.cache.unwritten & block != 0;
+    meta::jump_if(size <= state.inode.i_disksize || !allocated, skip)
+}
+
+impl Engine {
+    fn take_folio(&self, state: &mut State, slot: usize, folio: u8) {
+        state.cache.locked |= bit(folio);
+        state.threads[slot].folios |= bit(folio);
+    }
+
+    #[inline]
+    pub(super) fn folio_create(&self, state: &mut State, slot: usize) -> Flow {
+        let folio = self.geo.folio(state.threads[slot].cur);
+        if state.cache.present & bit(folio) == 0 {
+            state.cache.present |= bit(folio);
+            state.cache.discard(self.geo.folio_blocks(folio));
+        }
+        self.take_folio(state, slot, folio);
+        Flow::Next
+    }
+
+    /// The lock of `page_mkwrite`: the range ends at the end of the file.
+    #[inline]
+    pub(super) fn folio_lock(&self, state: &mut State, slot: usize) -> Flow {
+        let t = &mut state.threads[slot];
+        let folio = self.geo.folio(t.cur);
+        t.end = t.end.min(self.geo.blocks_for(state.inode.i_size));
+        if state.cache.present & bit(folio) == 0 || t.end <= t.cur {
+            return meta::fail(state, slot, Errno::Fault);
+        }
+        self.take_folio(state, slot, folio);
+        Flow::Next
+    }
+
+    /// Whether the block's data is there, or can be had without the device; if so it is.
+    #[inline]
+    pub(super) fn fill_without_device(&self, state: &mut State, slot: usize) -> bool {
+        let t = &state.threads[slot];
+        let block = bit(t.cur);
+        if state.cache.uptodate & block != 0 {
+            return true;
+        }
+        let delayed = state.cache.delay & block != 0;
+        if !delayed && t.map.pblk != 0 && !t.map.has(Map::UNWRITTEN) {
+            return false;
+        }
+        state.cache.data.set(t.cur, ZERO);
+        state.cache.uptodate |= block;
+        true
+    }
+
+    /// The device has read the block.
+    pub(super) fn filled(&self, state: &mut State, slot: usize) -> Flow {
+        let t = &state.threads[slot];
+        let (block, pblk) = (t.cur, t.map.pblk);
+        let data = state.expose(block, pblk);
+        state.cache.data.set(block, data);
+        state.cache.uptodate |= bit(block);
+        Flow::Next
+    }
+
+    pub(super) fn if_cached(&self, state: &State, slot: usize, to: u16) -> Flow {
+        let folio = self.geo.folio(state.threads[slot].cur);
+        let blocks = self.geo.folio_blocks(folio) & self.geo.all();
+        let there = state.cache.present & bit(folio) != 0 && blocks & !state.cache.uptodate == 0;
+        meta::jump_if(there, to)
+    }
+
+    /// User data arrives in the folio; its buffers and the folio become dirty.
+    pub(super) fn store(
+        &self,
+        state: &mut State,
+        slot: usize,
+        data: Range<u8>,
+        content: Content,
+        size: u32,
+    ) -> Flow {
+        let stored = span(data.start, data.end);
+        state.cache.data.fill(stored, content);
+        state.want.fill(stored, content);
+        let folio = self.geo.folio(data.start);
+        let dirtied = if size == 0 {
+            // A store through a mapping dirties the folio up to the end of the file.
+            let end = self.geo.blocks_for(state.inode.i_size);
+            self.geo.folio_blocks(folio) & span(0, end)
+        } else {
+            state.inode.i_size = state.inode.i_size.max(size);
+            // The range of the operation, which a partial write stores nothing into.
+            span(data.start, self.geo.blocks_for(size))
+        };
+        state.cache.uptodate |= dirtied;
+        state.cache.buf_dirty |= dirtied;
+        state.cache.dirty |= bit(folio);
+        state.threads[slot].map = Map::default();
+        Flow::Next
+    }
+
+    /// Whether the first folio in the way can be removed.
+    #[inline]
+    pub(super) fn can_drop(&self, state: &State, blocks: Set) -> bool {
+        let folios = state.cache.present & self.geo.folios_of(blocks);
+        let first = folios & folios.wrapping_neg();
+        (state.cache.locked | state.cache.writeback) & first == 0
+    }
+
+    /// `truncate_pagecache_range`: removes folios that nobody holds; stays while one is left.
+    pub(super) fn drop_folios(
+        &self,
+        state: &mut State,
+        slot: usize,
+        blocks: Set,
+        guard: bool,
+    ) -> Flow {
+        let busy = state.cache.locked | state.cache.writeback;
+        if !guard && state.cache.dirty & self.geo.folios_of(blocks) != 0 {
+            // Dirtied again since it was written back: direct I/O gives up (the kernel falls back
+            // to the page cache, which is another operation here).
+            return meta::fail(state, slot, Errno::Einval);
+        }
+        let mut left = 0;
+        for folio in each(state.cache.present & self.geo.folios_of(blocks)) {
+            if busy & bit(folio) != 0 {
+                left |= bit(folio);
+                continue;
+            }
+            self.drop_folio(state, folio, blocks);
+        }
+        if left != 0 {
+            return Flow::Stay;
+        }
+        self.dropped(state, slot, blocks, guard);
+        Flow::Next
+    }
+
+    /// Takes a folio away, or zeroes the part of it that goes.
+    fn drop_folio(&self, state: &mut State, folio: u8, blocks: Set) {
+        let all = self.geo.folio_blocks(folio) & self.geo.all();
+        let gone = all & blocks;
+        state.cache.discard(gone);
+        state.cache.ordered &= !gone;
+        if gone == all {
+            state.cache.present &= !bit(folio);
+            state.cache.dirty &= !bit(folio);
+        } else {
+            state.cache.uptodate |= gone;
+        }
+    }
+
+    /// The cache of `blocks` is gone; with `guard` it must stay so, and users see zeroes.
+    pub(super) fn dropped(&self, state: &mut State, slot: usize, blocks: Set, guard: bool) {
+        if guard {
+            let whole = each(self.geo.folios_of(blocks))
+                .filter(|&f| self.geo.folio_blocks(f) & self.geo.all() & !blocks == 0)
+                .fold(0, |set, f| set | bit(f));
+            state.threads[slot].guard = whole;
+            state.want.fill(blocks, ZERO);
+        }
+    }
+
+    /// Memory reclaim on one folio: a clean one goes; a dirty one is written by kernels that have
+    /// `->writepage`, as far as its buffers are mapped.
+    pub(super) fn reclaim(&self, state: &mut State, folio: u8) -> Flow {
+        let f = bit(folio);
+        let busy = state.cache.locked | state.cache.writeback;
+        if state.cache.present & f == 0 || busy & f != 0 {
+            return Flow::Next;
+        }
+        let blocks = self.geo.folio_blocks(folio);
+        if state.cache.dirty & f == 0 {
+            if state.cache.buf_dirty & blocks == 0 {
+                state.cache.discard(blocks);
+                state.cache.present &= !f;
+            }
+            return Flow::Next;
+        }
+        let dirty = state.cache.buf_dirty & blocks;
+        let unwritable = dirty & (state.cache.delay | state.cache.unwritten);
+        let writable = dirty & !unwritable & state.cache.mapped;
+        let Some(io) = (0..IO_ENDS).find(|&i| state.io[i].state == IoState::Idle) else {
+            return Flow::Next;
+        };
+        if !self.has(Flag::ReclaimWritepage) || writable == 0 {
+            return Flow::Next;
+        }
+        if unwritable == 0 || !self.has(Flag::RedirtyKept) {
+            state.cache.dirty &= !f;
+        }
+        self.start_io(state, io, writable, 0);
+        Flow::Next
+    }
+}

@@ -1,0 +1,204 @@
+//! Kernel versions as data: what each does on the delayed-allocation path.
+//!
+//! In: a version's name. Out: [`Kernel`], a set of [`Flag`]s that the operations consult while
+//! their programs are assembled (and, rarely, while they run).
+//! A flag that is a bug fix is on where the fix is in; turning it back is the bug.
+//! Must not know: states, searches, scenarios.
+
+use std::fmt;
+
+/// Declares the flags with their names and the versions that have them, in the order of
+/// [`Kernel::NAMES`].
+macro_rules! flags {
+    ($($(#[$doc:meta])* $flag:ident = $name:literal [$a:literal $b:literal $c:literal $d:literal $e:literal],)*) => {
+        /// One thing that kernels do differently.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Flag { $($(#[$doc])* $flag,)* }
+
+        impl Flag {
+            /// Every flag.
+            pub const ALL: &[Flag] = &[$(Flag::$flag,)*];
+
+            /// Name as printed, in kebab case.
+            pub const fn name(self) -> &'static str {
+                match self { $(Flag::$flag => $name,)* }
+            }
+
+            /// Whether each of [`Kernel::NAMES`] has it.
+            const fn in_versions(self) -> [u8; 5] {
+                match self { $(Flag::$flag => [$a, $b, $c, $d, $e],)* }
+            }
+        }
+    };
+}
+
+flags! {
+    // Structure: how a version is built.
+    /// An extent-status entry has exactly one of W, U, D, H; older kernels allow U+D.
+    ExclusiveTypes = "exclusive-types" [0 0 0 1 1],
+    /// `ext4_es_insert_extent` releases the reservation of the delayed blocks that it replaces;
+    /// older kernels call `ext4_da_update_reserve_space` from `ext4_ext_map_blocks`.
+    InsertReleases = "insert-releases" [0 0 0 1 1],
+    /// Writeback learns from the extent status tree that a block is delayed, not from `BH_Delay`.
+    ReserveFromEs = "reserve-from-es" [0 0 0 1 1],
+    /// `ext4_da_write_begin` runs under a handle.
+    WriteHandle = "write-handle" [1 1 0 0 0],
+    /// A buffered write waits for direct I/O in flight.
+    WriteDrainsDio = "write-drains-dio" [0 0 1 0 1],
+    /// A lookup's result goes through `ext4_es_cache_extent`, which never changes a type.
+    CacheKeepsType = "cache-keeps-type" [0 0 0 0 1],
+    /// Punch writes the dirty range back before it takes any lock.
+    PunchFlushesFirst = "punch-flushes-first" [1 1 1 0 0],
+    /// Punch puts the hole into the extent status tree.
+    HoleAfterPunch = "hole-after-punch" [0 0 0 1 1],
+    /// Zero range keeps the invalidate lock until its partial edges are zeroed.
+    ZeroKeepsInvalidate = "zero-keeps-invalidate" [0 0 0 1 1],
+    /// An unwritten extent is split before the write is submitted (`EXT4_GET_BLOCKS_PRE_IO`).
+    SplitBeforeIo = "split-before-io" [1 1 1 1 0],
+    /// Memory reclaim may call `->writepage`.
+    ReclaimWritepage = "reclaim-writepage" [1 1 1 0 0],
+
+    // Fixes: each has a mutant.
+    /// M01: the extent status is looked up again under `i_data_sem` W before a delayed insert.
+    EsRecheck = "es-recheck" [0 1 1 1 1],
+    /// M01s: that lookup walks the extent tree when the entry is gone.
+    TreeRecheck = "tree-recheck" [1 1 1 1 1],
+    /// M02: delayed blocks are inserted under `i_data_sem` W.
+    InsertExclusive = "insert-exclusive" [1 1 1 1 1],
+    /// M03: a cached hole ends where a delayed extent starts.
+    HoleTrimmed = "hole-trimmed" [1 1 1 1 1],
+    /// M04: a reservation is given back when the delayed insert fails.
+    ReserveUndone = "reserve-undone" [1 1 1 1 1],
+    /// M05: writeback's error path removes extent status under `i_data_sem` W.
+    ErrorPathLocked = "error-path-locked" [1 1 1 1 1],
+    /// M08: removing the front of an entry counts its reserved clusters.
+    FrontTrimCounted = "front-trim-counted" [1 1 1 1 1],
+    /// M09: reserved clusters are counted from the start of the entry, not of the range.
+    CountFromEntry = "count-from-entry" [1 1 1 1 1],
+    /// M11: extent-status updates that touch delayed entries cannot fail.
+    EsNofail = "es-nofail" [1 1 1 1 1],
+    /// M12: recording a pending cluster cannot fail.
+    PendingNofail = "pending-nofail" [1 1 1 1 1],
+    /// M14: a split that runs out of memory leaves the extent at its full length.
+    SplitRestores = "split-restores" [0 1 1 1 1],
+    /// M16: writeback does not cache its neighbours (`EXT4_EX_NOCACHE`).
+    WritebackNocache = "writeback-nocache" [0 0 0 0 1],
+    /// M17: FIEMAP holds `i_rwsem` shared.
+    FiemapLocked = "fiemap-locked" [0 0 0 0 1],
+    /// M19: punch moves `i_disksize` up to the end of the punched range.
+    PunchDisksize = "punch-disksize" [0 1 1 1 1],
+    /// M20: a split before I/O that cannot get a block does not convert anything.
+    SplitPlain = "split-plain" [0 1 1 1 1],
+    /// M22: a failed split drops the extent status of its range.
+    FailedSplitDropsEs = "failed-split-drops-es" [0 1 1 1 1],
+    /// M24: writeback that gives up half way submits what it has mapped.
+    PartialSubmit = "partial-submit" [0 0 0 0 1],
+    /// M28: a page that keeps an unwritable dirty buffer stays dirty.
+    RedirtyKept = "redirty-kept" [0 1 1 1 1],
+    /// M30: unwritten extents are not converted when their data could not be written.
+    NoConvertAfterError = "no-convert-after-error" [0 0 0 1 1],
+    /// M32: reads hold the invalidate lock while they fill the page cache.
+    ReadsLockInvalidate = "reads-lock-invalidate" [0 0 1 1 1],
+    /// M33: remount refuses to turn delayed allocation off.
+    RemountRefused = "remount-refused" [0 0 0 0 1],
+    /// M35: converting an unwritten extent to written drops its delayed bit.
+    ConvertDropsDelayed = "convert-drops-delayed" [1 1 1 1 1],
+    /// M36: truncating inline data removes extent status.
+    InlineTruncateEs = "inline-truncate-es" [0 0 1 1 1],
+    /// M42: a hole of an indirect-mapped file ends where a delayed extent starts.
+    IndirectTrimmed = "indirect-trimmed" [1 1 1 0 1],
+    /// M44: the path is looked up again after `i_data_sem` was dropped.
+    PathRefreshed = "path-refreshed" [1 1 1 1 1],
+    /// M45: giving up on a folio removes the extent status of all of its blocks.
+    GiveUpWholeFolio = "give-up-whole-folio" [0 0 0 0 1],
+}
+
+/// A set of flags: one kernel's behaviour.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Kernel {
+    name: &'static str,
+    bits: u64,
+}
+
+impl Kernel {
+    /// The versions known, oldest first.
+    pub const NAMES: [&'static str; 5] = [
+        "linux-5.10.223",
+        "linux-5.10.262",
+        "linux-6.1.192",
+        "linux-6.12.107",
+        "linux-7.3.4",
+    ];
+
+    /// Every version, oldest first.
+    pub fn all() -> [Kernel; 5] {
+        std::array::from_fn(Kernel::nth)
+    }
+
+    fn nth(index: usize) -> Kernel {
+        let bits = Flag::ALL
+            .iter()
+            .filter(|flag| flag.in_versions()[index] != 0)
+            .fold(0, |bits, &flag| bits | 1 << flag as u8);
+        Kernel {
+            name: Kernel::NAMES[index],
+            bits,
+        }
+    }
+
+    /// The version called `name`, or the list of what exists.
+    pub fn find(name: &str) -> Result<Kernel, UnknownKernel> {
+        Kernel::NAMES
+            .iter()
+            .position(|&known| known == name)
+            .map(Kernel::nth)
+            .ok_or_else(|| UnknownKernel {
+                name: name.to_owned(),
+            })
+    }
+
+    /// Name, e.g. `linux-5.10.223`.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether the flag is on.
+    #[inline]
+    pub const fn has(&self, flag: Flag) -> bool {
+        self.bits & (1 << flag as u8) != 0
+    }
+
+    /// The same kernel with some fixes taken out.
+    #[must_use]
+    pub fn without(self, flags: &[Flag]) -> Kernel {
+        Kernel {
+            bits: flags
+                .iter()
+                .fold(self.bits, |bits, &flag| bits & !(1 << flag as u8)),
+            ..self
+        }
+    }
+
+    /// Names of the flags that are on, in order of declaration.
+    pub fn flags(&self) -> impl Iterator<Item = &'static str> + '_ {
+        Flag::ALL
+            .iter()
+            .filter(|&&flag| self.has(flag))
+            .map(|flag| flag.name())
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// No kernel version of that name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("unknown variant `{name}`; known: {}", Kernel::NAMES.join(", "))]
+pub struct UnknownKernel {
+    /// What was asked for.
+    pub name: String,
+}

@@ -1,0 +1,71 @@
+//! Direct I/O.
+
+use super::Range;
+use super::map::map_blocks;
+use super::writepages::write_and_wait;
+use crate::program::{Asm, Instr, Need};
+use crate::state::{Content, Mode, Rwsem};
+
+/// `ext4_dio_write_iter` under exclusive `i_rwsem`: no invalidate lock, so the window of fallocate
+/// is here too.
+pub fn write(a: &mut Asm, range: Range, data: Content) {
+    let (out, ready) = (a.label(), a.label());
+    a.lock(Rwsem::Inode, Mode::Write);
+    write_and_wait(a, range);
+    a.emit(Instr::IfErr(ready));
+    a.emit(Instr::DropFolios {
+        blocks: range.set(),
+        guard: false,
+    });
+    a.emit(Instr::IfErr(ready));
+    a.emit(Instr::DioBegin);
+    a.emit(Instr::Range(range.at, range.end()));
+    let again = a.here();
+    a.emit(Instr::HandleStart);
+    map_blocks(a, Need::Direct, false);
+    a.emit(Instr::HandleStop);
+    a.emit(Instr::IfErr(out));
+    a.emit(Instr::DioWrite(data));
+    a.emit(Instr::IfErr(out));
+    let written = a.label();
+    a.emit(Instr::IfWritten(written));
+    a.emit(Instr::HandleStart);
+    map_blocks(a, Need::Convert, false);
+    a.emit(Instr::HandleStop);
+    a.emit(Instr::IfErr(out));
+    a.place(written);
+    a.emit(Instr::Advance(again));
+    let (size, covered) = (a.geo.bytes(range.end()), a.label());
+    a.emit(Instr::IfSizeCovers(size, covered));
+    a.emit(Instr::HandleStart);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::SetSize {
+        size,
+        disksize: true,
+        grow: true,
+    });
+    a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::HandleStop);
+    a.place(covered);
+    a.place(out);
+    a.emit(Instr::DioEnd);
+    a.place(ready);
+    a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// `ext4_dio_read_iter`: writes the range back, then reads what is mapped.
+pub fn read(a: &mut Asm, range: Range) {
+    let out = a.label();
+    a.lock(Rwsem::Inode, Mode::Read);
+    write_and_wait(a, range);
+    a.emit(Instr::IfErr(out));
+    a.emit(Instr::DioBegin);
+    a.emit(Instr::Range(range.at, range.end()));
+    let again = a.here();
+    map_blocks(a, Need::Lookup, false);
+    a.emit(Instr::DioRead);
+    a.emit(Instr::Advance(again));
+    a.emit(Instr::DioEnd);
+    a.place(out);
+    a.unlock(Rwsem::Inode, Mode::Read);
+}

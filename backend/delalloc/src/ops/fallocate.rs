@@ -1,0 +1,177 @@
+//! The modes of `fallocate(2)`.
+
+use super::Range;
+use super::free::remove_space;
+use super::map::map_blocks;
+use super::writepages::write_and_wait;
+use crate::geometry::span;
+use crate::kernel::Flag;
+use crate::program::{Asm, Instr, Need};
+use crate::state::{Mode, Rwsem};
+
+/// `ext4_alloc_file_blocks`: one handle and one mapping a turn. No invalidate lock in any version,
+/// so page faults run beside it.
+fn alloc_file_blocks(a: &mut Asm, range: Range, need: Need) {
+    let out = a.label();
+    a.emit(Instr::Range(range.at, range.end()));
+    let again = a.here();
+    a.emit(Instr::HandleStart);
+    map_blocks(a, need, false);
+    a.emit(Instr::HandleStop);
+    a.emit(Instr::IfErr(out));
+    a.emit(Instr::Advance(again));
+    a.place(out);
+}
+
+/// The size moves up to the end of what was allocated.
+fn extend_size(a: &mut Asm, range: Range) {
+    let (size, covered) = (a.geo.bytes(range.end()), a.label());
+    a.emit(Instr::IfErr(covered));
+    a.emit(Instr::IfSizeCovers(size, covered));
+    a.emit(Instr::HandleStart);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::SetSize {
+        size,
+        disksize: true,
+        grow: true,
+    });
+    a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::HandleStop);
+    a.place(covered);
+}
+
+/// `fallocate(0)` and `FALLOC_FL_KEEP_SIZE`.
+pub fn allocate(a: &mut Asm, range: Range, keep_size: bool) {
+    a.lock(Rwsem::Inode, Mode::Write);
+    drain(a);
+    alloc_file_blocks(a, range, Need::Unwritten);
+    if !keep_size {
+        extend_size(a, range);
+    }
+    a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// `inode_dio_wait`.
+fn drain(a: &mut Asm) {
+    a.emit(Instr::DioDrain);
+}
+
+/// `FALLOC_FL_ZERO_RANGE` of whole blocks.
+pub fn zero_range(a: &mut Asm, range: Range, keep_size: bool) {
+    a.lock(Rwsem::Inode, Mode::Write);
+    drain(a);
+    a.lock(Rwsem::Invalidate, Mode::Write);
+    disksize_before_punch(a, range);
+    a.emit(Instr::DropFolios {
+        blocks: range.set(),
+        guard: true,
+    });
+    alloc_file_blocks(a, range, Need::ToUnwritten);
+    a.emit(Instr::Unguard);
+    if !a.has(Flag::ZeroKeepsInvalidate) {
+        a.unlock(Rwsem::Invalidate, Mode::Write);
+    }
+    if !keep_size {
+        extend_size(a, range);
+    }
+    if a.has(Flag::ZeroKeepsInvalidate) {
+        a.unlock(Rwsem::Invalidate, Mode::Write);
+    }
+    a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// `ext4_update_disksize_before_punch`: data dropped from the cache no longer moves `i_disksize`
+/// when it is written back.
+fn disksize_before_punch(a: &mut Asm, range: Range) {
+    let covered = a.label();
+    let (from, to) = (a.geo.bytes(range.at), a.geo.bytes(range.end()));
+    a.emit(Instr::IfPunchCovers(from, to, covered));
+    a.emit(Instr::HandleStart);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::PunchDisksize(to));
+    a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::HandleStop);
+    a.place(covered);
+}
+
+/// `FALLOC_FL_PUNCH_HOLE` of whole blocks.
+pub fn punch_hole(a: &mut Asm, range: Range) {
+    if a.has(Flag::PunchFlushesFirst) {
+        write_and_wait(a, range);
+        a.emit(Instr::ClearErr);
+    }
+    let (out, stop) = (a.label(), a.label());
+    a.lock(Rwsem::Inode, Mode::Write);
+    drain(a);
+    a.emit(Instr::IfNotBeyond(a.geo.bytes(range.at), out));
+    a.lock(Rwsem::Invalidate, Mode::Write);
+    disksize_before_punch(a, range);
+    a.emit(Instr::DropFolios {
+        blocks: range.set(),
+        guard: true,
+    });
+    a.emit(Instr::HandleStart);
+    a.lock(Rwsem::Data, Mode::Write);
+    remove_space(a, range.at, range.end());
+    a.emit(Instr::IfErr(stop));
+    if a.has(Flag::HoleAfterPunch) {
+        a.emit(Instr::InsertHole(range.at, range.end()));
+    }
+    a.place(stop);
+    a.emit(Instr::Unguard);
+    a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::HandleStop);
+    a.unlock(Rwsem::Invalidate, Mode::Write);
+    a.place(out);
+    a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// `FALLOC_FL_COLLAPSE_RANGE`.
+pub fn collapse_range(a: &mut Asm, range: Range) {
+    shift(a, range.at, |a| {
+        remove_space(a, range.at, range.end());
+        a.emit(Instr::Shift {
+            first: range.end(),
+            by: -(range.len as i8),
+        });
+    });
+}
+
+/// `FALLOC_FL_INSERT_RANGE`.
+pub fn insert_range(a: &mut Asm, range: Range) {
+    shift(a, range.at, |a| {
+        a.emit(Instr::Shift {
+            first: range.at,
+            by: range.len as i8,
+        });
+    });
+}
+
+/// The frame of collapse and insert: write back and drop everything behind `from`, then move
+/// extents under `i_data_sem` W.
+fn shift(a: &mut Asm, from: u8, work: impl Fn(&mut Asm)) {
+    let tail = Range {
+        at: from,
+        len: a.geo.blocks - from,
+    };
+    a.lock(Rwsem::Inode, Mode::Write);
+    drain(a);
+    a.lock(Rwsem::Invalidate, Mode::Write);
+    write_and_wait(a, tail);
+    let out = a.label();
+    a.emit(Instr::IfErr(out));
+    a.emit(Instr::DropFolios {
+        blocks: span(from, a.geo.blocks),
+        guard: true,
+    });
+    a.emit(Instr::HandleStart);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::EsRemove(from, a.geo.blocks));
+    work(a);
+    a.emit(Instr::Unguard);
+    a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::HandleStop);
+    a.place(out);
+    a.unlock(Rwsem::Invalidate, Mode::Write);
+    a.unlock(Rwsem::Inode, Mode::Write);
+}

@@ -1,0 +1,68 @@
+//! Buffered read, FIEMAP and the extent status dump.
+
+use super::Range;
+use super::map::map_blocks;
+use crate::kernel::Flag;
+use crate::program::{Asm, Instr, Need};
+use crate::state::{Mode, Rwsem};
+
+/// `filemap_read` and the read half of `filemap_fault`: fills the folios that are missing.
+pub fn buffered(a: &mut Asm, range: Range) {
+    let locked = a.has(Flag::ReadsLockInvalidate);
+    for folio in a.geo.folio(range.at)..=a.geo.folio(range.end() - 1) {
+        let (done, out) = (a.label(), a.label());
+        a.emit(Instr::Range(
+            a.geo.folio_first(folio),
+            a.geo.folio_first(folio + 1).min(a.geo.blocks),
+        ));
+        a.emit(Instr::IfCached(done));
+        if locked {
+            a.lock(Rwsem::Invalidate, Mode::Read);
+        }
+        a.emit(Instr::FolioCreate);
+        let again = a.here();
+        map_blocks(a, Need::Lookup, false);
+        a.emit(Instr::Fill);
+        a.emit(Instr::Filled);
+        a.emit(Instr::IfErr(out));
+        a.emit(Instr::NextBlock(again));
+        a.place(out);
+        a.emit(Instr::FolioUnlock);
+        if locked {
+            a.unlock(Rwsem::Invalidate, Mode::Read);
+        }
+        a.place(done);
+    }
+}
+
+/// `iomap_fiemap` and `SEEK_HOLE`: lookups, and a report of what is a hole.
+pub fn fiemap(a: &mut Asm, range: Range) {
+    let locked = a.has(Flag::FiemapLocked);
+    if locked {
+        a.lock(Rwsem::Inode, Mode::Read);
+    }
+    a.emit(Instr::Range(range.at, range.end()));
+    let again = a.here();
+    map_blocks(a, Need::Lookup, false);
+    a.emit(Instr::ReportHole);
+    a.emit(Instr::Advance(again));
+    if locked {
+        a.unlock(Rwsem::Inode, Mode::Read);
+    }
+}
+
+/// `ext4_get_es_cache` without precaching: one look at each entry, which sets its R bit.
+pub fn get_es_cache(a: &mut Asm, range: Range) {
+    let done = a.label();
+    a.emit(Instr::Range(range.at, range.end()));
+    let again = a.here();
+    let missed = a.label();
+    a.emit(Instr::EsLookup {
+        need: Need::Lookup,
+        hit: missed,
+        gap: missed,
+    });
+    a.place(missed);
+    a.emit(Instr::Advance(again));
+    a.place(done);
+}

@@ -1,0 +1,9 @@
+//! The block device from outside: real sockets, real shared memory, clients not written here.
+//!
+//! Goal: whatever a front-end does, data is right, and the device serves the next one.
+//! Method: each test starts a device in this process and talks to it as a front-end.
+
+mod client;
+mod served;
+mod storages;
+mod virtio_driver_client;

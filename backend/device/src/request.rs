@@ -282,3 +282,6 @@ fn le32(bytes: &[u8; 16], at: usize) -> u32 {
 fn le64(bytes: &[u8; 16], at: usize) -> u64 {
     u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }
+
+#[cfg(test)]
+mod tests;

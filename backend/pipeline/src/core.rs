@@ -467,3 +467,10 @@ impl Core {
         });
     }
 }
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,12 @@
 //! In: a name and the known ones. Out: the nearest, if near enough. Must not know: what they name.
 
 /// The known name with the smallest Damerau-Levenshtein distance, if that is at most a third of
-/// its length (at least 1): beyond, a suggestion misleads more than it helps.
+/// its length: beyond, a suggestion misleads more than it helps.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
+        .filter(|(distance, candidate)| *distance <= candidate.chars().count() / 3)
         .min()
         .map(|(_, candidate)| candidate)
 }

@@ -242,3 +242,6 @@ impl RuleSet {
         self.rules.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

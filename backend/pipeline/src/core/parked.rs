@@ -146,6 +146,12 @@ impl Parked {
         self.entries.retain(|_, entry| entry.released.is_none());
     }
 
+    /// Due times of requests that no longer wait.
+    #[cfg(test)]
+    pub(super) fn leftovers(&self) -> usize {
+        self.due.len() - self.waiting
+    }
+
     fn drop_leftovers(&mut self) {
         let entries = &self.entries;
         let waits = |Reverse((_, order, id)): &Due| {

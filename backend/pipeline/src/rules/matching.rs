@@ -36,7 +36,7 @@ const MATCH_FIELDS: &[&str] = &[
 const CLASS_FIELDS: [&str; 7] = ["group", "inode", "lblk", "state", "depth", "backup", "tid"];
 
 /// Operations on ranges of blocks, that is all but flush.
-const BLOCK_OPS: u8 = 0x7f & !Op::Flush.bit();
+pub(super) const BLOCK_OPS: u8 = 0x7f & !Op::Flush.bit();
 
 /// Classes of blocks outside the log that have a field, as [`Kind::bit`]s.
 const fn home_kinds_with(field: &str) -> u32 {
@@ -215,21 +215,25 @@ fn parse_kinds(table: &Table<'_>) -> Result<(u32, u32), RulesError> {
         (None, None) if fields.is_empty() => 0,
         (None, None) => u32::MAX,
     };
+    // What a log copy is of must have the fields by itself.
+    let mut copied = of.unwrap_or(home_kinds());
     for (name, field) in &fields {
         let having = kinds_with(name);
         // A class named in the rule must have the field; one that is merely possible may lack it.
-        let named = if given.is_some() { possible } else { 0 };
-        require(name, field, named, having)?;
+        require(name, field, given.map_or(0, |_| possible), having)?;
         possible &= having;
+        if *name != "tid" {
+            let having = home_kinds_with(name);
+            require(name, field, of.unwrap_or(0), having)?;
+            copied &= having;
+        }
+        if copied == 0 {
+            possible &= !Kind::JournalCopy.bit();
+        }
         if possible == 0 {
             return Err(field.error(RulesProblem::NeverMatches(
                 "no class has all of the fields given; leave one out".to_owned(),
             )));
-        }
-        if let Some(of) = of
-            && *name != "tid"
-        {
-            require(name, field, of, home_kinds_with(name))?;
         }
     }
     Ok((possible, of.unwrap_or(0)))

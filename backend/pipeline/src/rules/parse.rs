@@ -112,6 +112,7 @@ fn name_all(tables: &mut [Table<'_>]) -> Result<Vec<Arc<str>>, RulesError> {
         lines.insert(name, table.place.line());
         names.push(Arc::from(name));
         table.place.rule = Some(name);
+        table.place.field.clear();
     }
     Ok(names)
 }

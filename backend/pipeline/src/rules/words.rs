@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ext4_layout::Written;
 
-use super::matching::kind_names;
+use super::matching::{BLOCK_OPS, kind_names};
 use super::{Match, Rule, RuleAction, RuleSet, Trigger, Until, Wait, When};
 use crate::delay::Delay;
 use crate::errno::{Errno, outcome_of};
@@ -92,15 +92,14 @@ fn which(matches: &Match) -> String {
         .filter(|op| matches.ops & op.bit() != 0)
         .map(|op| op.name())
         .collect();
-    let mut words = if ops.len() == Op::ALL.len() {
+    // Where blocks are asked for, flushes are left out anyway.
+    let mut words = if matches.ops & BLOCK_OPS == BLOCK_OPS {
         "every request".to_owned()
     } else {
         format!("each {}", ops.join(" or "))
     };
     let kinds = kind_names(matches.kinds);
-    if kinds.len() == ext4_layout::Kind::ALL.len() {
-        words += " of any class";
-    } else if !kinds.is_empty() {
+    if !kinds.is_empty() {
         let _ = write!(words, " of {}", kinds.join(" or "));
     }
     if matches.of != 0 {

@@ -5,6 +5,7 @@
 //! do is decided by [`Engine::enabled`], what it does by [`Engine::apply`]; neither allocates.
 //! Must not know: invariants that are judged on whole states, text, the search.
 
+use crate::footprint::{self, Footprints};
 use crate::geometry::{Geometry, each};
 use crate::kernel::{Flag, Kernel};
 use crate::program::{Asm, Instr};
@@ -85,6 +86,7 @@ pub struct Engine {
     pub(crate) kernel: Kernel,
     pub(crate) geo: Geometry,
     pub(crate) programs: Vec<Vec<Instr>>,
+    footprints: Vec<Footprints>,
     /// Threads of users; the worker's slot comes behind them.
     pub(crate) users: usize,
     faults: u16,
@@ -110,10 +112,16 @@ impl Engine {
             .map(|user| assemble(&|asm| emit(user, asm)))
             .collect();
         programs.push(assemble(&crate::ops::writepages::end_io_worker));
+        let footprints = programs
+            .iter()
+            .enumerate()
+            .map(|(slot, program)| Footprints::of(program, slot))
+            .collect();
         Engine {
             kernel,
             geo,
             programs,
+            footprints,
             users,
             faults: faults.iter().fold(0, |set, fault| set | fault.bit()),
         }
@@ -152,6 +160,35 @@ impl Engine {
     #[inline]
     pub(crate) fn has(&self, flag: Flag) -> bool {
         self.kernel.has(flag)
+    }
+
+    /// What a step touches.
+    pub fn footprint(&self, state: &State, thread: u8, choice: u8) -> explorer::Footprint {
+        let slot = usize::from(thread);
+        if slot < self.programs.len() {
+            return self.footprints[slot].step(state.threads[slot].pc, choice != 0);
+        }
+        if slot == self.shrinker() {
+            return footprint::shrink();
+        }
+        let fails = choice & DEVICE_FAILS != 0;
+        if choice & DEVICE_IO != 0 {
+            return footprint::io_done(fails);
+        }
+        let asker = usize::from(choice & 15);
+        self.footprints[asker].answer(state.threads[asker].pc, fails)
+    }
+
+    /// What a thread may still touch.
+    pub fn future(&self, state: &State, thread: u8) -> explorer::Footprint {
+        let slot = usize::from(thread);
+        if slot < self.programs.len() {
+            return self.footprints[slot].future(state.threads[slot].pc);
+        }
+        if slot == self.shrinker() && state.fs.shrinks == 0 {
+            return explorer::Footprint::NOTHING;
+        }
+        explorer::Footprint::EVERYTHING
     }
 
     /// The instruction at which a thread is.
@@ -331,7 +368,9 @@ impl Engine {
                 state.cache.locked & (1 << self.geo.folio(t.cur)) == 0
             }
             Instr::WbLock(_) => state.cache.locked & (1 << t.wb) == 0,
-            Instr::WbWait | Instr::WaitWriteback(_) | Instr::DioDrain => false,
+            Instr::WbWait => state.cache.writeback & (1 << t.wb) == 0,
+            Instr::WaitWriteback(blocks) => state.cache.writeback & self.geo.folios_of(blocks) == 0,
+            Instr::DioDrain => state.inode.dio == 0,
             Instr::WbSubmit { .. } => self.can_submit(state),
             Instr::DropFolios { blocks, .. } => self.can_drop(state, blocks),
             Instr::EndIoWait => state
@@ -470,6 +509,7 @@ impl Engine {
             Instr::Shift { first, by } => self.shift(state, first, by),
             Instr::Orphan(on) => meta::orphan(state, on),
             Instr::Remount => self.remount(state, slot),
+            Instr::DioLost => meta::dio_lost(state, slot),
             Instr::DioBegin => meta::dio_begin(state, slot),
             Instr::DioEnd => meta::dio_end(state, slot),
             Instr::DioWrite(content) => self.dio_write(state, slot, content),

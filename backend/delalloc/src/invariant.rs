@@ -15,6 +15,7 @@
 use crate::exec::Engine;
 use crate::geometry::{Set, bit, each, span};
 use crate::kernel::Flag;
+use crate::program::Instr;
 use crate::state::{ANY, Disk, IoState, Rwsem, STALE, State, ZERO};
 
 /// One rule of the catalogue.
@@ -218,7 +219,7 @@ impl Engine {
             }
         }
         empty(delayed & state.disk.mapped, Invariant::A4)?;
-        if state.inode.reserved != state.reservation_due(geo) {
+        if state.inode.reserved != state.reservation_due(geo) && !self.reserving(state) {
             let first = if delayed == 0 {
                 0
             } else {
@@ -237,6 +238,11 @@ impl Engine {
             dirty_delay & !(delayed | state.disk.mapped) & visible,
             Invariant::A4,
         )
+    }
+
+    /// Whether a thread has reserved and not yet inserted: only a kernel with M02 can be seen so.
+    fn reserving(&self, state: &State) -> bool {
+        (0..self.users).any(|slot| matches!(self.at(state, slot), Instr::InsertDelayed))
     }
 
     #[inline]

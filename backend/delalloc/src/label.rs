@@ -5,18 +5,17 @@ use explorer::{InvariantId, Model, Step};
 use crate::exec::{DEVICE_FAILS, DEVICE_IO, Engine, Fault};
 use crate::geometry::{Set, bit, each};
 use crate::invariant::Invariant;
-use crate::kernel::Flag;
 use crate::model::DelallocModel;
 use crate::program::{Instr, Need};
 use crate::state::{Errno, Locks, Map, Mode, Rwsem, State, Status, Wait};
 
 /// A step in the kernel's words, with what it found and what it released.
-pub fn step(engine: &Engine, before: &State, thread: u8, choice: u8) -> String {
+pub(crate) fn step(engine: &Engine, before: &State, thread: u8, choice: u8) -> String {
     let mut after = *before;
     engine.apply(&mut after, thread, choice);
     let slot = usize::from(thread);
     if slot == engine.device() {
-        return device(engine, before, choice);
+        return device(before, choice);
     }
     if slot == engine.shrinker() {
         return format!("ext4_es_shrink: entry at {choice}");
@@ -52,7 +51,7 @@ fn fault_text(fault: Fault) -> &'static str {
     }
 }
 
-fn device(engine: &Engine, before: &State, choice: u8) -> String {
+fn device(before: &State, choice: u8) -> String {
     let index = usize::from(choice & 15);
     let end = if choice & DEVICE_FAILS != 0 {
         "fails"
@@ -73,7 +72,6 @@ fn device(engine: &Engine, before: &State, choice: u8) -> String {
         Wait::DirectRead => "direct read",
         Wait::Log => "write of log",
     };
-    debug_assert!(index < engine.programs.len());
     format!("{what} {end}")
 }
 
@@ -249,7 +247,7 @@ fn walked(engine: &Engine, before: &State, slot: usize) -> Map {
 }
 
 /// The locks of a thread.
-pub fn held(engine: &Engine, state: &State, thread: u8) -> String {
+pub(crate) fn held(engine: &Engine, state: &State, thread: u8) -> String {
     let slot = usize::from(thread);
     if slot >= engine.programs.len() {
         return String::new();
@@ -272,7 +270,7 @@ pub fn held(engine: &Engine, state: &State, thread: u8) -> String {
 }
 
 /// What differs between two states, without registers and locks.
-pub fn changed(engine: &Engine, before: &State, after: &State) -> String {
+pub(crate) fn changed(engine: &Engine, before: &State, after: &State) -> String {
     let mut parts = Vec::new();
     for block in 0..engine.geo.blocks {
         let (old, new) = (status_text(before, block), status_text(after, block));
@@ -340,7 +338,12 @@ fn disk_text(state: &State, block: u8) -> String {
 }
 
 /// What is wrong: the rule, the block, the values, the two steps that conflict.
-pub fn explain(model: &DelallocModel, history: &[Step], state: &State, id: InvariantId) -> String {
+pub(crate) fn explain(
+    model: &DelallocModel,
+    history: &[Step],
+    state: &State,
+    id: InvariantId,
+) -> String {
     let Some(invariant) = Invariant::nth(id.0) else {
         return "no thread can go on".into();
     };
@@ -362,7 +365,6 @@ pub fn explain(model: &DelallocModel, history: &[Step], state: &State, id: Invar
             model.thread_name(step.thread)
         ));
     }
-    debug_assert!(Flag::ALL.len() <= 64);
     text
 }
 

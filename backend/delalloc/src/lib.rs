@@ -21,6 +21,7 @@
 
 pub mod driver;
 pub mod exec;
+mod footprint;
 pub mod geometry;
 pub mod invariant;
 pub mod kernel;

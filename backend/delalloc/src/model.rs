@@ -147,7 +147,9 @@ impl Model for DelallocModel {
 
     fn identity(&self) -> u64 {
         // The programs and the initial state are all that a schedule's meaning depends on.
-        explorer::identity(&format!("{:?}{:?}", self.engine, self.initial))
+        let engine = &self.engine;
+        let meaning = (&engine.programs, engine.geo, engine.kernel, self.initial);
+        explorer::identity(&format!("{meaning:?}"))
     }
 
     fn threads(&self) -> usize {
@@ -185,6 +187,14 @@ impl Model for DelallocModel {
     #[inline]
     fn fingerprint(&self, state: &State) -> u64 {
         state.fingerprint()
+    }
+
+    fn footprint(&self, state: &State, step: Step) -> explorer::Footprint {
+        self.engine.footprint(state, step.thread, step.choice)
+    }
+
+    fn future(&self, state: &State, thread: u8) -> explorer::Footprint {
+        self.engine.future(state, thread)
     }
 
     fn invariant(&self, id: InvariantId) -> String {

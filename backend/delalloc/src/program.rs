@@ -270,6 +270,8 @@ pub enum Instr {
     DioBegin,
     /// Silent: it is not.
     DioEnd,
+    /// Silent: a direct write was not converted.
+    DioLost,
     /// Submit a direct write of the mapping at hand.
     DioWrite(Content),
     /// Submit a direct read of the mapping at hand. Silent if nothing is mapped.
@@ -336,6 +338,7 @@ impl Instr {
                 | Instr::RefreshPath
                 | Instr::DioBegin
                 | Instr::DioEnd
+                | Instr::DioLost
         )
     }
 

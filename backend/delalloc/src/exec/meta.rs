@@ -4,7 +4,7 @@ use super::{Engine, Flow};
 use crate::geometry::{each, span};
 use crate::invariant::Invariant;
 use crate::kernel::Flag;
-use crate::state::{Content, Errno, Locks, Map, Mode, Rwsem, STALE, State, Thread, Wait};
+use crate::state::{ANY, Content, Errno, Locks, Map, Mode, Rwsem, STALE, State, Thread, Wait};
 
 #[inline]
 pub(super) fn jump_if(condition: bool, to: u16) -> Flow {
@@ -138,6 +138,12 @@ pub(super) fn dio_end(state: &mut State, slot: usize) -> Flow {
         t.held &= !Locks::DIO;
         state.inode.dio -= 1;
     }
+    Flow::Next
+}
+
+/// The write's end has failed: the user is told, and anything may be read.
+pub(super) fn dio_lost(state: &mut State, slot: usize) -> Flow {
+    state.want.fill(state.threads[slot].aside, ANY);
     Flow::Next
 }
 

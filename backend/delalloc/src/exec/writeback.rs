@@ -3,7 +3,7 @@
 use super::{Engine, Flow, meta};
 use crate::geometry::{Set, bit, each, span};
 use crate::kernel::Flag;
-use crate::state::{IO_ENDS, IoEnd, IoState, Map, State};
+use crate::state::{ANY, Errno, IO_ENDS, IoEnd, IoState, Map, State};
 
 /// Buffers of the mapping at hand are mapped now; unwritten blocks wait for their conversion.
 #[inline]
@@ -30,6 +30,7 @@ pub(super) fn if_written(state: &mut State, slot: usize, to: u16) -> Flow {
 #[inline]
 pub(super) fn next_folio(state: &mut State, slot: usize, to: u16) -> Flow {
     let t = &mut state.threads[slot];
+    t.end = 0;
     t.wb += 1;
     meta::jump_if(t.wb < t.wb_end, to)
 }
@@ -126,6 +127,7 @@ impl Engine {
         let submit = submit & inside;
         let idle = (0..IO_ENDS).find(|&i| state.io[i].state == IoState::Idle);
         if let (Some(io), true) = (idle, submit != 0) {
+            state.threads[slot].end = 16 - submit.leading_zeros() as u8;
             self.start_io(state, io, submit, convert & submit);
         }
         Flow::Next
@@ -147,9 +149,7 @@ impl Engine {
 
     /// End in bytes of what was submitted of the folio, at most `i_size`.
     fn submitted_size(&self, state: &State, slot: usize) -> u32 {
-        let t = &state.threads[slot];
-        let blocks = self.geo.folio_blocks(t.wb) & state.cache.in_flight;
-        let end = 16 - blocks.leading_zeros() as u8;
+        let end = state.threads[slot].end;
         self.geo.bytes(end).min(state.inode.i_size)
     }
 
@@ -161,6 +161,7 @@ impl Engine {
     pub(super) fn wb_disksize(&self, state: &mut State, slot: usize) -> Flow {
         let size = self.submitted_size(state, slot);
         state.inode.i_disksize = state.inode.i_disksize.max(size);
+        state.threads[slot].end = 0;
         Flow::Next
     }
 
@@ -182,7 +183,7 @@ impl Engine {
         let folio = state.threads[slot].wb;
         let blocks = self.geo.folio_blocks(folio) & self.geo.all();
         // The data is lost, and the kernel has said so.
-        state.want.fill(blocks, crate::state::ANY);
+        state.want.fill(blocks, ANY);
         state.cache.discard(blocks);
         state.cache.ordered &= !blocks;
         state.cache.dirty &= !bit(folio);
@@ -193,6 +194,11 @@ impl Engine {
 
     pub(super) fn end_io_next(&self, state: &mut State, slot: usize, none: u16) -> Flow {
         let t = &mut state.threads[slot];
+        if t.errno != Errno::Ok {
+            // "failed to convert unwritten extents ... potential data loss!"
+            state.want.fill(t.aside, ANY);
+            return Flow::Goto(none);
+        }
         let failed = state.io[usize::from(t.wb)].state == IoState::Failed;
         if t.aside == 0 || failed && self.has(Flag::NoConvertAfterError) {
             return Flow::Goto(none);
@@ -234,7 +240,7 @@ impl Engine {
         if failed {
             // The user is told that the data is lost.
             for b in each(io.blocks) {
-                state.want.set(b, crate::state::ANY);
+                state.want.set(b, ANY);
             }
         } else {
             self.write_media(state, io.blocks);

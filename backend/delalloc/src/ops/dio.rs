@@ -9,7 +9,7 @@ use crate::state::{Content, Mode, Rwsem};
 /// `ext4_dio_write_iter` under exclusive `i_rwsem`: no invalidate lock, so the window of fallocate
 /// is here too.
 pub fn write(a: &mut Asm, range: Range, data: Content) {
-    let (out, ready) = (a.label(), a.label());
+    let (out, ready, lost) = (a.label(), a.label(), a.label());
     a.lock(Rwsem::Inode, Mode::Write);
     write_and_wait(a, range);
     a.emit(Instr::IfErr(ready));
@@ -32,7 +32,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::HandleStart);
     map_blocks(a, Need::Convert, false);
     a.emit(Instr::HandleStop);
-    a.emit(Instr::IfErr(out));
+    a.emit(Instr::IfErr(lost));
     a.place(written);
     a.emit(Instr::Advance(again));
     let (size, covered) = (a.geo.bytes(range.end()), a.label());
@@ -47,6 +47,9 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(covered);
+    a.emit(Instr::Jump(out));
+    a.place(lost);
+    a.emit(Instr::DioLost);
     a.place(out);
     a.emit(Instr::DioEnd);
     a.place(ready);

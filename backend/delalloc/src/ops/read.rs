@@ -53,7 +53,6 @@ pub fn fiemap(a: &mut Asm, range: Range) {
 
 /// `ext4_get_es_cache` without precaching: one look at each entry, which sets its R bit.
 pub fn get_es_cache(a: &mut Asm, range: Range) {
-    let done = a.label();
     a.emit(Instr::Range(range.at, range.end()));
     let again = a.here();
     let missed = a.label();
@@ -64,5 +63,4 @@ pub fn get_es_cache(a: &mut Asm, range: Range) {
     });
     a.place(missed);
     a.emit(Instr::Advance(again));
-    a.place(done);
 }

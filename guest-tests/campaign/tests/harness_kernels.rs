@@ -123,7 +123,11 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
 fn a_second_qemu_beside_the_machines_own_boots_a_kernel() {
     let own = Qemu::find().unwrap();
     // The two that Debian 12 has.
-    let suite = if own.version().major < 8 { "bookworm-backports" } else { "bookworm" };
+    let suite = if own.version().major < 8 {
+        "bookworm-backports"
+    } else {
+        "bookworm"
+    };
     let cache = Cache::open().unwrap();
     match Qemu::of_suite(&cache, suite) {
         Ok(other) => {

@@ -1,0 +1,38 @@
+//! `racegate setup`: sees to it that the programs that racegate runs are installed.
+//!
+//! In: arguments. Out: what is there, what was installed, or the line to type.
+//! Must not know: how packages are installed.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use campaign::qemu::Qemu;
+use campaign::{interrupt, setup};
+
+/// Arguments of `racegate setup`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Install nothing; print the line to type if something is missing
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Carries out `racegate setup`.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    interrupt::install().context("Could not take over the interrupt signals")?;
+    let installed = setup::ensure(!args.no_install)?;
+    if !installed.is_empty() {
+        println!("installed: {}", installed.join(", "));
+    }
+    for need in setup::NEEDS {
+        println!("{:<20} {}", need.program, need.purpose);
+    }
+    let qemu = Qemu::find()?;
+    let accel = qemu.accel()?;
+    println!(
+        "QEMU {} runs guests with {}",
+        qemu.version(),
+        accel.name().to_uppercase()
+    );
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,250 @@
+//! Answers and events for people.
+//!
+//! In: what the backend said. Out: lines of text. Must not know: sockets.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use pipeline::control::{Response, RuleInfo};
+use pipeline::event::{Cause, ClassRecord, HomeRecord, SpanRecord, Verdict};
+use pipeline::{Event, Latency, Stats, What};
+
+/// Writes an answer.
+pub(super) fn response(out: &mut impl Write, response: &Response) -> io::Result<()> {
+    match response {
+        Response::Done => writeln!(out, "done"),
+        Response::Rules { rules, .. } if rules.is_empty() => writeln!(out, "no rules"),
+        Response::Rules { file, rules } => {
+            writeln!(out, "rules of {file}")?;
+            rules.iter().try_for_each(|info| rule(out, info))
+        }
+        Response::Released { requests } => writeln!(out, "requests let go: {requests}"),
+        Response::Stats(of) => stats(out, of),
+        Response::Layout { ranges } => ranges.iter().try_for_each(|span| {
+            let last = span.sector + span.sectors.saturating_sub(1);
+            writeln!(
+                out,
+                "{:>12} {last:>12}  {}",
+                span.sector,
+                class(&span.class)
+            )
+        }),
+        Response::LayoutSummary { sectors } => sectors
+            .iter()
+            .try_for_each(|(kind, sectors)| writeln!(out, "{sectors:>12}  {}", kind.name())),
+        Response::Error { message } => writeln!(out, "{message}"),
+    }
+}
+
+fn rule(out: &mut impl Write, info: &RuleInfo) -> io::Result<()> {
+    let RuleInfo {
+        name,
+        meaning,
+        armed,
+        matched,
+        fired,
+        parked,
+    } = info;
+    let armed = if *armed { "armed" } else { "disarmed" };
+    writeln!(
+        out,
+        "{name}: {armed}; matched {matched}, fired {fired}, parked {parked}"
+    )?;
+    writeln!(out, "    {meaning}")
+}
+
+fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
+    writeln!(
+        out,
+        "requests seen {}, parked {}",
+        stats.requests, stats.parked
+    )?;
+    if stats.crowded > 0 {
+        writeln!(out, "not parked because too many were: {}", stats.crowded)?;
+    }
+    for rule in &stats.rules {
+        let armed = if rule.armed { "armed" } else { "disarmed" };
+        writeln!(
+            out,
+            "{}: {armed}; matched {}, fired {}, parked {}",
+            rule.name, rule.matched, rule.fired, rule.parked
+        )?;
+        let latencies = [
+            ("requested", &rule.requested),
+            ("achieved", &rule.achieved),
+            ("late by", &rule.late),
+        ];
+        for (name, latency) in latencies {
+            if let Some(latency) = latency {
+                writeln!(out, "    {name:<9}  {}", quantiles(latency))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn quantiles(of: &Latency) -> String {
+    format!(
+        "min {:>9}  p50 {:>9}  p90 {:>9}  p99 {:>9}  max {:>9}  ({} values)",
+        time(of.min_ns),
+        time(of.p50_ns),
+        time(of.p90_ns),
+        time(of.p99_ns),
+        time(of.max_ns),
+        of.count
+    )
+}
+
+/// Three or more significant digits, with the unit that suits.
+fn time(ns: u64) -> String {
+    format!("{:.2?}", Duration::from_nanos(ns))
+}
+
+fn class(class: &ClassRecord) -> String {
+    let mut words = home(&class.home);
+    if let Some(of) = &class.of {
+        words += &format!(" of {}", home(of));
+    }
+    if let Some(tid) = class.tid {
+        words += &format!(", transaction {tid}");
+    }
+    words
+}
+
+fn home(home: &HomeRecord) -> String {
+    let mut words = home.class.name().to_owned();
+    let numbers = [
+        ("group", home.group, None),
+        ("inode", home.inode, None),
+        ("inodes", home.first_inode, home.last_inode),
+        ("depth", home.depth.map(u32::from), None),
+        (
+            "lblk",
+            home.first_lblk,
+            home.last_lblk.filter(|last| Some(*last) != home.first_lblk),
+        ),
+    ];
+    for (name, first, last) in numbers {
+        match (first, last) {
+            (Some(first), Some(last)) => words += &format!(", {name} {first} to {last}"),
+            (Some(first), None) => words += &format!(", {name} {first}"),
+            (None, _) => {}
+        }
+    }
+    if home.backup == Some(true) {
+        words += ", backup";
+    }
+    if let Some(state) = home.state {
+        words += &format!(", {state:?}").to_lowercase();
+    }
+    words
+}
+
+/// Writes an event.
+pub(super) fn event(out: &mut impl Write, event: &Event) -> io::Result<()> {
+    let at = event.at.0 as f64 / 1e9;
+    writeln!(out, "{at:>14.6} {:>7}  {}", event.seq, what(&event.what))
+}
+
+fn what(what: &What) -> String {
+    match what {
+        What::Log { seed, rules, .. } => {
+            format!(
+                "events from here on; seed {seed}, rules of {:?}",
+                rules.file
+            )
+        }
+        What::Rules { rules } => format!("rules of {:?} loaded", rules.file),
+        What::Request {
+            id,
+            queue,
+            op,
+            sector,
+            sectors,
+            classes,
+            ..
+        } => {
+            let classes: Vec<String> = classes
+                .iter()
+                .map(|span: &SpanRecord| class(&span.class))
+                .collect();
+            let (id, op) = (id.0, op.name());
+            format!(
+                "#{id} queue {queue}: {op} {sector}+{sectors}  {}",
+                classes.join("; ")
+            )
+        }
+        What::Decision {
+            id,
+            rule,
+            matched,
+            verdict,
+        } => {
+            let verdict = match verdict {
+                Verdict::Pass => "passes".to_owned(),
+                Verdict::Delay { ns } => format!("delayed by {}", time(*ns)),
+                Verdict::Hold { until, at_most_ns } => {
+                    format!("held until {until}, at most {}", time(*at_most_ns))
+                }
+                Verdict::Fail { errno } => format!("fails with errno {errno}"),
+            };
+            format!("#{} {verdict} by {rule} (its match {matched})", id.0)
+        }
+        What::Released {
+            id,
+            rule,
+            cause,
+            waited_ns,
+            fail,
+        } => {
+            let end = if fail.is_some() {
+                "failed"
+            } else {
+                "submitted"
+            };
+            let (waited, why) = (time(*waited_ns), because(cause));
+            format!("#{} {end} after {waited} by {rule}: {why}", id.0)
+        }
+        What::Complete { id, outcome, .. } => format!("#{} complete: {outcome:?}", id.0),
+        What::AgentMark { name, guest_ns } => {
+            format!("agent passed {name} at {} (guest)", time(*guest_ns))
+        }
+        What::Release { rule } => {
+            format!(
+                "operator lets go {}",
+                rule.as_deref().unwrap_or("everything")
+            )
+        }
+        What::Arm { rule, armed } => {
+            format!(
+                "operator {} {rule}",
+                if *armed { "arms" } else { "disarms" }
+            )
+        }
+        What::Tick => "timer".to_owned(),
+        What::Disconnect => "front-end gone".to_owned(),
+        What::Armed { rule, armed, cause } => {
+            let armed = if *armed { "armed" } else { "disarmed" };
+            format!("{rule} {armed}: {}", because(cause))
+        }
+        What::ToldAgent { signal } => format!("agent told {signal}"),
+        What::Agent { message } => format!("agent: {message}"),
+        What::Layout { change, detail } => {
+            format!("layout {change:?} {}", detail.as_deref().unwrap_or("")).to_lowercase()
+        }
+        What::Lost { events } => format!("{events} events lost: this reader was too slow"),
+    }
+}
+
+fn because(cause: &Cause) -> String {
+    match cause {
+        Cause::Due => "its time is over".to_owned(),
+        Cause::Limit => "its limit is reached".to_owned(),
+        Cause::Agent(mark) => format!("agent passed {mark}"),
+        Cause::Rule(rule) => format!("{rule} fired"),
+        Cause::Requests(count) => format!("request {count} arrived"),
+        Cause::Control => "the operator said so".to_owned(),
+        Cause::Reload => "other rules were loaded".to_owned(),
+        Cause::Disconnect => "the front-end is gone".to_owned(),
+    }
+}

@@ -262,7 +262,16 @@ impl Engine {
     }
 
     fn tick(&self) {
-        self.input(Input::Tick);
+        let mut guard = self.state();
+        let now = self.clock.now();
+        let state = &mut *guard;
+        state.core.step(now, Input::Tick, &mut state.outbox);
+        // The alarm may have gone off for a time that the core has taken back since: it has to
+        // be set for the next one even if the core thinks that it is.
+        if let Some(due) = state.core.next_due() {
+            self.alarm.set(due);
+        }
+        self.carry_out(guard, None);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

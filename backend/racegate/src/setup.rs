@@ -18,9 +18,10 @@ pub struct Args {
 }
 
 /// Carries out `racegate setup`.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Args { no_install } = args;
     interrupt::install().context("Could not take over the interrupt signals")?;
-    let installed = setup::ensure(!args.no_install)?;
+    let installed = setup::ensure(!no_install)?;
     if !installed.is_empty() {
         println!("installed: {}", installed.join(", "));
     }

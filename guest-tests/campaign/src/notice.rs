@@ -245,3 +245,6 @@ impl Inbox {
 pub fn is_panic(text: &str) -> bool {
     text.contains("Kernel panic - not syncing")
 }
+
+#[cfg(test)]
+mod tests;

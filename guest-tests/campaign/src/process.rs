@@ -503,3 +503,6 @@ pub(crate) fn read_lines(mut from: impl io::Read, mut on_line: impl FnMut(String
         on_line(text(&pending));
     }
 }
+
+#[cfg(test)]
+mod tests;

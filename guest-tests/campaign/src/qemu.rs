@@ -25,6 +25,9 @@ use crate::cache::CacheError;
 use crate::notice::{Line, Notice, Source};
 use crate::process::{self, ProcessError, Running};
 
+/// Console lines that are kept; a guest that says more has gone wrong, and its first words tell why.
+const TRANSCRIPT_LINES: usize = 200_000;
+
 /// QEMU cannot be found or used.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
@@ -181,7 +184,7 @@ impl Vm {
         })
     }
 
-    /// Everything that the console and QEMU said so far.
+    /// Everything that the console and QEMU said so far, at most the first 200,000 lines.
     pub fn transcript(&self) -> Vec<Line> {
         self.transcript
             .lock()
@@ -230,10 +233,11 @@ fn reader(
                 source,
                 text,
             };
-            transcript
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(line.clone());
+            let mut lines = transcript.lock().unwrap_or_else(PoisonError::into_inner);
+            if lines.len() < TRANSCRIPT_LINES {
+                lines.push(line.clone());
+            }
+            drop(lines);
             // Nobody may be listening any more; the transcript has it.
             let _ = notices.send(Notice::Console(line));
         });

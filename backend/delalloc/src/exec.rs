@@ -338,11 +338,11 @@ impl Engine {
                 (state.cache.writeback & self.geo.folios_of(blocks) == 0).then_some(1)
             }
             Instr::DioDrain => (state.inode.dio == 0).then_some(1),
-            Instr::DropFolios { blocks, guard } => {
+            Instr::DropFolios { blocks, why } => {
                 if state.cache.present & self.geo.folios_of(blocks) != 0 {
                     return None;
                 }
-                self.dropped(state, slot, blocks, guard);
+                self.dropped(state, slot, blocks, why);
                 Some(1)
             }
             Instr::DioRead => {
@@ -473,7 +473,7 @@ impl Engine {
             Instr::IfDisksizeCovers { size, last, skip } => {
                 cache::if_disksize_covers(state, size, last, skip)
             }
-            Instr::DropFolios { blocks, guard } => self.drop_folios(state, slot, blocks, guard),
+            Instr::DropFolios { blocks, why } => self.drop_folios(state, slot, blocks, why),
             Instr::Unguard => cache::unguard(state, slot),
             Instr::WaitWriteback(_) | Instr::WbWait | Instr::DioDrain => Flow::Next,
             Instr::WbFind(none) => self.wb_find(state, slot, none),

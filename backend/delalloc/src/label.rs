@@ -24,20 +24,34 @@ pub(crate) fn step(engine: &Engine, before: &State, thread: u8, choice: u8) -> S
     if let Some(fault) = Fault::of_choice(choice) {
         text = format!("{text} -> {}", fault_text(fault));
     }
-    for lock in Rwsem::ALL {
-        for mode in [Mode::Read, Mode::Write] {
-            let held = Locks::held_bit(lock, mode);
-            if before.threads[slot].held & !after.threads[slot].held & held != 0 {
-                let call = if mode == Mode::Read {
-                    "up_read"
-                } else {
-                    "up_write"
-                };
-                text.push_str(&format!("; {call}({})", lock.name()));
-            }
-        }
-    }
+    text.push_str(&released(
+        before.threads[slot].held & !after.threads[slot].held,
+    ));
     text
+}
+
+/// Locks given back at the end of a step, innermost first.
+fn released(held: u8) -> String {
+    let up = |lock: Rwsem| {
+        if held & Locks::held_bit(lock, Mode::Read) != 0 {
+            format!("; up_read({})", lock.name())
+        } else if held & Locks::held_bit(lock, Mode::Write) != 0 {
+            format!("; up_write({})", lock.name())
+        } else {
+            String::new()
+        }
+    };
+    let stop = if held & Locks::HANDLE != 0 {
+        "; ext4_journal_stop"
+    } else {
+        ""
+    };
+    format!(
+        "{}{stop}{}{}",
+        up(Rwsem::Data),
+        up(Rwsem::Invalidate),
+        up(Rwsem::Inode)
+    )
 }
 
 fn fault_text(fault: Fault) -> &'static str {
@@ -149,7 +163,12 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
             };
             let taken = now.held & Locks::held_bit(lock, mode) != 0;
             let wait = if taken { "" } else { ": waits" };
-            format!("{call}({}){wait}", lock.name())
+            let walk = if taken && after.threads[slot].pc > before.threads[slot].pc + 1 {
+                walked_text(engine, after, slot)
+            } else {
+                String::new()
+            };
+            format!("{call}({}){wait}{walk}", lock.name())
         }
         Instr::HandleStart => "ext4_journal_start".into(),
         Instr::EsLookup { .. } | Instr::DaLookup { .. } => {
@@ -236,6 +255,17 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         Instr::EvictWait => "last user is gone".into(),
         Instr::Evict => "ext4_destroy_inode".into(),
         other => format!("{other:?}"),
+    }
+}
+
+/// A walk that belongs to the step of the shared lock before it.
+fn walked_text(engine: &Engine, after: &State, slot: usize) -> String {
+    let t = &after.threads[slot];
+    let walk = engine.programs[slot][usize::from(t.pc - 1)];
+    if matches!(walk, Instr::Walk { .. }) {
+        format!(", ext4_ext_map_blocks({}) -> {}", t.cur, map_text(t.map))
+    } else {
+        String::new()
     }
 }
 

@@ -34,6 +34,20 @@ pub enum Need {
     Convert,
 }
 
+/// Why folios leave the page cache.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Drop {
+    /// The blocks will be removed or zeroed, and read as zeroes from now on; the folios must stay
+    /// away until that is done.
+    Remove,
+    /// The blocks will move; the folios must stay away until that is done.
+    Move,
+    /// A direct write comes: dirty folios are a reason to fail.
+    Before,
+    /// A direct write has come: dirty folios stay.
+    After,
+}
+
 /// One atomic instruction. Those marked *silent* never end a step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Instr {
@@ -178,8 +192,8 @@ pub enum Instr {
     DropFolios {
         /// Blocks that go away.
         blocks: Set,
-        /// Whether those folios must stay away until the blocks are removed.
-        guard: bool,
+        /// Why.
+        why: Drop,
     },
     /// Silent: the folios dropped may come back.
     Unguard,

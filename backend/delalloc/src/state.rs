@@ -181,6 +181,8 @@ impl Map {
     pub const NEW: u8 = 4;
     /// The result must not be put into the extent status tree: a delayed extent is in the way.
     pub const NO_CACHE: u8 = 8;
+    /// The hole found has delayed blocks in it.
+    pub const HIDES: u8 = 16;
 
     /// Whether a flag is set.
     #[inline]

@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::{Engine, Flow, meta};
 use crate::geometry::{Set, bit, each, span};
 use crate::kernel::Flag;
-use crate::state::{Content, Errno, IO_ENDS, IoState, Map, State, ZERO};
+use crate::program::Drop;
+use crate::state::{ANY, Content, Errno, IO_ENDS, IoState, Map, State, ZERO};
 
 #[inline]
 pub(super) fn folio_unlock(state: &mut State, slot: usize) -> Flow {
@@ -130,7 +131,9 @@ impl Engine {
     ) -> Flow {
         let stored = span(data.start, data.end);
         state.cache.data.fill(stored, content);
-        state.want.fill(stored, content);
+        // Beside a direct write nobody can say which of the two is last.
+        let last = if state.inode.dio == 0 { content } else { ANY };
+        state.want.fill(stored, last);
         let folio = self.geo.folio(data.start);
         let dirtied = if size == 0 {
             // A store through a mapping dirties the folio up to the end of the file.
@@ -156,32 +159,33 @@ impl Engine {
         (state.cache.locked | state.cache.writeback) & first == 0
     }
 
-    /// `truncate_pagecache_range`: removes folios that nobody holds; stays while one is left.
+    /// `truncate_pagecache_range` and the invalidation around direct I/O: removes folios that
+    /// nobody holds; stays while one is left.
     pub(super) fn drop_folios(
         &self,
         state: &mut State,
         slot: usize,
         blocks: Set,
-        guard: bool,
+        why: Drop,
     ) -> Flow {
-        let busy = state.cache.locked | state.cache.writeback;
-        if !guard && state.cache.dirty & self.geo.folios_of(blocks) != 0 {
-            // Dirtied again since it was written back: direct I/O gives up (the kernel falls back
-            // to the page cache, which is another operation here).
-            return meta::fail(state, slot, Errno::Einval);
-        }
-        let mut left = 0;
-        for folio in each(state.cache.present & self.geo.folios_of(blocks)) {
-            if busy & bit(folio) != 0 {
-                left |= bit(folio);
-                continue;
+        let mut folios = state.cache.present & self.geo.folios_of(blocks);
+        match why {
+            Drop::Before if state.cache.dirty & folios != 0 => {
+                // Dirtied again since it was written back: the kernel falls back to the page
+                // cache, which is another operation here.
+                return meta::fail(state, slot, Errno::Einval);
             }
+            Drop::After => folios &= !state.cache.dirty,
+            _ => {}
+        }
+        let busy = folios & (state.cache.locked | state.cache.writeback);
+        for folio in each(folios & !busy) {
             self.drop_folio(state, folio, blocks);
         }
-        if left != 0 {
+        if busy != 0 {
             return Flow::Stay;
         }
-        self.dropped(state, slot, blocks, guard);
+        self.dropped(state, slot, blocks, why);
         Flow::Next
     }
 
@@ -199,13 +203,15 @@ impl Engine {
         }
     }
 
-    /// The cache of `blocks` is gone; with `guard` it must stay so, and users see zeroes.
-    pub(super) fn dropped(&self, state: &mut State, slot: usize, blocks: Set, guard: bool) {
-        if guard {
+    /// The cache of `blocks` is gone.
+    pub(super) fn dropped(&self, state: &mut State, slot: usize, blocks: Set, why: Drop) {
+        if matches!(why, Drop::Remove | Drop::Move) {
             let whole = each(self.geo.folios_of(blocks))
                 .filter(|&f| self.geo.folio_blocks(f) & self.geo.all() & !blocks == 0)
                 .fold(0, |set, f| set | bit(f));
             state.threads[slot].guard = whole;
+        }
+        if why == Drop::Remove {
             state.want.fill(blocks, ZERO);
         }
     }

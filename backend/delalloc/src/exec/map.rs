@@ -155,7 +155,10 @@ impl Engine {
         }
         let (mut first, mut end) = state.disk.hole(block, self.geo.blocks);
         let mut flags = 0;
-        if !untrimmed {
+        if untrimmed {
+            let hidden = state.es.delayed_only() & span(block, end.min(t.end));
+            flags = u8::from(hidden != 0) * Map::HIDES;
+        } else {
             let delayed = state.es.delayed;
             if delayed & bit(block) != 0 {
                 flags = Map::NO_CACHE;
@@ -589,11 +592,8 @@ impl Engine {
     /// What FIEMAP or `SEEK_HOLE` reports from the mapping at hand.
     pub(super) fn report_hole(&self, state: &mut State, slot: usize) -> Flow {
         let map = state.threads[slot].map;
-        if map.pblk == 0 && !map.has(Map::DELAYED) && !map.has(Map::NO_CACHE) {
-            let hidden = span(map.lblk, map.end) & state.es.delayed_only();
-            if hidden != 0 {
-                state.break_rule(Invariant::G4, hidden.trailing_zeros() as u8);
-            }
+        if map.pblk == 0 && map.has(Map::HIDES) {
+            state.break_rule(Invariant::G4, map.lblk);
         }
         Flow::Next
     }

@@ -203,7 +203,9 @@ impl Engine {
     pub(super) fn dio_write(&self, state: &mut State, slot: usize, content: Content) -> Flow {
         let t = &mut state.threads[slot];
         t.aside = span(t.cur, t.map.end);
-        state.want.fill(t.aside, content);
+        let dirty = self.geo.blocks_of(state.cache.dirty);
+        state.want.fill(t.aside & !dirty, content);
+        state.want.fill(t.aside & dirty, ANY);
         issue(state, slot, Wait::DirectWrite)
     }
 

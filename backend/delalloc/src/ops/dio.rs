@@ -3,7 +3,7 @@
 use super::Range;
 use super::map::map_blocks;
 use super::writepages::write_and_wait;
-use crate::program::{Asm, Instr, Need};
+use crate::program::{Asm, Drop, Instr, Need};
 use crate::state::{Content, Mode, Rwsem};
 
 /// `ext4_dio_write_iter` under exclusive `i_rwsem`: no invalidate lock, so the window of fallocate
@@ -15,10 +15,17 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::IfErr(ready));
     a.emit(Instr::DropFolios {
         blocks: range.set(),
-        guard: false,
+        why: Drop::Before,
     });
     a.emit(Instr::IfErr(ready));
     a.emit(Instr::DioBegin);
+    // A write that extends the file is on the orphan list until its size is set.
+    let (size, inside) = (a.geo.bytes(range.end()), a.label());
+    a.emit(Instr::IfSizeCovers(size, inside));
+    a.emit(Instr::HandleStart);
+    a.emit(Instr::Orphan(true));
+    a.emit(Instr::HandleStop);
+    a.place(inside);
     a.emit(Instr::Range(range.at, range.end()));
     let again = a.here();
     a.emit(Instr::HandleStart);
@@ -35,7 +42,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::IfErr(lost));
     a.place(written);
     a.emit(Instr::Advance(again));
-    let (size, covered) = (a.geo.bytes(range.end()), a.label());
+    let covered = a.label();
     a.emit(Instr::IfSizeCovers(size, covered));
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
@@ -45,12 +52,26 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
         grow: true,
     });
     a.unlock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::Orphan(false));
     a.emit(Instr::HandleStop);
     a.place(covered);
     a.emit(Instr::Jump(out));
     a.place(lost);
     a.emit(Instr::DioLost);
     a.place(out);
+    let (tidy, clean) = (a.label(), a.label());
+    a.emit(Instr::IfErr(tidy));
+    a.emit(Instr::Jump(clean));
+    // ext4_inode_extension_cleanup
+    a.place(tidy);
+    a.emit(Instr::HandleStart);
+    a.emit(Instr::Orphan(false));
+    a.emit(Instr::HandleStop);
+    a.place(clean);
+    a.emit(Instr::DropFolios {
+        blocks: range.set(),
+        why: Drop::After,
+    });
     a.emit(Instr::DioEnd);
     a.place(ready);
     a.unlock(Rwsem::Inode, Mode::Write);

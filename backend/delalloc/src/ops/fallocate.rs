@@ -1,13 +1,13 @@
 //! The modes of `fallocate(2)`.
 
 use super::Range;
-use super::free::remove_space;
+use super::free::{remove_extents, remove_space};
 use super::map::map_blocks;
 use super::writepages::write_and_wait;
 use crate::geometry::span;
 use crate::kernel::Flag;
-use crate::program::{Asm, Instr, Need};
-use crate::state::{Mode, Rwsem};
+use crate::program::{Asm, Drop, Instr, Need};
+use crate::state::{Errno, Mode, Rwsem};
 
 /// `ext4_alloc_file_blocks`: one handle and one mapping a turn. No invalidate lock in any version,
 /// so page faults run beside it.
@@ -64,7 +64,7 @@ pub fn zero_range(a: &mut Asm, range: Range, keep_size: bool) {
     disksize_before_punch(a, range);
     a.emit(Instr::DropFolios {
         blocks: range.set(),
-        guard: true,
+        why: Drop::Remove,
     });
     alloc_file_blocks(a, range, Need::ToUnwritten);
     a.emit(Instr::Unguard);
@@ -108,7 +108,7 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
     disksize_before_punch(a, range);
     a.emit(Instr::DropFolios {
         blocks: range.set(),
-        guard: true,
+        why: Drop::Remove,
     });
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
@@ -128,8 +128,10 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
 
 /// `FALLOC_FL_COLLAPSE_RANGE`.
 pub fn collapse_range(a: &mut Asm, range: Range) {
-    shift(a, range.at, |a| {
-        remove_space(a, range.at, range.end());
+    // A range that reaches the end of the file is for truncate.
+    let refuse = Refuse::UpTo(a.geo.bytes(range.end()));
+    shift(a, range.at, refuse, |a| {
+        remove_extents(a, range.at, range.end());
         a.emit(Instr::Shift {
             first: range.end(),
             by: -(range.len as i8),
@@ -139,7 +141,11 @@ pub fn collapse_range(a: &mut Asm, range: Range) {
 
 /// `FALLOC_FL_INSERT_RANGE`.
 pub fn insert_range(a: &mut Asm, range: Range) {
-    shift(a, range.at, |a| {
+    let refuse = Refuse::Outside(
+        a.geo.bytes(range.at),
+        a.geo.bytes(a.geo.blocks.saturating_sub(range.len)),
+    );
+    shift(a, range.at, refuse, |a| {
         a.emit(Instr::Shift {
             first: range.at,
             by: range.len as i8,
@@ -147,22 +153,36 @@ pub fn insert_range(a: &mut Asm, range: Range) {
     });
 }
 
+/// Sizes for which collapse and insert answer EINVAL (or EFBIG).
+#[derive(Clone, Copy)]
+enum Refuse {
+    UpTo(u32),
+    Outside(u32, u32),
+}
+
 /// The frame of collapse and insert: write back and drop everything behind `from`, then move
 /// extents under `i_data_sem` W.
-fn shift(a: &mut Asm, from: u8, work: impl Fn(&mut Asm)) {
+fn shift(a: &mut Asm, from: u8, refuse: Refuse, work: impl Fn(&mut Asm)) {
     let tail = Range {
         at: from,
         len: a.geo.blocks - from,
     };
     a.lock(Rwsem::Inode, Mode::Write);
+    let (refused, end, out) = (a.label(), a.label(), a.label());
+    match refuse {
+        Refuse::UpTo(size) => a.emit(Instr::IfNotBeyond(size, refused)),
+        Refuse::Outside(from, to) => {
+            a.emit(Instr::IfNotBeyond(from, refused));
+            a.emit(Instr::IfSizeCovers(to + 1, refused));
+        }
+    }
     drain(a);
     a.lock(Rwsem::Invalidate, Mode::Write);
     write_and_wait(a, tail);
-    let out = a.label();
     a.emit(Instr::IfErr(out));
     a.emit(Instr::DropFolios {
         blocks: span(from, a.geo.blocks),
-        guard: true,
+        why: Drop::Move,
     });
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
@@ -173,5 +193,9 @@ fn shift(a: &mut Asm, from: u8, work: impl Fn(&mut Asm)) {
     a.emit(Instr::HandleStop);
     a.place(out);
     a.unlock(Rwsem::Invalidate, Mode::Write);
+    a.emit(Instr::Jump(end));
+    a.place(refused);
+    a.emit(Instr::Fail(Errno::Einval));
+    a.place(end);
     a.unlock(Rwsem::Inode, Mode::Write);
 }

@@ -4,13 +4,19 @@ use super::map::leaf;
 use crate::program::{Asm, Instr};
 use crate::state::{Mode, Rwsem};
 
-/// Takes `first..end` out of the extent status tree and the extent tree, leaf by leaf from the
-/// right. `i_data_sem` W and a handle are held; both are dropped between leaves when the handle
-/// cannot be extended (`ext4_datasem_ensure_credits`).
+/// Takes `first..end` out of the extent status tree and the extent tree.
 pub fn remove_space(a: &mut Asm, first: u8, end: u8) {
     let out = a.label();
     a.emit(Instr::EsRemove(first, end));
     a.emit(Instr::IfErr(out));
+    remove_extents(a, first, end);
+    a.place(out);
+}
+
+/// Takes `first..end` out of the extent tree, leaf by leaf from the right. `i_data_sem` W and a
+/// handle are held; both are dropped between leaves when the handle cannot be extended
+/// (`ext4_datasem_ensure_credits`).
+pub fn remove_extents(a: &mut Asm, first: u8, end: u8) {
     let leaves = a.geo.leaf(first)..=a.geo.leaf(end.max(first + 1) - 1);
     for number in leaves.rev() {
         let blocks = a.geo.leaf_set(number);
@@ -38,5 +44,4 @@ pub fn remove_space(a: &mut Asm, first: u8, end: u8) {
         a.emit(Instr::RefreshPath);
         a.place(next);
     }
-    a.place(out);
 }

@@ -1,7 +1,7 @@
 //! Evict: the inode's last link and last user are gone.
 
 use super::free::remove_space;
-use crate::program::{Asm, Instr};
+use crate::program::{Asm, Drop, Instr};
 use crate::state::{Mode, Rwsem};
 
 /// `ext4_evict_inode` with no link left: the cache goes, then the blocks *if `i_blocks` says that
@@ -11,7 +11,7 @@ pub fn evict(a: &mut Asm) {
     a.emit(Instr::EvictWait);
     a.emit(Instr::DropFolios {
         blocks: a.geo.all(),
-        guard: true,
+        why: Drop::Remove,
     });
     a.emit(Instr::HandleStart);
     a.emit(Instr::IfNoBlocks(no_blocks));

@@ -3,7 +3,7 @@
 use super::free::remove_space;
 use crate::geometry::span;
 use crate::kernel::Flag;
-use crate::program::{Asm, Instr};
+use crate::program::{Asm, Drop, Instr};
 use crate::state::{Mode, Rwsem};
 
 /// Sets the size to `blocks` blocks, whichever way that is.
@@ -21,7 +21,7 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
     a.emit(Instr::HandleStop);
     a.emit(Instr::DropFolios {
         blocks: span(blocks, a.geo.blocks),
-        guard: true,
+        why: Drop::Remove,
     });
     truncate(a, blocks);
     a.emit(Instr::Jump(out));

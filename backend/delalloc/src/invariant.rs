@@ -269,7 +269,13 @@ impl Engine {
         let direct = self.direct_blocks(state);
         let guarded = state.threads.iter().fold(0, |set, t| set | t.guard);
         let excused = cache.in_flight | cache.ordered | direct | self.geo.blocks_of(guarded);
-        empty(disk.stale() & !excused, Invariant::D3)
+        // Recovery truncates an orphan: what lies behind its size is never seen.
+        let seen = if state.inode.orphan {
+            span(0, self.geo.blocks_for(state.inode.i_disksize))
+        } else {
+            Set::MAX
+        };
+        empty(disk.stale() & seen & !excused, Invariant::D3)
     }
 
     /// Blocks that a direct write is about to fill.

@@ -34,7 +34,7 @@ const KINDS: &[&str] = &[
 #[test]
 fn pairs() {
     let file = std::env::var("PAIR_FILE").unwrap_or("blocks = 4\nsize = 3\nwritten = [{ at = 0, len = 1 }]\nunwritten = [{at = 3, len = 1}]\ndelayed = [{ at = 2, len = 1 }]\ncached=[1]".into());
-    let fs = std::env::var("PAIR_FS").unwrap_or("fs = {}".into());
+    let fs = std::env::var("PAIR_FS").unwrap_or("shrinks-max = 1\nfs = {}".into());
     let variant = std::env::var("PAIR_KERNEL").unwrap_or("linux-7.3.4".into());
     let mut total = 0;
     let mut bad = 0;
@@ -44,7 +44,7 @@ fn pairs() {
                 continue;
             }
             let text = format!(
-                "name = \"pair\"\nabout = \"\"\nshrinks-max = 1\n{fs}\n[file]\n{file}\n[[thread]]\nops = [{a}]\n[[thread]]\nops = [{b}]\n"
+                "name = \"pair\"\nabout = \"\"\n{fs}\n[file]\n{file}\n[[thread]]\nops = [{a}]\n[[thread]]\nops = [{b}]\n"
             );
             let scenario = Scenario::parse(&text).unwrap();
             let model = DelallocModel::new(scenario, Kernel::find(&variant).unwrap(), None);

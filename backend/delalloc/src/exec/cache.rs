@@ -178,6 +178,11 @@ impl Engine {
             Drop::After => folios &= !state.cache.dirty,
             _ => {}
         }
+        let blocks = match why {
+            Drop::Remove | Drop::Move => blocks,
+            // invalidate_inode_pages2_range knows whole pages only.
+            Drop::Before | Drop::After => self.geo.blocks_of(folios),
+        };
         let busy = folios & (state.cache.locked | state.cache.writeback);
         for folio in each(folios & !busy) {
             self.drop_folio(state, folio, blocks);

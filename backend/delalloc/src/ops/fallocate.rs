@@ -4,7 +4,6 @@ use super::Range;
 use super::free::{remove_extents, remove_space};
 use super::map::map_blocks;
 use super::writepages::write_and_wait;
-use crate::geometry::span;
 use crate::kernel::Flag;
 use crate::program::{Asm, Drop, Instr, Need};
 use crate::state::{Errno, Mode, Rwsem};
@@ -130,7 +129,7 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
 pub fn collapse_range(a: &mut Asm, range: Range) {
     // A range that reaches the end of the file is for truncate.
     let refuse = Refuse::UpTo(a.geo.bytes(range.end()));
-    shift(a, range.at, refuse, |a| {
+    shift(a, range, refuse, |a| {
         remove_extents(a, range.at, range.end());
         a.emit(Instr::Shift {
             first: range.end(),
@@ -145,7 +144,7 @@ pub fn insert_range(a: &mut Asm, range: Range) {
         a.geo.bytes(range.at),
         a.geo.bytes(a.geo.blocks.saturating_sub(range.len)),
     );
-    shift(a, range.at, refuse, |a| {
+    shift(a, range, refuse, |a| {
         a.emit(Instr::Shift {
             first: range.at,
             by: range.len as i8,
@@ -162,13 +161,20 @@ enum Refuse {
 
 /// The frame of collapse and insert: write back and drop everything behind `from`, then move
 /// extents under `i_data_sem` W.
-fn shift(a: &mut Asm, from: u8, refuse: Refuse, work: impl Fn(&mut Asm)) {
+fn shift(a: &mut Asm, range: Range, refuse: Refuse, work: impl Fn(&mut Asm)) {
+    let from = range.at;
+    let aligned = (range.at | range.len).is_multiple_of(a.geo.cluster_blocks());
+    // Whole pages are written back and dropped.
+    let from_page = a.geo.folio_first(a.geo.folio(from));
     let tail = Range {
-        at: from,
-        len: a.geo.blocks - from,
+        at: from_page,
+        len: a.geo.blocks - from_page,
     };
     a.lock(Rwsem::Inode, Mode::Write);
     let (refused, end, out) = (a.label(), a.label(), a.label());
+    if !aligned {
+        a.emit(Instr::Jump(refused));
+    }
     match refuse {
         Refuse::UpTo(size) => a.emit(Instr::IfNotBeyond(size, refused)),
         Refuse::Outside(from, to) => {
@@ -181,7 +187,7 @@ fn shift(a: &mut Asm, from: u8, refuse: Refuse, work: impl Fn(&mut Asm)) {
     write_and_wait(a, tail);
     a.emit(Instr::IfErr(out));
     a.emit(Instr::DropFolios {
-        blocks: span(from, a.geo.blocks),
+        blocks: tail.set(),
         why: Drop::Move,
     });
     a.emit(Instr::HandleStart);

@@ -55,20 +55,35 @@ pub(super) fn forward(
     library: &UnixStream,
     back_channel: impl Fn(UnixStream),
 ) {
+    let listen_in = |request: u32, fds: &[OwnedFd]| {
+        if request == SET_BACKEND_REQ_FD
+            && let [fd] = fds
+            && let Ok(fd) = fd.try_clone()
+        {
+            back_channel(fd.into());
+        }
+    };
     // However it ends, it ends for both: a library without a front-end stops.
-    let _ = forward_messages(front_end, library, back_channel);
+    let _ = pass_messages(front_end, library, listen_in);
     let _ = library.shutdown(Shutdown::Both);
 }
 
-fn forward_messages(
-    front_end: &UnixStream,
-    library: &UnixStream,
-    back_channel: impl Fn(UnixStream),
+/// Passes the library's answers to the front-end until one of them hangs up.
+pub(super) fn backward(library: &UnixStream, front_end: &UnixStream) {
+    let _ = pass_messages(library, front_end, |_, _| {});
+    let _ = front_end.shutdown(Shutdown::Both);
+}
+
+/// Passes whole messages on: there are peers that expect one in a single read.
+fn pass_messages(
+    from: &UnixStream,
+    to: &UnixStream,
+    listen_in: impl Fn(u32, &[OwnedFd]),
 ) -> io::Result<()> {
     let mut message = vec![0; HEADER_BYTES + MAX_PAYLOAD];
     loop {
         // Header first: descriptors come with a message's first byte, and never read beyond it.
-        let fds = receive(front_end.as_fd(), &mut message[..HEADER_BYTES])?;
+        let fds = receive(from.as_fd(), &mut message[..HEADER_BYTES])?;
         let word = |at: usize| {
             u32::from_ne_bytes([
                 message[at],
@@ -81,22 +96,11 @@ fn forward_messages(
         if size > MAX_PAYLOAD {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut stream = front_end;
+        let mut stream = from;
         stream.read_exact(&mut message[HEADER_BYTES..HEADER_BYTES + size])?;
-        if request == SET_BACKEND_REQ_FD
-            && let [fd] = &fds[..]
-        {
-            back_channel(UnixStream::from(fd.try_clone()?));
-        }
-        send(library.as_fd(), &message[..HEADER_BYTES + size], &fds)?;
+        listen_in(request, &fds);
+        send(to.as_fd(), &message[..HEADER_BYTES + size], &fds)?;
     }
-}
-
-/// Passes the library's answers to the front-end until one of them hangs up.
-pub(super) fn backward(library: &UnixStream, front_end: &UnixStream) {
-    let (mut from, mut to) = (library, front_end);
-    let _ = io::copy(&mut from, &mut to);
-    let _ = front_end.shutdown(Shutdown::Both);
 }
 
 /// Tells the front-end to read the configuration space again. It is not asked for a reply, so

@@ -4,6 +4,8 @@
 //! Method: each test starts a device in this process and talks to it as a front-end.
 
 mod client;
+mod front_ends;
+mod raw;
 mod served;
 mod storages;
 mod virtio_driver_client;

@@ -4,5 +4,12 @@
 //! Must not know: how a device, a guest or a model works.
 
 pub mod blk;
+pub mod campaign;
 pub mod cli;
+pub mod ctl;
+pub mod explore;
 pub mod inspect;
+pub mod kernels;
+pub mod reproduce;
+pub mod rules;
+pub mod setup;

@@ -1,0 +1,77 @@
+//! `racegate campaign`: plans, and running them.
+//!
+//! In: arguments. Out: progress on standard error, a report on standard output, JSON, an exit
+//! status. Must not know: how a trial runs, how a report looks.
+
+mod order;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use campaign::plan::{self, Plan};
+use campaign::verdict::Verdict;
+
+pub use order::Options;
+pub(crate) use order::{Finished, run_plan};
+
+/// Arguments of `racegate campaign`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Run a plan on kernels and judge each. Exit status: 0 no kernel is affected, 1 one is, 2
+    /// some verdict is inconclusive or the campaign could not be run
+    Run {
+        /// Plan: a name that `list` shows, or a TOML file
+        plan: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// List the built-in plans
+    List,
+    /// Print a built-in plan, to read or to start an own one from
+    Show {
+        /// Name of the plan
+        plan: String,
+    },
+}
+
+/// Carries out `racegate campaign`.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        Verb::Run { plan, options } => {
+            let command = format!("racegate campaign run {plan}");
+            let plan = Plan::find(plan)?;
+            let Finished { campaign, .. } = run_plan(plan, options, &command)?;
+            let any = |wanted| {
+                campaign
+                    .verdicts
+                    .iter()
+                    .any(|(_, verdict, _)| *verdict == wanted)
+            };
+            Ok(ExitCode::from(if any(Verdict::Affected) {
+                1
+            } else if any(Verdict::Inconclusive) {
+                2
+            } else {
+                0
+            }))
+        }
+        Verb::List => {
+            for name in plan::names() {
+                println!("{name:<28} {}", Plan::find(name)?.summary);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Show { plan } => {
+            let unknown =
+                || format!("no built-in plan is named \"{plan}\"; see racegate campaign list");
+            print!("{}", plan::text(plan).with_context(unknown)?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

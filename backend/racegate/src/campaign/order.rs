@@ -1,0 +1,265 @@
+//! From options to a finished campaign: setup, kernels, image, trials, report.
+//!
+//! In: a plan and [`Options`]. Out: the report, printed; the [`Campaign`].
+
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use campaign::cache::Cache;
+use campaign::image::{self, ImageSpec};
+use campaign::kernels::{Kernel, Kernels, Spec};
+use campaign::plan::Plan;
+use campaign::qemu::Qemu;
+use campaign::runner::{self, Campaign, Order, Outcome, RunError, TrialRecord};
+use campaign::{interrupt, report, setup};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// The file name that means standard output.
+const STDOUT: &str = "-";
+
+/// What both `campaign run` and `reproduce` can be told.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Trials per arm and kernel; the plan has a default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub trials: Option<u32>,
+    /// Kernel to run on, may be repeated: a name that `racegate kernels list` shows, a Debian
+    /// package, or the path of a bzImage; the plan has a default
+    #[arg(long = "kernel", value_name = "NAME")]
+    pub kernels: Vec<String>,
+    /// Folder with the modules of a kernel that is given by path
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
+    /// Device that is under test
+    #[arg(long, default_value = "blk", value_parser = ["blk"])]
+    pub device: String,
+    /// Virtual CPUs of each guest
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub vcpus: u32,
+    /// Virtqueues of the disk
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub queues: u16,
+    /// Run this arm of the plan only, may be repeated
+    #[arg(long = "arm", value_name = "NAME")]
+    pub arms: Vec<String>,
+    /// Run this trial only, counted from 0: with the same seed it draws what it drew before
+    #[arg(long, value_name = "N")]
+    pub trial: Option<u32>,
+    /// Seed of every random draw; drawn from the clock if not given
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Guests that run side by side; default: one per host processor, at most one per kernel
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Another QEMU than that of the machine
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Write the report as JSON to FILE ("-" is standard output, in place of the text)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Keep consoles, event logs and trials, and say where they are
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// A campaign that ran to its end.
+pub(crate) struct Finished {
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// What came out.
+    pub(crate) campaign: Campaign,
+}
+
+/// Runs a plan and reports. `command` is what the operator typed so far, for the line that
+/// replays a failure.
+pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::Result<Finished> {
+    interrupt::install().context("Could not take over the interrupt signals")?;
+    let installed = setup::ensure(true)?;
+    if !installed.is_empty() {
+        eprintln!("installed: {}", installed.join(", "));
+    }
+    let cache = Cache::open()?;
+    let kernels = kernels(&plan, options, &cache)?;
+    let qemu = match &options.qemu {
+        Some(path) => Qemu::at(path)?,
+        None => Qemu::find()?,
+    };
+    let accel = qemu.accel()?;
+    let spec = ImageSpec {
+        bytes: plan.filesystem.bytes,
+        mkfs: plan.filesystem.mkfs.clone(),
+    };
+    let seed = options.seed.unwrap_or_else(seed_from_clock);
+    let keep = options.keep.then(|| keep_folder(&plan, seed)).transpose()?;
+    let order = Order {
+        image: image::base(&cache, &spec)?,
+        trials: options.trials.unwrap_or(plan.trials),
+        plan,
+        kernels,
+        accel,
+        vcpus: options.vcpus,
+        queues: options.queues,
+        only_trial: options.trial,
+        only_arms: options.arms.clone(),
+        seed,
+        keep,
+        jobs: options
+            .jobs
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        qemu,
+    };
+    eprintln!(
+        "plan {}: {} on QEMU {} ({}), {} vCPU, seed {seed}",
+        order.plan.name,
+        names(&order.kernels),
+        order.qemu.version(),
+        order.accel.name(),
+        order.vcpus,
+    );
+    let outcome = run_with_progress(&order);
+    if let Some(keep) = &order.keep {
+        eprintln!(
+            "consoles, event logs and trials are kept in {}",
+            keep.display()
+        );
+    }
+    let campaign = match outcome {
+        Ok(campaign) => campaign,
+        Err(error) => return Err(replayable(error, &order, command)),
+    };
+    print(&campaign, options.json.as_deref())?;
+    Ok(Finished {
+        plan: order.plan,
+        campaign,
+    })
+}
+
+fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<Kernel>> {
+    let known = plan.kernels.affected.iter().chain(&plan.kernels.fixed);
+    let names: Vec<&String> = if options.kernels.is_empty() {
+        known.collect()
+    } else {
+        options.kernels.iter().collect()
+    };
+    if names.is_empty() {
+        bail!("plan {} names no kernels; give --kernel NAME", plan.name);
+    }
+    let store = Kernels::new(cache);
+    names
+        .into_iter()
+        .map(|name| Ok(store.fetch(&Spec::parse(name, options.modules.as_deref())?)?))
+        .collect()
+}
+
+fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
+    let arms = if order.only_arms.is_empty() {
+        order.plan.arms.len()
+    } else {
+        order.only_arms.len()
+    };
+    let trials = if order.only_trial.is_some() {
+        1
+    } else {
+        order.trials as usize
+    };
+    let bar = ProgressBar::new((arms * trials * order.kernels.len()) as u64);
+    // A constant; the default style serves if it were wrong.
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:24} {pos}/{len} [{elapsed}, {eta} left] {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    // Without a terminal the bar shows nothing; then every tenth round is a line.
+    let lines = !std::io::stderr().is_terminal();
+    let counts: Mutex<Vec<(String, u32, u32)>> = Mutex::default();
+    let campaign = runner::run(order, &|record: &TrialRecord| {
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = format!("{} {}", record.kernel, record.arm);
+        if !counts.iter().any(|(known, ..)| *known == key) {
+            counts.push((key.clone(), 0, 0));
+        }
+        for (known, hits, done) in counts.iter_mut() {
+            if *known == key {
+                *hits += u32::from(matches!(record.outcome, Outcome::Hit { .. }));
+                *done += 1;
+            }
+        }
+        let so_far = counts
+            .iter()
+            .map(|(key, hits, done)| format!("{key} {hits}/{done}"));
+        let so_far = so_far.collect::<Vec<_>>().join(", ");
+        bar.inc(1);
+        if lines && bar.position() % 30 == 0 {
+            eprintln!(
+                "{}/{}: {so_far}",
+                bar.position(),
+                bar.length().unwrap_or_default()
+            );
+        }
+        bar.set_message(so_far);
+    });
+    bar.finish_and_clear();
+    campaign
+}
+
+/// Adds the one command that runs the failed trial again.
+fn replayable(error: RunError, order: &Order, command: &str) -> anyhow::Error {
+    let RunError::Guest {
+        kernel, arm, trial, ..
+    } = &error
+    else {
+        return error.into();
+    };
+    let line = format!(
+        "repeat with: {command} --kernel {kernel} --arm {arm} --trial {trial} --seed {} --vcpus {} \
+         --queues {} --keep",
+        order.seed, order.vcpus, order.queues
+    );
+    anyhow::Error::new(error).context(line)
+}
+
+fn print(campaign: &Campaign, json: Option<&Path>) -> anyhow::Result<()> {
+    let to_stdout = json == Some(Path::new(STDOUT));
+    if let Some(path) = json {
+        let text = format!("{:#}\n", report::json(campaign));
+        if to_stdout {
+            std::io::stdout()
+                .write_all(text.as_bytes())
+                .context("Could not write the report")?;
+        } else {
+            fs::write(path, text).with_context(|| format!("Could not write {}", path.display()))?;
+        }
+    }
+    if !to_stdout {
+        let text = report::text(campaign);
+        std::io::stdout()
+            .write_all(text.as_bytes())
+            .context("Could not write the report")?;
+    }
+    Ok(())
+}
+
+fn keep_folder(plan: &Plan, seed: u64) -> anyhow::Result<PathBuf> {
+    Ok(std::env::current_dir()?.join(format!("racegate-{}-{seed}", plan.name)))
+}
+
+fn names(kernels: &[Kernel]) -> String {
+    kernels
+        .iter()
+        .map(|kernel| kernel.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// A seed that is short enough to type.
+fn seed_from_clock() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
+}

@@ -1,0 +1,167 @@
+//! What a campaign says to people, and to programs.
+//!
+//! In: a [`Campaign`]. Out: text, or JSON of schema [`SCHEMA`].
+//! Must not know: how trials run.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::runner::{ArmOutcome, Campaign, Outcome};
+
+/// Version of the JSON report; raised when a key changes its meaning or goes away.
+pub const SCHEMA: u32 = 1;
+
+/// The only device that campaigns attach so far, as reports call it.
+pub const DEVICE: &str = "blk";
+
+/// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`.
+pub fn json(campaign: &Campaign) -> Value {
+    let plan = &campaign.plan;
+    let arms: Vec<Value> = campaign
+        .arms
+        .iter()
+        .map(|arm| {
+            let (low, high) = arm.tally().interval95();
+            json!({
+                "plan": plan,
+                "kernel": arm.kernel,
+                "device": DEVICE,
+                "arm": arm.arm,
+                "trials": arm.trials.len(),
+                "hits": arm.tally().hits,
+                "invalid": arm.invalid(),
+                "rate": arm.tally().rate(),
+                "ci95": [low, high],
+                "seconds_per_trial": arm.seconds_per_trial(),
+            })
+        })
+        .collect();
+    let verdicts: Vec<Value> = campaign
+        .verdicts
+        .iter()
+        .map(|(kernel, verdict, error)| {
+            json!({
+                "plan": plan,
+                "kernel": kernel,
+                "device": DEVICE,
+                "verdict": verdict,
+                "error": error,
+            })
+        })
+        .collect();
+    let timelines: Vec<Value> = campaign
+        .timelines
+        .iter()
+        .map(|(kernel, timeline)| json!({"kernel": kernel, "timeline": timeline}))
+        .collect();
+    json!({
+        "schema": SCHEMA,
+        "seed": campaign.seed,
+        "arms": arms,
+        "verdicts": verdicts,
+        "findings": campaign.findings,
+        "timelines": timelines,
+    })
+}
+
+/// The report for people: table, a hit's timeline, verdicts, and what nobody expected.
+pub fn text(campaign: &Campaign) -> String {
+    let mut text = table(&campaign.arms);
+    if let Some((kernel, timeline)) = campaign.timelines.first() {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "\nThe first hit of {kernel} with the plan's rules:\n{timeline}\n"
+        );
+    }
+    for arm in &campaign.arms {
+        let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {
+            Outcome::Invalid { evidence } => Some((trial.trial, evidence)),
+            _ => None,
+        });
+        if let Some((trial, evidence)) = invalid {
+            let ArmOutcome {
+                kernel, arm: name, ..
+            } = arm;
+            let count = arm.invalid();
+            let _ = write!(
+                text,
+                "\n{kernel}, arm {name}: {count} invalid, the first is trial {trial}: {evidence}\n"
+            );
+        }
+    }
+    if !campaign.findings.is_empty() {
+        text += "\nUnexpected:\n";
+        for finding in &campaign.findings {
+            let _ = writeln!(
+                text,
+                "  {}, arm {}, trial {}: {}",
+                finding.kernel, finding.arm, finding.trial, finding.text
+            );
+        }
+    }
+    text += "\n";
+    for (kernel, verdict, error) in &campaign.verdicts {
+        let _ = writeln!(
+            text,
+            "{kernel}: {verdict} (error probability {})",
+            probability(*error)
+        );
+    }
+    text
+}
+
+fn table(arms: &[ArmOutcome]) -> String {
+    let mut rows = vec![
+        [
+            "kernel",
+            "arm",
+            "hits/trials",
+            "rate",
+            "95 % interval",
+            "s/trial",
+        ]
+        .map(str::to_owned),
+    ];
+    for arm in arms {
+        let tally = arm.tally();
+        let (low, high) = tally.interval95();
+        let invalid = match arm.invalid() {
+            0 => String::new(),
+            invalid => format!(" ({invalid} invalid)"),
+        };
+        rows.push([
+            arm.kernel.clone(),
+            arm.arm.clone(),
+            format!("{}/{}{invalid}", tally.hits, tally.trials),
+            format!("{:.3}", tally.rate()),
+            format!("{low:.3} to {high:.3}"),
+            format!("{:.2}", arm.seconds_per_trial()),
+        ]);
+    }
+    let widths: [usize; 6] = std::array::from_fn(|i| {
+        rows.iter()
+            .map(|row| row[i].chars().count())
+            .max()
+            .unwrap_or(0)
+    });
+    rows.iter().fold(String::new(), |text, row| {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text + line.trim_end() + "\n"
+    })
+}
+
+fn probability(error: f64) -> String {
+    if error > 0.0 && error < 1e-3 {
+        format!("{error:.0e}")
+    } else {
+        format!("{error:.3}")
+    }
+}
+
+#[cfg(test)]
+mod tests;

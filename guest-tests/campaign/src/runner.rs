@@ -1,0 +1,290 @@
+//! Running a plan: kernels x arms x trials, each trial judged by its own evidence.
+//!
+//! In: an [`Order`]. Out: a [`Campaign`]: hits, misses and invalid trials per arm, one verdict per
+//! kernel, the timeline of a hit, and what kernels said that nobody expected.
+//! Must not know: how a report looks, how the operator is told of progress.
+//!
+//! One guest per kernel runs all its trials; arms take turns within each round, so that whatever
+//! drifts touches them alike. A guest that fails or hangs is an infrastructure failure: it is
+//! booted anew and the trial repeated, and it counts as no trial.
+
+mod judge;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use serde::Serialize;
+use thiserror::Error;
+
+pub use judge::Outcome;
+
+use crate::guest::GuestError;
+use crate::kernels::Kernel;
+use crate::plan::{Plan, RULES_ARM};
+use crate::qemu::{Accel, Qemu};
+use crate::stats::Tally;
+use crate::timeline::Timeline;
+use crate::verdict::{self, Verdict};
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The plan.
+    pub plan: Plan,
+    /// The kernels, in the order of the report.
+    pub kernels: Vec<Kernel>,
+    /// The program that runs guests.
+    pub qemu: Qemu,
+    /// How guest code runs.
+    pub accel: Accel,
+    /// The base image; it is not changed.
+    pub image: PathBuf,
+    /// Virtual CPUs of each guest.
+    pub vcpus: u32,
+    /// Virtqueues of the disk.
+    pub queues: u16,
+    /// Trials per arm and kernel.
+    pub trials: u32,
+    /// Run this trial only, counted from 0.
+    pub only_trial: Option<u32>,
+    /// Run these arms only; all if empty.
+    pub only_arms: Vec<String>,
+    /// Decides every random draw, of the guest and of the device.
+    pub seed: u64,
+    /// Keep consoles, event logs and trials in this folder.
+    pub keep: Option<PathBuf>,
+    /// Guests that run side by side.
+    pub jobs: usize,
+}
+
+/// One trial that was carried out.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrialRecord {
+    /// The kernel.
+    pub kernel: String,
+    /// The arm.
+    pub arm: String,
+    /// Number of the trial, from 0.
+    pub trial: u32,
+    /// Its seed.
+    pub seed: u64,
+    /// Hit, miss or invalid, and why.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// Wall-clock time it took.
+    pub seconds: f64,
+}
+
+/// All trials of one arm on one kernel.
+#[derive(Clone, Debug)]
+pub struct ArmOutcome {
+    /// The kernel.
+    pub kernel: String,
+    /// The arm.
+    pub arm: String,
+    /// Trials, in their order.
+    pub trials: Vec<TrialRecord>,
+}
+
+impl ArmOutcome {
+    /// Hits among the trials that tell something.
+    pub fn tally(&self) -> Tally {
+        let hits = self.count(|outcome| matches!(outcome, Outcome::Hit { .. }));
+        Tally {
+            hits,
+            trials: self.trials.len() as u64 - self.invalid(),
+        }
+    }
+
+    /// Trials that tell nothing.
+    pub fn invalid(&self) -> u64 {
+        self.count(|outcome| matches!(outcome, Outcome::Invalid { .. }))
+    }
+
+    /// Mean wall-clock time of a trial; 0 without trials.
+    pub fn seconds_per_trial(&self) -> f64 {
+        let seconds: f64 = self.trials.iter().map(|trial| trial.seconds).sum();
+        if self.trials.is_empty() {
+            0.0
+        } else {
+            seconds / self.trials.len() as f64
+        }
+    }
+
+    fn count(&self, pick: impl Fn(&Outcome) -> bool) -> u64 {
+        self.trials
+            .iter()
+            .filter(|trial| pick(&trial.outcome))
+            .count() as u64
+    }
+}
+
+/// Something that a kernel said or did that the plan does not expect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The kernel.
+    pub kernel: String,
+    /// The arm.
+    pub arm: String,
+    /// The trial.
+    pub trial: u32,
+    /// What it was.
+    pub text: String,
+}
+
+/// What came out.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// The plan's name.
+    pub plan: String,
+    /// The seed.
+    pub seed: u64,
+    /// By kernel, then by arm.
+    pub arms: Vec<ArmOutcome>,
+    /// Per kernel: name, verdict, probability that it is wrong.
+    pub verdicts: Vec<(String, Verdict, f64)>,
+    /// Per kernel that was hit in the arm `rules`: the first hit.
+    pub timelines: Vec<(String, Timeline)>,
+    /// What nobody expected.
+    pub findings: Vec<Finding>,
+}
+
+/// A campaign could not be run to its end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// No arm has the name that was asked for.
+    #[error("plan {plan} has no arm \"{arm}\"; it has {known}")]
+    UnknownArm {
+        /// The plan.
+        plan: String,
+        /// The name.
+        arm: String,
+        /// The plan's arms.
+        known: String,
+    },
+    /// A guest failed again and again in the same trial.
+    #[error("{kernel}, arm {arm}, trial {trial}: the guest failed {times} times")]
+    Guest {
+        /// The kernel.
+        kernel: String,
+        /// The arm.
+        arm: String,
+        /// The trial.
+        trial: u32,
+        /// How often.
+        times: u32,
+        /// The last failure.
+        source: Box<GuestError>,
+    },
+    /// The operator asked for the end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A file that was to be kept could not be written.
+    #[error("Could not write {}", path.display())]
+    Keep {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the order; every finished trial is shown to `progress`, from several threads.
+///
+/// # Errors
+/// The first failure of a kernel ends the whole campaign.
+pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Campaign, RunError> {
+    for arm in &order.only_arms {
+        if !order.plan.arms.iter().any(|known| known.name == *arm) {
+            let known: Vec<&str> = order
+                .plan
+                .arms
+                .iter()
+                .map(|arm| arm.name.as_str())
+                .collect();
+            return Err(RunError::UnknownArm {
+                plan: order.plan.name.clone(),
+                arm: arm.clone(),
+                known: known.join(", "),
+            });
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let done: Mutex<Vec<Option<Result<session::Session, RunError>>>> =
+        Mutex::new(order.kernels.iter().map(|_| None).collect());
+    thread::scope(|scope| {
+        for _ in 0..order.jobs.clamp(1, order.kernels.len().max(1)) {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernel) = order.kernels.get(index) else {
+                        return;
+                    };
+                    let outcome = session::run(order, kernel, progress, &failed);
+                    if outcome.is_err() {
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                    let mut done = done
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    done[index] = Some(outcome);
+                }
+            });
+        }
+    });
+    let mut campaign = Campaign {
+        plan: order.plan.name.clone(),
+        seed: order.seed,
+        arms: Vec::new(),
+        verdicts: Vec::new(),
+        timelines: Vec::new(),
+        findings: Vec::new(),
+    };
+    let done = done
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // A session that stopped because another failed is not what went wrong.
+    let (mut sessions, mut interrupted) = (Vec::new(), None);
+    for outcome in done.into_iter().flatten() {
+        match outcome {
+            Ok(session) => sessions.push(session),
+            Err(RunError::Interrupted) => interrupted = Some(RunError::Interrupted),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(interrupted) = interrupted {
+        return Err(interrupted);
+    }
+    for session in sessions {
+        if let Some(arm) = session.arms.iter().find(|arm| arm.arm == RULES_ARM) {
+            let (verdict, error) =
+                verdict::judge(arm.tally(), arm.invalid(), order.plan.rate_if_affected);
+            campaign.verdicts.push((arm.kernel.clone(), verdict, error));
+            let kernel = arm.kernel.clone();
+            campaign
+                .timelines
+                .extend(session.timeline.map(|timeline| (kernel, timeline)));
+        }
+        campaign.arms.extend(session.arms);
+        campaign.findings.extend(session.findings);
+    }
+    Ok(campaign)
+}
+
+/// The seed of a trial: the same in every arm and on every kernel.
+pub fn trial_seed(seed: u64, trial: u32) -> u64 {
+    // SplitMix64: neighbouring trials get unrelated seeds.
+    let mut z = seed.wrapping_add(
+        u64::from(trial)
+            .wrapping_add(1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15),
+    );
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,285 @@
+//! All trials of one kernel, in one guest as long as it lives.
+//!
+//! In: an [`Order`] and a kernel. Out: trials per arm, the first hit's timeline, findings.
+//! Must not know: other kernels.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use agent::wire::{KernelLine, Trial};
+
+use super::judge::{self, Outcome};
+use super::{ArmOutcome, Finding, Order, RunError, TrialRecord, trial_seed};
+use crate::backend::BackendConfig;
+use crate::guest::{Guest, GuestConfig, GuestError, Observed};
+use crate::interrupt;
+use crate::kernels::Kernel;
+use crate::plan::{Arm, Hit, RULES_ARM};
+use crate::timeline::Timeline;
+
+/// Boots in a row that one trial may take before the campaign is given up.
+const MOST_FAILURES: u32 = 3;
+/// Most findings of one kernel: a kernel that complains without end says the same things.
+const MOST_FINDINGS: usize = 32;
+
+/// What one kernel did.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) arms: Vec<ArmOutcome>,
+    pub(super) timeline: Option<Timeline>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Runs every trial of `kernel`, or stops between two when `stop` is set.
+pub(super) fn run(
+    order: &Order,
+    kernel: &Kernel,
+    progress: &(dyn Fn(&TrialRecord) + Sync),
+    stop: &AtomicBool,
+) -> Result<Session, RunError> {
+    let arms: Vec<&Arm> = order
+        .plan
+        .arms
+        .iter()
+        .filter(|arm| order.only_arms.is_empty() || order.only_arms.contains(&arm.name))
+        .collect();
+    let mut runner = Runner {
+        order,
+        kernel,
+        guest: None,
+        loaded: None,
+        boots: 0,
+        session: Session {
+            arms: arms
+                .iter()
+                .map(|arm| ArmOutcome {
+                    kernel: kernel.name.clone(),
+                    arm: arm.name.clone(),
+                    trials: Vec::new(),
+                })
+                .collect(),
+            timeline: None,
+            findings: Vec::new(),
+        },
+        seen: HashSet::new(),
+    };
+    if let Some(folder) = runner.kept("") {
+        written(&folder, fs::create_dir_all(&folder))?;
+    }
+    let trials = match order.only_trial {
+        Some(trial) => trial..trial.saturating_add(1),
+        None => 0..order.trials,
+    };
+    for trial in trials {
+        for (index, arm) in arms.iter().enumerate() {
+            if stop.load(Ordering::Relaxed) || interrupt::requested() {
+                return Err(RunError::Interrupted);
+            }
+            let record = runner.trial(arm, trial)?;
+            progress(&record);
+            runner.session.arms[index].trials.push(record);
+        }
+    }
+    runner.end()
+}
+
+struct Runner<'a> {
+    order: &'a Order,
+    kernel: &'a Kernel,
+    guest: Option<Guest>,
+    /// Name of the arm whose rules are in force.
+    loaded: Option<&'a str>,
+    boots: u32,
+    session: Session,
+    /// Findings that were noted, with digits taken out.
+    seen: HashSet<String>,
+}
+
+impl<'a> Runner<'a> {
+    /// One trial, repeated in a new guest when the guest fails.
+    fn trial(&mut self, arm: &'a Arm, trial: u32) -> Result<TrialRecord, RunError> {
+        for times in 1.. {
+            let started = Instant::now();
+            match self.attempt(arm, trial) {
+                Ok(observed) => return self.record(arm, trial, &observed, started),
+                Err(error) if error.is_interrupt() => return Err(RunError::Interrupted),
+                Err(error) => {
+                    self.keep_console()?;
+                    self.guest = None;
+                    let text = format!("the guest failed and was booted anew: {error}");
+                    tracing::warn!(kernel = self.kernel.name, arm = arm.name, trial, "{text}");
+                    if times == MOST_FAILURES {
+                        return Err(RunError::Guest {
+                            kernel: self.kernel.name.clone(),
+                            arm: arm.name.clone(),
+                            trial,
+                            times,
+                            source: Box::new(error),
+                        });
+                    }
+                    self.find(arm, trial, text);
+                }
+            }
+        }
+        Err(RunError::Interrupted)
+    }
+
+    fn attempt(&mut self, arm: &'a Arm, trial: u32) -> Result<Observed, GuestError> {
+        let mut guest = match self.guest.take() {
+            Some(guest) => guest,
+            None => self.boot()?,
+        };
+        if self.loaded != Some(&arm.name) {
+            guest.load(&arm.rules)?;
+            self.loaded = Some(&arm.name);
+        }
+        let plan = &self.order.plan;
+        let trial = Trial {
+            trial: u64::from(trial),
+            seed: trial_seed(self.order.seed, trial),
+            workload: plan.workload.clone(),
+        };
+        let observed = guest.run(trial, plan.guest.trial_limit);
+        // Kept also after a failure: its console is evidence.
+        self.guest = Some(guest);
+        observed
+    }
+
+    fn boot(&mut self) -> Result<Guest, GuestError> {
+        let order = self.order;
+        let mut backend = BackendConfig::new(order.image.clone());
+        backend.queues = order.queues;
+        backend.seed = order.seed;
+        backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));
+        self.boots += 1;
+        self.loaded = None;
+        Guest::boot(&GuestConfig {
+            qemu: order.qemu.clone(),
+            accel: order.accel,
+            kernel: self.kernel.clone(),
+            cmdline: order.plan.guest.cmdline.clone(),
+            vcpus: order.vcpus,
+            backend,
+            programs: Vec::new(),
+        })
+    }
+
+    fn record(
+        &mut self,
+        arm: &Arm,
+        trial: u32,
+        observed: &Observed,
+        started: Instant,
+    ) -> Result<TrialRecord, RunError> {
+        let seconds = started.elapsed().as_secs_f64();
+        let Observed {
+            result,
+            events,
+            clock,
+        } = observed;
+        let hit = &self.order.plan.hit;
+        let outcome = judge::judge(hit, arm, result, events);
+        for line in result.kernel.iter().filter(|line| is_complaint(hit, line)) {
+            self.find(arm, trial, line.text.clone());
+        }
+        let is_hit = matches!(outcome, Outcome::Hit { .. });
+        if is_hit && arm.name == RULES_ARM && self.session.timeline.is_none() {
+            let threads = self
+                .order
+                .plan
+                .workload
+                .threads
+                .iter()
+                .map(|t| t.name.clone());
+            self.session.timeline = Some(Timeline::new(threads, result, events, *clock));
+        }
+        let record = TrialRecord {
+            kernel: self.kernel.name.clone(),
+            arm: arm.name.clone(),
+            trial,
+            seed: trial_seed(self.order.seed, trial),
+            outcome,
+            seconds,
+        };
+        self.keep_trial(&record, observed)?;
+        Ok(record)
+    }
+
+    fn find(&mut self, arm: &Arm, trial: u32, text: String) {
+        let shape: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if self.session.findings.len() < MOST_FINDINGS && self.seen.insert(shape) {
+            self.session.findings.push(Finding {
+                kernel: self.kernel.name.clone(),
+                arm: arm.name.clone(),
+                trial,
+                text,
+            });
+        }
+    }
+
+    fn end(mut self) -> Result<Session, RunError> {
+        self.keep_console()?;
+        if let Some(guest) = self.guest.take() {
+            // The trials are done; a guest that does not power off is killed by being dropped.
+            if let Err(error) = guest.shutdown() {
+                tracing::warn!(kernel = self.kernel.name, "{error}");
+            }
+        }
+        Ok(self.session)
+    }
+
+    fn kept(&self, name: &str) -> Option<PathBuf> {
+        let keep = self.order.keep.as_ref()?;
+        Some(
+            keep.join(crate::cache::file_name(&self.kernel.name))
+                .join(name),
+        )
+    }
+
+    fn keep_console(&self) -> Result<(), RunError> {
+        let (Some(path), Some(guest)) = (
+            self.kept(&format!("console-{}.log", self.boots.saturating_sub(1))),
+            &self.guest,
+        ) else {
+            return Ok(());
+        };
+        written(&path, fs::write(&path, guest.console()))
+    }
+
+    fn keep_trial(&self, record: &TrialRecord, observed: &Observed) -> Result<(), RunError> {
+        let Some(path) = self.kept("trials.jsonl") else {
+            return Ok(());
+        };
+        let line = serde_json::json!({
+            "record": record,
+            "clock": observed.clock,
+            "guest": observed.result,
+        });
+        let append = || {
+            let mut file = fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(&path)?;
+            writeln!(file, "{line}")
+        };
+        written(&path, append())
+    }
+}
+
+fn written(path: &Path, result: std::io::Result<()>) -> Result<(), RunError> {
+    result.map_err(|source| RunError::Keep {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Whether the kernel complains about something that is not the plan's hit.
+fn is_complaint(hit: &Hit, line: &KernelLine) -> bool {
+    const SIGNS: [&str; 4] = ["WARNING:", "BUG:", "EXT4-fs error", "INFO: task"];
+    !judge::is_hit(hit, line)
+        && (line.level <= 3 || SIGNS.iter().any(|sign| line.text.contains(sign)))
+}

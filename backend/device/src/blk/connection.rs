@@ -238,16 +238,25 @@ impl VhostUserBackend for Connection {
         bytes
     }
 
-    /// Only the byte that turns the write cache on and off is the driver's to write.
+    /// Only the byte that turns the write cache on and off is the driver's to write. Anything
+    /// else is ignored, as a write to a read-only register is: an error would make the library
+    /// hang up on the front-end, which only passes on what its guest does.
     fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         let (WRITEBACK_OFFSET, [writeback]) = (offset, bytes) else {
-            return Err(io::ErrorKind::InvalidInput.into());
+            debug!(
+                offset,
+                len = bytes.len(),
+                "write to read-only configuration ignored"
+            );
+            return Ok(());
         };
         self.writeback.store(*writeback != 0, Ordering::Release);
         self.decide_write_through();
-        if *writeback == 0 {
-            // From now on everything that completed is durable: also what was cached before.
-            self.storage.sync()?;
+        // From now on everything that completed is durable: also what was cached before.
+        if *writeback == 0
+            && let Err(errno) = self.storage.sync()
+        {
+            warn!(%errno, "cannot flush what was cached before the write cache was turned off");
         }
         Ok(())
     }

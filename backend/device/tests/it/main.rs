@@ -5,6 +5,7 @@
 
 mod client;
 mod front_ends;
+mod hostile;
 mod raw;
 mod served;
 mod storages;

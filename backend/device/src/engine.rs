@@ -287,3 +287,6 @@ impl Engine {
         self.carry_out(guard, None).1
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,7 +170,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use super::{Alarm, Nanos};
+    use super::Alarm;
     use crate::clock::Clock;
 
     /// Sets one time after another and prints how late the handler was called; asserts only

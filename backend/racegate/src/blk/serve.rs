@@ -137,6 +137,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     });
     engine.disconnect();
     drop(control);
+    // The log is complete before the program ends, whoever holds the engine last.
+    engine.settle_events();
     served
 }
 

@@ -76,7 +76,7 @@ impl Layout {
     /// The storage failed, or there is no ext4 file system that this crate can map.
     pub fn open(dev: &mut dyn ReadAt, device_bytes: u64) -> Result<Layout, OpenError> {
         let mut layout = Layout::blank(device_bytes);
-        layout.reopen(dev)?;
+        layout.reopen(dev, device_bytes)?;
         Ok(layout)
     }
 
@@ -90,12 +90,13 @@ impl Layout {
         }
     }
 
-    /// Opens again from the storage. On an error the layout is blank and goes on noticing a later
+    /// Opens again from the storage, now `device_bytes` long. On an error the layout is blank and goes on noticing a later
     /// mkfs, on the device or in a partition of it.
     ///
     /// # Errors
     /// As [`Layout::open`].
-    pub fn reopen(&mut self, dev: &mut dyn ReadAt) -> Result<(), OpenError> {
+    pub fn reopen(&mut self, dev: &mut dyn ReadAt, device_bytes: u64) -> Result<(), OpenError> {
+        self.device_bytes = device_bytes;
         self.tracker = None;
         self.map = Arc::new(LayoutMap::blank(self.device_bytes, Arc::default()));
         self.allowance.opened(0);

@@ -123,9 +123,10 @@ impl FsMap {
         )
     }
 
-    /// Whether writes to blocks that nothing is known of may matter: without a journal a block of
-    /// a tree may be written before the inode that names it or the bitmap that has it in use.
-    pub(crate) fn looks_at_free_blocks(&self) -> bool {
+    /// Whether a write to any block may matter. Without a journal a block of a tree may be written
+    /// while the map still has it as free or as data, before the inode and the bitmap that say
+    /// otherwise.
+    pub(crate) fn any_write_counts(&self) -> bool {
         self.restless || self.geometry.journal_inode.is_none()
     }
 
@@ -356,11 +357,7 @@ impl LayoutMap {
             return true;
         }
         let Some(fs) = &self.fs else { return false };
-        let mut wanted = WANTED;
-        if fs.looks_at_free_blocks() {
-            wanted |= Kind::Free.bit() | Kind::Unknown.bit();
-        }
-        self.kinds(sector, sectors) & wanted != 0
+        fs.any_write_counts() || self.kinds(sector, sectors) & WANTED != 0
     }
 
     /// Whether a partition table or a first superblock may be written there.

@@ -2,14 +2,20 @@
 //!
 //! In: claims and releases, each with its [`Source`], the block (or inode) whose bytes said so.
 //! Out: the owner of a block. A claim takes over what it overlaps; a release gives up only what
-//! still goes back to its own source. So the order in which two blocks that hand ranges over to
-//! each other become known does not matter.
+//! still goes back to its own source, and gives it back to a claim that it had taken over. So the
+//! order in which two blocks that hand ranges over to each other become known does not matter.
+
+use std::sync::Arc;
 
 use crate::class::{Ino, Written};
 use crate::radix::Radix;
 
 const PAGE_BITS: u32 = 12;
 const PAGE_BLOCKS: u64 = 1 << PAGE_BITS;
+
+/// Claims taken over that are remembered at most. A sound file system has them only while the
+/// blocks of one change are being written; beyond the limit a damaged one loses some labels.
+const TAKEN_OVER_MAX: usize = 1024;
 
 /// Whose bytes made a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,24 +86,59 @@ impl Run {
     }
 }
 
+/// A claim, or a part of one, that a later one took over.
+#[derive(Clone, Copy, Debug)]
+struct TakenOver {
+    pblk: u64,
+    end: u64,
+    owner: Owner,
+    source: Source,
+}
+
+impl TakenOver {
+    fn cut(self, pblk: u64, end: u64) -> Option<TakenOver> {
+        let (pblk, end) = (pblk.max(self.pblk), end.min(self.end));
+        let lblk = self
+            .owner
+            .lblk
+            .wrapping_add(pblk.wrapping_sub(self.pblk) as u32);
+        (pblk < end).then_some(TakenOver {
+            pblk,
+            end,
+            owner: Owner { lblk, ..self.owner },
+            ..self
+        })
+    }
+}
+
 /// All runs of a file system.
 #[derive(Clone, Debug)]
 pub(crate) struct Runs {
     pages: Radix<Vec<Run>>,
+    taken_over: Arc<Vec<TakenOver>>,
 }
 
 impl Runs {
     pub(crate) fn new(blocks: u64) -> Runs {
         Runs {
             pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)),
+            taken_over: Arc::default(),
         }
     }
 
     /// Makes `owner` the owner of `len` blocks from `pblk` on; `owner.lblk` is the first block's.
     pub(crate) fn claim(&mut self, pblk: u64, len: u64, owner: Owner, source: Source) {
+        let mut lost = Vec::new();
         each_page(pblk, len, |index, first, end, skipped| {
             if let Some(page) = self.pages.get_mut(index) {
-                carve(page, first, end, None);
+                let start = index << PAGE_BITS;
+                let others = carve(page, first, end, None).filter(|run| run.source != source);
+                lost.extend(others.map(|run| TakenOver {
+                    pblk: start + u64::from(run.first),
+                    end: start + u64::from(run.end),
+                    owner: run.owner,
+                    source: run.source,
+                }));
                 let at = page.partition_point(|run| run.first < first);
                 let lblk = owner.lblk.wrapping_add(skipped as u32);
                 page.insert(
@@ -111,17 +152,19 @@ impl Runs {
                 );
             }
         });
+        if !lost.is_empty() && self.taken_over.len() + lost.len() <= TAKEN_OVER_MAX {
+            Arc::make_mut(&mut self.taken_over).append(&mut lost);
+        }
     }
 
     /// Gives up what `source` still owns of `len` blocks from `pblk` on.
     pub(crate) fn release(&mut self, pblk: u64, len: u64, source: Source) {
+        let waiting = self.take_overlapping(pblk, pblk.saturating_add(len));
         each_page(pblk, len, |index, first, end, _| {
             let held = |page: &Vec<Run>| {
                 let from = page.partition_point(|run| run.end <= first);
-                page[from..]
-                    .iter()
-                    .take_while(|run| run.first < end)
-                    .any(|run| run.source == source)
+                let mut runs = page[from..].iter().take_while(|run| run.first < end);
+                runs.any(|run| run.source == source)
             };
             if !self.pages.get(index).is_some_and(held) {
                 return;
@@ -129,11 +172,56 @@ impl Runs {
             let Some(page) = self.pages.get_mut(index) else {
                 return;
             };
-            carve(page, first, end, Some(source));
+            drop(carve(page, first, end, Some(source)));
             if page.is_empty() {
                 self.pages.remove(index);
             }
         });
+        // The claim taken over last comes first.
+        let mut waiting_still = Vec::new();
+        for claim in waiting
+            .into_iter()
+            .rev()
+            .filter(|claim| claim.source != source)
+        {
+            self.give_back(claim, &mut waiting_still);
+        }
+        if !waiting_still.is_empty() {
+            Arc::make_mut(&mut self.taken_over).extend(waiting_still.into_iter().rev());
+        }
+    }
+
+    /// Removes and returns the claims taken over in `from..to`; what sticks out stays.
+    fn take_overlapping(&mut self, from: u64, to: u64) -> Vec<TakenOver> {
+        if !self
+            .taken_over
+            .iter()
+            .any(|claim| claim.pblk < to && from < claim.end)
+        {
+            return Vec::new();
+        }
+        let claims = Arc::make_mut(&mut self.taken_over);
+        let all = std::mem::take(claims);
+        let outside = all
+            .iter()
+            .flat_map(|claim| [claim.cut(0, from), claim.cut(to, u64::MAX)]);
+        *claims = outside.flatten().take(2 * TAKEN_OVER_MAX).collect();
+        all.iter().filter_map(|claim| claim.cut(from, to)).collect()
+    }
+
+    /// Makes a claim that was taken over again where nothing owns the blocks now.
+    fn give_back(&mut self, claim: TakenOver, waiting_still: &mut Vec<TakenOver>) {
+        let mut at = claim.pblk;
+        while at < claim.end {
+            let (owner, end) = self.at(at, claim.end);
+            match claim.cut(at, end) {
+                Some(part) if owner.is_none() => {
+                    self.claim(part.pblk, part.end - part.pblk, part.owner, part.source);
+                }
+                part => waiting_still.extend(part),
+            }
+            at = end;
+        }
     }
 
     /// The owner of a block, if it has one, and one past the last block, `limit` at most, that
@@ -182,11 +270,18 @@ fn each_page(pblk: u64, len: u64, mut visit: impl FnMut(u64, u16, u16, u64)) {
     }
 }
 
-/// Removes `first..end` from the runs of a page, or from those of one source.
-fn carve(page: &mut Vec<Run>, first: u16, end: u16, only: Option<Source>) {
+/// Removes `first..end` from the runs of a page, or from those of one source; returns what was
+/// removed.
+fn carve(
+    page: &mut Vec<Run>,
+    first: u16,
+    end: u16,
+    only: Option<Source>,
+) -> impl Iterator<Item = Run> + use<> {
     let from = page.partition_point(|run| run.end <= first);
     let to = from + page[from..].partition_point(|run| run.first < end);
     let mut rest = Vec::new();
+    let mut removed = Vec::new();
     for run in &page[from..to] {
         if only.is_some_and(|source| run.source != source) {
             rest.push(*run);
@@ -195,11 +290,13 @@ fn carve(page: &mut Vec<Run>, first: u16, end: u16, only: Option<Source>) {
         if run.first < first {
             rest.push(run.cut(run.first, first));
         }
+        removed.push(run.cut(run.first.max(first), run.end.min(end)));
         if end < run.end {
             rest.push(run.cut(end, run.end));
         }
     }
     page.splice(from..to, rest);
+    removed.into_iter()
 }
 
 #[cfg(test)]
@@ -219,26 +316,25 @@ mod tests {
     }
 
     proptest! {
-        /// The runs answer as an array of one entry per block does.
+        /// The runs answer as one stack of claims per block does.
         #[test]
-        fn runs_agree_with_one_entry_per_block(
+        fn runs_agree_with_a_stack_of_claims_per_block(
             steps in prop::collection::vec((any::<bool>(), 0..BLOCKS, 1..5000_u64, 1..4_u32), 1..40)
         ) {
             let mut runs = Runs::new(BLOCKS);
-            let mut dumb: Vec<Option<(Owner, Source)>> = vec![None; BLOCKS as usize];
+            let mut dumb: Vec<Vec<(Owner, Source)>> = vec![Vec::new(); BLOCKS as usize];
             for (claim, pblk, len, ino) in steps {
                 let len = len.min(BLOCKS - pblk);
                 let source = Source::inode(ino);
+                // As trees do: a source gives up a block before it claims it again.
+                runs.release(pblk, len, source);
                 if claim {
                     runs.claim(pblk, len, owner(ino, 100), source);
-                } else {
-                    runs.release(pblk, len, source);
                 }
-                for (slot, at) in dumb[pblk as usize..(pblk + len) as usize].iter_mut().zip(0..) {
+                for (stack, at) in dumb[pblk as usize..(pblk + len) as usize].iter_mut().zip(0..) {
+                    stack.retain(|(_, held)| *held != source);
                     if claim {
-                        *slot = Some((owner(ino, 100 + at), source));
-                    } else if slot.is_some_and(|(_, held)| held == source) {
-                        *slot = None;
+                        stack.push((owner(ino, 100 + at), source));
                     }
                 }
             }
@@ -248,7 +344,8 @@ mod tests {
                 prop_assert!(end > at);
                 for (block, step) in (at..end).zip(0_u32..) {
                     let expected = found.map(|owner| Owner { lblk: owner.lblk + step, ..owner });
-                    prop_assert_eq!(dumb[block as usize].map(|(owner, _)| owner), expected);
+                    let top = dumb[block as usize].last().map(|(owner, _)| *owner);
+                    prop_assert_eq!(top, expected);
                 }
                 at = end;
             }

@@ -1,7 +1,7 @@
-// Goal: every block of every group has the class that e2fsprogs gives it.
-// Method: images made by mkfs.ext4 with different features, filled by debugfs, compared block by
-// block with dumpe2fs and debugfs. The canaries alter an image after it was mapped, and must be
-// noticed.
+//! Goal: every block of every group has the class that e2fsprogs gives it.
+//! Method: images made by mkfs.ext4 with different features, filled by debugfs, compared block by
+//! block with dumpe2fs and debugfs. The canaries alter an image after it was mapped, and must be
+//! noticed.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

@@ -275,6 +275,12 @@ impl Journal {
         let Some(mut transaction) = self.transactions.remove(&tid) else {
             return Stage::Quiet;
         };
+        // An older one that was complete in the log, but for blocks never seen stored, counts now.
+        let overtaken = self
+            .transactions
+            .iter()
+            .any(|(other, older)| not_older(tid, *other) && older.commit.is_some());
+        let lost = lost || overtaken;
         self.transactions.retain(|other, _| !not_older(tid, *other));
         let mut changed = BTreeMap::new();
         let pieces = order

@@ -159,7 +159,7 @@ impl Tracker {
                 // The rest of the node is not kept here.
                 None => Effect::REOPEN,
             };
-        } else if fs.looks_at_free_blocks() {
+        } else if fs.any_write_counts() {
             self.candidates.forget(part.pblk);
             if let Some(block) = full.filter(|block| looks_like_node(block, &fs.geometry)) {
                 self.candidates.keep(part.pblk, block);

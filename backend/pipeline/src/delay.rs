@@ -61,3 +61,6 @@ impl Delay {
         (ns as u64).min(LIMIT_NS)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,3 +270,6 @@ impl What {
         )
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

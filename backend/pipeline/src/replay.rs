@@ -237,3 +237,6 @@ fn feed(
     core.step(at, input, out);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,10 +177,12 @@ impl Oracle {
                 rest.push(waiting);
                 continue;
             }
-            self.done.push(match waiting.fail {
-                true => Done::Fail(waiting.id),
-                false => Done::Submit(waiting.id),
-            });
+            let end = if waiting.fail {
+                Done::Fail
+            } else {
+                Done::Submit
+            };
+            self.done.push(end(waiting.id));
             if rule.tell {
                 self.done
                     .push(Done::Tell(format!("released:{}", name(waiting.rule))));

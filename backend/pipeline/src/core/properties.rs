@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use ext4_layout::{Class, Home, Span, Written};
 use proptest::collection::vec;
@@ -11,9 +12,14 @@ use proptest::option::{of, weighted};
 use proptest::prelude::*;
 
 use super::oracle::{Done, Oracle, Rule, Touched, Trigger, Until, Wait, name};
-use crate::{Action, Core, Input, Nanos, Op, Outbox, Outcome, Request, RequestId, RuleSet, replay};
+use crate::event::Event;
+use crate::{
+    Action, Core, Filter, Input, Nanos, Op, Outbox, Outcome, Request, RequestId, RuleSet, replay,
+};
 
 const MS: u64 = 1_000_000;
+/// Longer than any wait of a random rule.
+const LONGEST: u64 = 60 * MS;
 const RULES: usize = 4;
 
 fn touched() -> impl Strategy<Value = Touched> {
@@ -246,6 +252,9 @@ fn done(actions: &[Action]) -> Vec<Done> {
     actions.iter().filter_map(done).collect()
 }
 
+/// What a step may find wrong.
+type Checked = Result<(), TestCaseError>;
+
 /// Follows each request: answered once, and if parked let go once and in time.
 #[derive(Default)]
 struct Ledger {
@@ -257,12 +266,11 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn take(&mut self, now: u64, limit: u64, arrived: Option<u64>, actions: &[Action]) {
+    fn take(&mut self, now: u64, arrived: Option<u64>, actions: &[Action]) -> Checked {
         let mut answers = 0;
         for action in actions {
             let (id, ends) = match action {
-                Action::Submit(id) => (id.0, true),
-                Action::Fail { id, .. } => (id.0, true),
+                Action::Submit(id) | Action::Fail { id, .. } => (id.0, true),
                 Action::Park(id) => (id.0, false),
                 Action::Rearm { due } => {
                     self.timer = due.map(|due| due.0);
@@ -273,60 +281,97 @@ impl Ledger {
             if arrived == Some(id) {
                 answers += 1;
                 if !ends {
-                    self.parked.insert(id, now + limit);
+                    self.parked.insert(id, now + LONGEST);
                 }
             } else {
-                let due = self
-                    .parked
-                    .remove(&id)
-                    .expect("let go though it was not parked");
-                assert!(ends && now <= due, "{id} was let go at {now}, after {due}");
+                let due = self.parked.remove(&id);
+                prop_assert!(
+                    ends && due.is_some_and(|due| now <= due),
+                    "{id} let go at {now}"
+                );
             }
             if matches!(action, Action::Submit(_)) {
                 self.in_flight.push(id);
             }
         }
-        assert_eq!(
+        prop_assert_eq!(
             answers,
             u32::from(arrived.is_some()),
-            "a request has one answer"
+            "one answer for a request"
         );
+        Ok(())
     }
 }
 
-/// Runs the core over the steps, next to the oracle, and returns the log if one was asked for.
-fn run(seed: u64, rules: &[Rule], steps: &[(u64, Step)], logging: bool) -> Option<Vec<String>> {
-    // Rules that can never fire are refused; they are not what this test is about.
-    let set = RuleSet::parse(&toml(rules), "random.toml").ok()?;
-    let mut oracle = Oracle::new(seed, rules.to_vec());
-    let mut core = Core::new(seed);
-    let mut out = Outbox::default();
-    let mut log = Vec::new();
-    let mut ledger = Ledger::default();
-    if logging {
-        core.set_logging(true);
-        log.push(core.header(Nanos(0)));
-    }
-    core.load(Nanos(0), set, &mut out);
-    log.append(&mut out.events);
-    let mut filter = core.filter();
-    let (mut now, mut next_id) = (0, 0);
-    let end = (100 * MS, Step::Disconnect);
-    for (pause, step) in steps.iter().chain([&end]) {
-        // The timer fires on time, as often as need be.
-        let target = now + pause;
-        while let Some(due) = ledger.timer.filter(|due| *due <= target) {
-            now = due;
-            out.clear();
-            core.step(Nanos(now), Input::Tick, &mut out);
-            oracle.tick(now);
-            log.append(&mut out.events);
-            assert_eq!(done(&out.actions), oracle.take());
-            assert!(!out.actions.is_empty(), "a timer that fires for nothing");
-            ledger.take(now, 60 * MS, None, &out.actions);
+/// Core and oracle side by side.
+struct Pair {
+    core: Core,
+    filter: Arc<Filter>,
+    oracle: Oracle,
+    ledger: Ledger,
+    out: Outbox,
+    log: Vec<Event>,
+    now: u64,
+    last_id: u64,
+}
+
+impl Pair {
+    /// With the rules of both, which are the same but for the canary. `None`: the rules are
+    /// refused because one of them can never fire.
+    fn new(seed: u64, text: &str, rules: &[Rule], logging: bool) -> Option<Pair> {
+        let set = RuleSet::parse(text, "random.toml").ok()?;
+        let mut core = Core::new(seed);
+        let mut out = Outbox::default();
+        let mut log = Vec::new();
+        if logging {
+            core.set_logging(true);
+            log.push(core.header(Nanos(0)));
         }
-        now = target;
-        out.clear();
+        core.load(Nanos(0), set, &mut out);
+        log.append(&mut out.events);
+        Some(Pair {
+            filter: core.filter(),
+            core,
+            oracle: Oracle::new(seed, rules.to_vec()),
+            ledger: Ledger::default(),
+            out,
+            log,
+            now: 0,
+            last_id: 0,
+        })
+    }
+
+    /// Runs the steps, and then lets everything go.
+    fn run(&mut self, steps: &[(u64, Step)]) -> Checked {
+        for (pause, step) in steps.iter().chain([&(LONGEST, Step::Disconnect)]) {
+            let target = self.now + pause;
+            // The timer fires on time, as often as need be.
+            while let Some(due) = self.ledger.timer.filter(|due| *due <= target) {
+                self.now = due;
+                self.tell(Input::Tick);
+                self.oracle.tick(due);
+                prop_assert!(
+                    !self.out.actions.is_empty(),
+                    "a timer that fires for nothing"
+                );
+                self.compare(None)?;
+            }
+            self.now = target;
+            self.step(step)?;
+        }
+        prop_assert!(
+            self.ledger.parked.is_empty(),
+            "lost: {:?}",
+            self.ledger.parked
+        );
+        Ok(())
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        self.core.step(Nanos(self.now), input, &mut self.out);
+    }
+
+    fn step(&mut self, step: &Step) -> Checked {
         let mut arrived = None;
         match step {
             Step::Arrive {
@@ -335,100 +380,104 @@ fn run(seed: u64, rules: &[Rule], steps: &[(u64, Step)], logging: bool) -> Optio
                 sectors,
                 touched,
             } => {
-                next_id += 1;
-                arrived = Some(next_id);
-                let spans = spans(*sector, touched);
+                let (op, sector, sectors) = (*op, *sector, *sectors);
+                let spans = spans(sector, touched);
                 let kinds = spans
                     .iter()
                     .fold(0, |kinds, span| kinds | span.class.kind().bit());
-                let wanted = filter.may_match(*op, *sector, *sectors, kinds);
-                let taken = oracle.any_armed_takes(*op, *sector, *sectors, &spans);
-                assert!(wanted || !taken, "the filter hides a request");
-                if !wanted {
-                    // The device layer would have submitted it without telling the core.
-                    continue;
+                if !self.filter.may_match(op, sector, sectors, kinds) {
+                    let taken = self.oracle.any_armed_takes(op, sector, sectors, &spans);
+                    prop_assert!(!taken, "the filter hides a request");
+                    return Ok(());
                 }
-                let (sector, sectors, id) = (*sector, *sectors, RequestId(next_id));
+                self.last_id += 1;
+                arrived = Some(self.last_id);
+                let id = RequestId(self.last_id);
+                let (queue, head) = (0, 0);
                 let request = Request {
                     id,
-                    queue: 0,
-                    head: 0,
-                    op: *op,
+                    queue,
+                    head,
+                    op,
                     sector,
                     sectors,
                     spans: &spans,
                 };
-                core.step(Nanos(now), Input::Arrive(request), &mut out);
-                oracle.arrive(now, next_id, *op, (sector, sectors), &spans);
+                self.tell(Input::Arrive(request));
+                self.oracle
+                    .arrive(self.now, id.0, op, (sector, sectors), &spans);
             }
             Step::Complete => {
-                let Some(id) = ledger.in_flight.pop().map(RequestId) else {
-                    continue;
+                let Some(id) = self.ledger.in_flight.pop().map(RequestId) else {
+                    return Ok(());
                 };
-                let input = Input::Complete {
+                self.tell(Input::Complete {
                     id,
                     outcome: Outcome::Ok,
                     submitted: None,
-                };
-                core.step(Nanos(now), input, &mut out);
+                });
             }
             Step::Mark(mark) => {
-                let name = format!("m{mark}");
-                core.step(
-                    Nanos(now),
-                    Input::AgentMark {
-                        name: &name,
-                        guest_ns: 0,
-                    },
-                    &mut out,
-                );
-                oracle.mark(*mark);
+                self.tell(Input::AgentMark {
+                    name: &format!("m{mark}"),
+                    guest_ns: 0,
+                });
+                self.oracle.mark(*mark);
             }
             Step::Release(rule) => {
-                let name = rule.map(name);
-                core.step(
-                    Nanos(now),
-                    Input::Release {
-                        rule: name.as_deref(),
-                    },
-                    &mut out,
-                );
-                oracle.release(*rule);
+                self.tell(Input::Release {
+                    rule: rule.map(name).as_deref(),
+                });
+                self.oracle.release(*rule);
             }
             Step::Arm(rule, armed) => {
-                let input = Input::Arm {
+                self.tell(Input::Arm {
                     rule: &name(*rule),
                     armed: *armed,
-                };
-                core.step(Nanos(now), input, &mut out);
-                if *rule < rules.len() {
-                    oracle.arm(*rule, *armed);
+                });
+                if *rule < RULES {
+                    self.oracle.arm(*rule, *armed);
                 }
             }
             Step::Disconnect => {
-                core.step(Nanos(now), Input::Disconnect, &mut out);
-                oracle.release(None);
+                self.tell(Input::Disconnect);
+                self.oracle.release(None);
             }
         }
-        if out.filter_changed {
-            filter = core.filter();
-        }
-        log.append(&mut out.events);
-        assert_eq!(done(&out.actions), oracle.take(), "at {now}: {step:?}");
-        ledger.take(now, 60 * MS, arrived, &out.actions);
-        assert_eq!(core.next_due().map(|due| due.0), oracle.next_due());
-        assert_eq!(ledger.timer, oracle.next_due());
-        assert_eq!(core.stats().parked, ledger.parked.len() as u64);
+        self.compare(arrived)
     }
-    assert!(ledger.parked.is_empty(), "lost: {:?}", ledger.parked);
-    Some(
-        log.iter()
+
+    fn compare(&mut self, arrived: Option<u64>) -> Checked {
+        prop_assert_eq!(
+            done(&self.out.actions),
+            self.oracle.take(),
+            "at {}",
+            self.now
+        );
+        self.ledger.take(self.now, arrived, &self.out.actions)?;
+        prop_assert_eq!(
+            self.core.next_due().map(|due| due.0),
+            self.oracle.next_due()
+        );
+        prop_assert_eq!(self.ledger.timer, self.oracle.next_due());
+        if self.out.filter_changed {
+            self.filter = self.core.filter();
+        }
+        self.log.append(&mut self.out.events);
+        self.out.clear();
+        Ok(())
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.log
+            .iter()
             .map(|event| serde_json::to_string(event).expect("an event"))
-            .collect(),
-    )
+            .collect()
+    }
 }
 
 proptest! {
+    // Shrinking a failure is bounded in time; it prints the seed that replays it.
     #![proptest_config(ProptestConfig { max_shrink_time: 30_000, ..ProptestConfig::default() })]
 
     #[test]
@@ -437,9 +486,15 @@ proptest! {
         rules in vec(rule(), RULES),
         steps in vec(step(), 1..80),
     ) {
-        run(seed, &rules, &steps, false);
-        let Some(log) = run(seed, &rules, &steps, true) else { return Ok(()) };
-        prop_assert_eq!(&log, &run(seed, &rules, &steps, true).expect("sound a moment ago"));
+        let text = toml(&rules);
+        let pair = |logging| Pair::new(seed, &text, &rules, logging);
+        let Some(mut quiet) = pair(false) else { return Err(TestCaseError::reject("refused")) };
+        quiet.run(&steps)?;
+        let (Some(mut logged), Some(mut again)) = (pair(true), pair(true)) else { unreachable!() };
+        logged.run(&steps)?;
+        again.run(&steps)?;
+        let log = logged.lines();
+        prop_assert_eq!(&log, &again.lines());
         let found = replay(log.iter().map(String::as_str)).expect("a whole log");
         prop_assert_eq!(found.differences, vec![]);
         prop_assert_eq!(found.agreed + 1, log.len() as u64);
@@ -448,5 +503,100 @@ proptest! {
     #[test]
     fn text_never_panics(text in "(?s)[\\[\\]{}=,\" .\na-z0-9:-]{0,200}") {
         let _ = RuleSet::parse(&text, "random.toml");
+    }
+}
+
+/// The canary: when the oracle's rule differs in one thing from the core's, they disagree.
+#[test]
+fn the_oracle_notices_another_rule() {
+    let rule = Rule {
+        op: Some(Op::Read),
+        touched: Some(Touched::Bitmap),
+        number: Some(1),
+        sectors: None,
+        nth: None,
+        after: 1,
+        every: 2,
+        times: Some(2),
+        probability: 8,
+        wait: Wait::Hold(Until::Agent(0), 5 * MS),
+        fail: false,
+        tell: false,
+        armed: true,
+        arm_on: None,
+        disarm_on: None,
+    };
+    let arrive = |op, touched| Step::Arrive {
+        op,
+        sector: 8,
+        sectors: 2,
+        touched: vec![touched],
+    };
+    let read = arrive(Op::Read, Some((Touched::Bitmap, 1)));
+    let mut steps = vec![(MS, read); 8];
+    steps.push((0, Step::Mark(0)));
+    steps.push((0, arrive(Op::Write, Some((Touched::Bitmap, 1)))));
+    steps.push((0, arrive(Op::Read, Some((Touched::Bitmap, 2)))));
+    steps.push((0, arrive(Op::Read, Some((Touched::Data, 1)))));
+    steps.push((0, Step::Arm(0, true)));
+    steps.extend(vec![(0, arrive(Op::Read, Some((Touched::Bitmap, 1)))); 4]);
+    steps.push((MS, Step::Mark(0)));
+    let text = toml(std::slice::from_ref(&rule));
+    let agree = |oracle: Rule| {
+        let mut pair = Pair::new(1, &text, &[oracle], false).expect("a sound rule");
+        pair.run(&steps).is_ok()
+    };
+    assert!(agree(rule.clone()));
+    let mutants = [
+        Rule {
+            op: None,
+            times: None,
+            after: 0,
+            every: 1,
+            ..rule.clone()
+        },
+        Rule {
+            number: Some(2),
+            ..rule.clone()
+        },
+        Rule {
+            after: 2,
+            ..rule.clone()
+        },
+        Rule {
+            every: 1,
+            ..rule.clone()
+        },
+        Rule {
+            times: Some(1),
+            ..rule.clone()
+        },
+        Rule {
+            probability: 4,
+            ..rule.clone()
+        },
+        Rule {
+            wait: Wait::Hold(Until::Agent(0), 4 * MS),
+            ..rule.clone()
+        },
+        Rule {
+            wait: Wait::Hold(Until::Agent(1), 5 * MS),
+            ..rule.clone()
+        },
+        Rule {
+            fail: true,
+            ..rule.clone()
+        },
+        Rule {
+            tell: true,
+            ..rule.clone()
+        },
+        Rule {
+            armed: false,
+            ..rule.clone()
+        },
+    ];
+    for mutant in mutants {
+        assert!(!agree(mutant.clone()), "not noticed: {mutant:?}");
     }
 }

@@ -428,6 +428,7 @@ impl Engine {
             }
             Instr::IfInline(to) => meta::jump_if(state.inode.inline_data, to),
             Instr::IfSizeCovers(size, to) => meta::jump_if(state.inode.i_size >= size, to),
+            Instr::IfDisksizeReaches(size, to) => meta::jump_if(state.inode.i_disksize >= size, to),
             Instr::IfNotBeyond(size, to) => meta::jump_if(state.inode.i_size <= size, to),
             Instr::IfNoBlocks(to) => meta::jump_if(state.inode.i_blocks == 0, to),
             Instr::Lock(lock, mode) => self.lock(state, slot, lock, mode),

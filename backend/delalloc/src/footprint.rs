@@ -68,6 +68,7 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::RefreshPath => Footprint::NOTHING,
         Instr::IfInline(_)
         | Instr::IfSizeCovers(..)
+        | Instr::IfDisksizeReaches(..)
         | Instr::IfNotBeyond(..)
         | Instr::IfDisksizeBehind(_)
         | Instr::IfPunchCovers(..) => touches(SIZES, 0),

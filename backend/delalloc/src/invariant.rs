@@ -269,6 +269,15 @@ impl Engine {
         let direct = self.direct_blocks(state);
         let guarded = state.threads.iter().fold(0, |set, t| set | t.guard);
         let excused = cache.in_flight | cache.ordered | direct | self.geo.blocks_of(guarded);
+        // Without dioread_nolock a failed write leaves what was there: the user is told.
+        let told = if self.geo.dioread_nolock {
+            0
+        } else {
+            each(self.geo.all())
+                .filter(|&b| state.want.get(b) == ANY)
+                .fold(0, |set, b| set | bit(b))
+        };
+        let excused = excused | told;
         // Recovery truncates an orphan: what lies behind its size is never seen.
         let seen = if state.inode.orphan {
             span(0, self.geo.blocks_for(state.inode.i_disksize))

@@ -81,6 +81,8 @@ pub enum Instr {
     IfInline(Label),
     /// Silent: jump if the file has this size already.
     IfSizeCovers(u32, Label),
+    /// Silent: jump if it has this size on disk too (not `ext4_extending_io`).
+    IfDisksizeReaches(u32, Label),
 
     /// Take a semaphore.
     Lock(Rwsem, Mode),
@@ -334,6 +336,7 @@ impl Instr {
                 | Instr::IfNonda(_)
                 | Instr::HandleJoin
                 | Instr::IfSizeCovers(..)
+                | Instr::IfDisksizeReaches(..)
                 | Instr::IfInline(_)
                 | Instr::IfSatisfied(..)
                 | Instr::Unlock(..)
@@ -369,6 +372,7 @@ impl Instr {
             | Instr::IfSatisfied(_, to)
             | Instr::IfInline(to)
             | Instr::IfSizeCovers(_, to)
+            | Instr::IfDisksizeReaches(_, to)
             | Instr::IfNonda(to)
             | Instr::IfCached(to)
             | Instr::IfDisksizeCovers { skip: to, .. }

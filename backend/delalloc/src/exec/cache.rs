@@ -79,7 +79,9 @@ impl Engine {
         let t = &mut state.threads[slot];
         let folio = self.geo.folio(t.cur);
         t.end = t.end.min(self.geo.blocks_for(state.inode.i_size));
-        if state.cache.present & bit(folio) == 0 || t.end <= t.cur {
+        // A page is mapped only when all of it up to the end of the file is up to date.
+        let missing = span(t.cur, t.end) & !state.cache.uptodate;
+        if state.cache.present & bit(folio) == 0 || t.end <= t.cur || missing != 0 {
             return meta::fail(state, slot, Errno::Fault);
         }
         self.take_folio(state, slot, folio);

@@ -21,7 +21,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::DioBegin);
     // A write that extends the file is on the orphan list until its size is set.
     let (size, inside) = (a.geo.bytes(range.end()), a.label());
-    a.emit(Instr::IfSizeCovers(size, inside));
+    a.emit(Instr::IfDisksizeReaches(size, inside));
     a.emit(Instr::HandleStart);
     a.emit(Instr::Orphan(true));
     a.emit(Instr::HandleStop);
@@ -43,7 +43,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.place(written);
     a.emit(Instr::Advance(again));
     let covered = a.label();
-    a.emit(Instr::IfSizeCovers(size, covered));
+    a.emit(Instr::IfDisksizeReaches(size, covered));
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     a.emit(Instr::SetSize {

@@ -26,7 +26,7 @@ fn alloc_file_blocks(a: &mut Asm, range: Range, need: Need) {
 fn extend_size(a: &mut Asm, range: Range) {
     let (size, covered) = (a.geo.bytes(range.end()), a.label());
     a.emit(Instr::IfErr(covered));
-    a.emit(Instr::IfSizeCovers(size, covered));
+    a.emit(Instr::IfDisksizeReaches(size, covered));
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     a.emit(Instr::SetSize {

@@ -1,0 +1,177 @@
+//! Goal: no false alarm, and the bound of the exhaustive search with three threads. Every
+//! combination of operation kinds runs on one small file whose blocks are written, hole, delayed
+//! and unwritten (behind the end of file), on the kernel that has every fix.
+//! Method: exhaustive search of each combination; any violation is either a bug of the model or a
+//! bug of the kernel that nobody has fixed.
+
+use std::ops::ControlFlow;
+
+use delalloc::{DelallocModel, Kernel, Scenario};
+use explorer::{OneWorker, Options, Strategy, audit, explore};
+
+const KINDS: &[&str] = &[
+    r#"{ op = "write", at = 1, len = 2, data = 9 }"#,
+    r#"{ op = "write", at = 3, len = 1, data = 8, partial = true }"#,
+    r#"{ op = "mkwrite", at = 1, data = 10 }"#,
+    r#"{ op = "read", at = 0, len = 4 }"#,
+    r#"{ op = "fallocate", at = 0, len = 4 }"#,
+    r#"{ op = "fallocate", at = 1, len = 3, keep-size = true }"#,
+    r#"{ op = "zero-range", at = 1, len = 2 }"#,
+    r#"{ op = "punch-hole", at = 1, len = 2 }"#,
+    r#"{ op = "collapse-range", at = 1, len = 1 }"#,
+    r#"{ op = "insert-range", at = 1, len = 1 }"#,
+    r#"{ op = "truncate", size = 1 }"#,
+    r#"{ op = "truncate", size = 4 }"#,
+    r#"{ op = "dio-write", at = 1, len = 2, data = 11 }"#,
+    r#"{ op = "dio-read", at = 0, len = 4 }"#,
+    r#"{ op = "writepages", at = 0, len = 4 }"#,
+    r#"{ op = "fsync" }"#,
+    r#"{ op = "commit" }"#,
+    r#"{ op = "fiemap", at = 0, len = 4 }"#,
+    r#"{ op = "get-es-cache", at = 0, len = 4 }"#,
+    r#"{ op = "clear-es-cache" }"#,
+    r#"{ op = "reclaim", folio = 1 }"#,
+    r#"{ op = "remount-nodelalloc" }"#,
+    r#"{ op = "evict" }"#,
+];
+
+fn scenario(fs: &str, kinds: &[usize]) -> Scenario {
+    let threads: String = kinds
+        .iter()
+        .map(|&kind| format!("[[thread]]\nops = [{}]\n", KINDS[kind]))
+        .collect();
+    let text = format!(
+        r#"name = "combination"
+about = "every combination of operation kinds"
+{fs}
+[file]
+blocks = 4
+size = 3
+written = [{{ at = 0, len = 1 }}]
+delayed = [{{ at = 2, len = 1 }}]
+unwritten = [{{ at = 3, len = 1 }}]
+cached = [1]
+{threads}"#
+    );
+    Scenario::parse(&text).unwrap()
+}
+
+/// Two evictions of one inode cannot be.
+fn possible(kinds: &[usize]) -> bool {
+    kinds
+        .iter()
+        .filter(|&&kind| kind == KINDS.len() - 1)
+        .count()
+        < 2
+}
+
+fn sweep(fs: &str, combinations: impl Iterator<Item = Vec<usize>>) -> (u64, u64, u64) {
+    let newest = Kernel::find("linux-7.3.4").unwrap();
+    let options = Options {
+        count_states: 0,
+        ..Options::default()
+    };
+    let (mut number, mut states, mut transitions) = (0, 0, 0);
+    for kinds in combinations.filter(|kinds| possible(kinds)) {
+        let model = DelallocModel::new(scenario(fs, &kinds), newest, None);
+        let report = explore(&model, &options, &OneWorker, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let ops: Vec<_> = kinds.iter().map(|&kind| KINDS[kind]).collect();
+        assert!(
+            report.violations.is_empty(),
+            "{ops:?} with {fs}: {:?}",
+            report.violations
+        );
+        assert!(report.coverage.complete());
+        number += 1;
+        states += report.coverage.states.unwrap_or(0);
+        transitions += report.coverage.transitions;
+    }
+    (number, states, transitions)
+}
+
+fn pairs() -> impl Iterator<Item = Vec<usize>> {
+    (0..KINDS.len()).flat_map(|a| (a..KINDS.len()).map(move |b| vec![a, b]))
+}
+
+#[test]
+fn every_pair_of_operations_is_clean_on_the_fixed_kernel() {
+    for fs in [
+        "fs = { leaf-blocks = 2 }",
+        "shrinks-max = 1",
+        "fs = { fair = true }",
+        "fs = { dioread-nolock = false }",
+        "fs = { block-bytes = 1024 }",
+        "fs = { cluster-blocks = 2, clusters = 6 }",
+        "faults = [\"write-eio\", \"restart\", \"split-enomem\", \"split-enospc\", \"split-second\"]\n\
+         faults-max = 1\nfs = { leaf-blocks = 2 }",
+    ] {
+        let (number, ..) = sweep(fs, pairs());
+        assert_eq!(number, 275);
+    }
+}
+
+#[test]
+#[ignore = "minutes in a development build: cargo test --release -p delalloc -- --ignored"]
+fn every_triple_of_operations_is_clean_on_the_fixed_kernel() {
+    let kinds = KINDS.len();
+    let triples = (0..kinds)
+        .flat_map(move |a| (a..kinds).flat_map(move |b| (b..kinds).map(move |c| vec![a, b, c])));
+    let (number, states, transitions) = sweep("", triples);
+    println!("{number} combinations, {states} states, {transitions} transitions");
+    assert_eq!(number, 2277);
+}
+
+#[test]
+fn footprints_cover_what_steps_do() {
+    for (n, kinds) in pairs()
+        .enumerate()
+        .filter(|(n, kinds)| n % 7 == 0 && possible(kinds))
+    {
+        let fs = [
+            "fs = { leaf-blocks = 2 }",
+            "shrinks-max = 1",
+            "fs = { block-bytes = 1024 }",
+        ];
+        for kernel in Kernel::all() {
+            let model = DelallocModel::new(scenario(fs[n % 3], &kinds), kernel, None);
+            if let Err(fault) = audit(&model, n as u64, 4) {
+                panic!("{kinds:?} on {kernel}: {fault:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn reduction_reaches_the_same_verdict() {
+    for (n, kinds) in pairs()
+        .enumerate()
+        .filter(|(n, kinds)| n % 5 == 0 && possible(kinds))
+    {
+        // Old kernels too: these break rules.
+        let kernel = Kernel::all()[n % 5];
+        let model = DelallocModel::new(scenario("fs = { leaf-blocks = 2 }", &kinds), kernel, None);
+        let search = |strategy| {
+            let options = Options {
+                strategy,
+                stop_at_first: false,
+                shrink_states: 0,
+                count_states: 0,
+                ..Options::default()
+            };
+            let report = explore(&model, &options, &OneWorker, &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            !report.violations.is_empty()
+        };
+        let full = search(Strategy::Exhaustive);
+        assert_eq!(
+            search(Strategy::PartialOrder),
+            full,
+            "{kinds:?} on {kernel}"
+        );
+    }
+}

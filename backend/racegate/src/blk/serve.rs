@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let inherited = args.fd.map(socket::inherited).transpose().context("--fd")?;
     let ready = args
         .ready_fd
-        .map(socket::inherited)
+        .map(ready_pipe)
         .transpose()
         .context("--ready-fd")?;
 
@@ -140,6 +140,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // The log is complete before the program ends, whoever holds the engine last.
     engine.settle_events();
     served
+}
+
+/// The descriptor that hears that sockets are listening. Standard output stays the program's own
+/// and is duplicated; any other descriptor becomes its property.
+fn ready_pipe(fd: i32) -> anyhow::Result<OwnedFd> {
+    if fd == std::io::stdout().as_raw_fd() {
+        return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
+    }
+    Ok(socket::inherited(fd)?)
 }
 
 fn open_storage(args: &Args) -> anyhow::Result<Arc<dyn Storage>> {

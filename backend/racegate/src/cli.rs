@@ -21,6 +21,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Mode {
+    /// Try every interleaving of a scenario on the engine
+    Explore(crate::explore::Args),
     /// Print a completion script
     Completions {
         /// Shell to complete in
@@ -33,6 +35,7 @@ enum Mode {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.mode {
+        Mode::Explore(args) => crate::explore::run(&args),
         Mode::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "racegate", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

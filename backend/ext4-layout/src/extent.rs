@@ -105,3 +105,96 @@ fn index_entry(entry: &[u8], depth: u16) -> Option<Child> {
     let pblk = u64::from(u16_le(entry, 8)?) << 32 | u64::from(u32_le(entry, 4)?);
     Some(Child { pblk, lblk, depth })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superblock::Superblock;
+    use crate::superblock::tests::sample;
+
+    fn geometry() -> Geometry {
+        Superblock::parse(&sample(), 24_577 * 1024)
+            .unwrap()
+            .geometry
+    }
+
+    /// A root of four entries with `ee_len` and the low half of `ee_start`.
+    fn root(entries: u16, lens: &[(u32, u16, u32)]) -> Vec<u8> {
+        let mut bytes = vec![0; 60];
+        for (at, half) in [MAGIC, entries, 4, 0].into_iter().enumerate() {
+            bytes[at * 2..at * 2 + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        for (entry, (lblk, len, pblk)) in bytes[12..].chunks_exact_mut(12).zip(lens) {
+            entry[..4].copy_from_slice(&lblk.to_le_bytes());
+            entry[4..6].copy_from_slice(&len.to_le_bytes());
+            entry[8..].copy_from_slice(&pblk.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn lengths_above_32768_are_unwritten() {
+        let geometry = Geometry {
+            blocks_count: 1 << 20,
+            ..geometry()
+        };
+        let bytes = root(
+            3,
+            &[
+                (0, 32_768, 100),
+                (40_000, 32_769, 200),
+                (50_000, 65_535, 300),
+            ],
+        );
+        let extents = parse(&bytes, &geometry, None).unwrap().extents;
+        let states: Vec<_> = extents
+            .iter()
+            .map(|extent| (extent.len, extent.state))
+            .collect();
+        assert_eq!(
+            states,
+            [
+                (32_768, Written::Written),
+                (1, Written::Unwritten),
+                (32_767, Written::Unwritten)
+            ]
+        );
+    }
+
+    #[test]
+    fn entries_outside_the_file_system_are_left_out() {
+        let bytes = root(
+            4,
+            &[
+                (0, 1, 24_576),
+                (1, 2, 24_576),
+                (2, 0, 100),
+                (u32::MAX, 2, 100),
+            ],
+        );
+        let extents = parse(&bytes, &geometry(), None).unwrap().extents;
+        assert_eq!(extents.len(), 1);
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_is_no_node() {
+        assert!(parse(&root(4, &[]), &geometry(), Some(0)).is_some());
+        assert!(
+            parse(&root(5, &[]), &geometry(), None).is_none(),
+            "more entries than fit"
+        );
+        assert!(
+            parse(&root(1, &[]), &geometry(), Some(1)).is_none(),
+            "another depth"
+        );
+        assert!(
+            parse(&root(0, &[])[..11], &geometry(), None).is_none(),
+            "too short"
+        );
+        let mut deep = root(0, &[]);
+        deep[6] = 6;
+        assert!(parse(&deep, &geometry(), None).is_none());
+        deep[0] = 0;
+        assert!(!looks_like_node(&deep));
+    }
+}

@@ -111,13 +111,10 @@ impl Forest {
         if node.content == new {
             return false;
         }
-        let old = match node.content.take() {
-            Some(old) => old,
-            None => {
-                self.unknown -= 1;
-                Mapping::default()
-            }
-        };
+        if node.content.is_none() {
+            self.unknown -= 1;
+        }
+        let old = node.content.take().unwrap_or_default();
         let context = Context::of_node(node);
         self.entries = self.entries.saturating_sub(old.len());
         let room = ENTRIES_MAX.saturating_sub(self.entries);
@@ -234,20 +231,20 @@ impl Forest {
             self.wanted.push(pblk);
             return;
         };
-        let content = known.content.unwrap_or_default();
-        self.entries += content.len();
-        let context = Context::of_node(&node);
+        let mapping = known.content.unwrap_or_default();
+        self.entries += mapping.len();
+        let below = Context::of_node(&node);
         node.content = Some(Mapping::default());
         self.nodes.insert(pblk, node);
         self.replace(
             runs,
             Source::node(pblk),
-            &context,
+            &below,
             &Mapping::default(),
-            &content,
+            &mapping,
         );
         if let Some(node) = self.nodes.get_mut(&pblk) {
-            node.content = Some(content);
+            node.content = Some(mapping);
         }
     }
 
@@ -430,3 +427,6 @@ impl Mapping {
         self.extents.len() + self.children.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,7 +159,7 @@ impl Geometry {
                 .first_meta_bg
                 .is_some_and(|meta| group / self.descs_per_block >= meta);
             let backup = if meta {
-                group % self.descs_per_block != 0
+                !group.is_multiple_of(self.descs_per_block)
             } else {
                 backup
             };
@@ -219,5 +219,112 @@ impl Geometry {
             .min(u64::from(self.inodes_per_group))
             .max(start + 1);
         ((first + start + 1) as u32, (first + end) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superblock::Superblock;
+    use crate::superblock::tests::sample;
+
+    fn geometry() -> Geometry {
+        Superblock::parse(&sample(), 24_577 * 1024)
+            .unwrap()
+            .geometry
+    }
+
+    /// The class of each block from `first` on, as far as arithmetic goes.
+    fn homes(geometry: &Geometry, first: u64, blocks: u64) -> Vec<Option<Home>> {
+        let mut homes = Vec::new();
+        let mut at = first;
+        while at < first + blocks {
+            let (home, end) = geometry.base_at(at);
+            assert!(end > at);
+            for _ in at..end.min(first + blocks) {
+                homes.push(home);
+            }
+            at = end;
+        }
+        homes
+    }
+
+    #[test]
+    fn backups_are_where_sparse_super_has_them() {
+        let geometry = Geometry {
+            groups: 130,
+            ..geometry()
+        };
+        let groups: Vec<Group> = (0..130)
+            .filter(|group| geometry.has_superblock(*group))
+            .collect();
+        assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
+        let all = Geometry {
+            sparse_super: false,
+            ..geometry.clone()
+        };
+        assert!((0..130).all(|group| all.has_superblock(group)));
+        let two = Geometry {
+            sparse_super2: Some([1, 129]),
+            ..geometry
+        };
+        let groups: Vec<Group> = (0..130)
+            .filter(|group| two.has_superblock(*group))
+            .collect();
+        assert_eq!(groups, [0, 1, 129]);
+    }
+
+    #[test]
+    fn a_group_starts_with_superblock_descriptors_and_reserve() {
+        let start = homes(&geometry(), 8193, 10);
+        let mut expected = vec![
+            Some(Home::Superblock { backup: true }),
+            Some(Home::GroupDescriptors { backup: true }),
+        ];
+        expected.extend([Some(Home::ReservedGdt); 7]);
+        expected.push(None);
+        assert_eq!(start, expected);
+        assert_eq!(homes(&geometry(), 16_385, 3), [None; 3]);
+    }
+
+    #[test]
+    fn meta_block_groups_hold_their_own_descriptors() {
+        let geometry = Geometry {
+            first_meta_bg: Some(0),
+            descs_per_block: 16,
+            groups: 40,
+            gdt_blocks: 3,
+            reserved_gdt_blocks: 0,
+            blocks_count: 40 * 8192 + 1,
+            ..geometry()
+        };
+        let descriptors = |group| {
+            let first = geometry.group_first(group);
+            let homes = homes(&geometry, first, 4);
+            homes
+                .iter()
+                .position(|home| matches!(home, Some(Home::GroupDescriptors { .. })))
+        };
+        assert_eq!(
+            [0, 1, 2, 15, 16, 17, 31, 32].map(descriptors),
+            [
+                Some(1),
+                Some(1),
+                None,
+                Some(0),
+                Some(0),
+                Some(0),
+                Some(0),
+                Some(0)
+            ]
+        );
+        let primary: Vec<_> = (0..3).map(|index| geometry.gdt_block(index)).collect();
+        assert_eq!(primary, [Some(2), Some(16 * 8192 + 1), Some(32 * 8192 + 1)]);
+        for index in 0..3 {
+            let pblk = geometry.gdt_block(index).unwrap();
+            assert_eq!(geometry.gdt_index(pblk), Some(index));
+            assert_eq!(geometry.gdt_index(pblk + 8192), None);
+        }
+        assert_eq!(geometry.gdt_block(3), None);
     }
 }

@@ -94,3 +94,57 @@ fn data(bytes: &[u8], geometry: &Geometry, first: u32) -> Box<[Extent]> {
     }
     extents.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superblock::Superblock;
+    use crate::superblock::tests::sample;
+
+    #[test]
+    fn pointers_join_and_children_know_their_logical_block() {
+        let geometry = Superblock::parse(&sample(), 24_577 * 1024)
+            .unwrap()
+            .geometry;
+        let mut i_block = [0_u32; 15];
+        i_block[..5].copy_from_slice(&[100, 101, 0, 103, 999_999]);
+        i_block[12..].copy_from_slice(&[200, 201, 202]);
+        let raw: Vec<u8> = i_block
+            .iter()
+            .flat_map(|pointer| pointer.to_le_bytes())
+            .collect();
+        let root = parse_root(&raw, &geometry);
+        let extents: Vec<_> = root
+            .extents
+            .iter()
+            .map(|e| (e.lblk, e.pblk, e.len))
+            .collect();
+        assert_eq!(extents, [(0, 100, 2), (3, 103, 1)]);
+        let children: Vec<_> = root
+            .children
+            .iter()
+            .map(|c| (c.pblk, c.lblk, c.depth))
+            .collect();
+        assert_eq!(
+            children,
+            [(200, 12, 0), (201, 268, 1), (202, 268 + 65_536, 2)]
+        );
+
+        let mut block = vec![0; 1024];
+        block[8..12].copy_from_slice(&300_u32.to_le_bytes());
+        let below = parse(&block, &geometry, 1, 268).children;
+        assert_eq!(
+            (below[0].pblk, below[0].lblk, below[0].depth),
+            (300, 268 + 2 * 256, 0)
+        );
+        assert_eq!(
+            parse(&block, &geometry, 0, u32::MAX).extents.len(),
+            0,
+            "past the last lblk"
+        );
+        assert!(looks_like_node(&block, &geometry));
+        block[12] = 0xff;
+        block[15] = 0xff;
+        assert!(!looks_like_node(&block, &geometry));
+    }
+}

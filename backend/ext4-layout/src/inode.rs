@@ -147,3 +147,79 @@ fn checksum_fits(raw: &[u8], geometry: &Geometry, ino: Ino) -> bool {
         crc32c(sum, extra) as u16 == half(0x7c)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superblock::Superblock;
+    use crate::superblock::tests::sample;
+
+    fn geometry() -> Geometry {
+        Superblock::parse(&sample(), 24_577 * 1024)
+            .unwrap()
+            .geometry
+    }
+
+    /// An inode whose first direct pointer is block 500.
+    fn raw(mode: u16, flags: u32) -> Vec<u8> {
+        let mut raw = vec![0; 256];
+        raw[..2].copy_from_slice(&mode.to_le_bytes());
+        raw[0x1a] = 1;
+        raw[0x20..0x24].copy_from_slice(&flags.to_le_bytes());
+        raw[0x28..0x2c].copy_from_slice(&500_u32.to_le_bytes());
+        raw
+    }
+
+    fn usage(raw: &[u8], ino: Ino) -> Option<Use> {
+        Inode::parse(raw, &geometry(), ino).map(|inode| inode.usage)
+    }
+
+    #[test]
+    fn the_mode_says_what_the_blocks_are() {
+        assert_eq!(usage(&raw(0x81a4, 0), 12), Some(Use::Data));
+        assert_eq!(usage(&raw(0x41ed, 0), 2), Some(Use::Directory));
+        assert_eq!(usage(&raw(0x8180, 0), 8), Some(Use::Journal));
+        assert_eq!(usage(&raw(0x8180, FLAG_EA_INODE), 12), Some(Use::Xattr));
+        assert_eq!(
+            usage(&raw(0x2180, 0), 12),
+            None,
+            "a device number is no block"
+        );
+        assert_eq!(usage(&raw(0x8180, FLAG_INLINE_DATA), 12), None);
+    }
+
+    #[test]
+    fn short_links_have_no_blocks() {
+        let mut link = raw(0xa1ff, 0);
+        link[4] = 59;
+        assert_eq!(usage(&link, 12), None);
+        link[4] = 60;
+        assert_eq!(usage(&link, 12), Some(Use::Data));
+    }
+
+    #[test]
+    fn deleted_inodes_own_nothing_and_orphans_do() {
+        let mut unlinked = raw(0x81a4, 0);
+        unlinked[0x1a] = 0;
+        assert_eq!(usage(&unlinked, 12), Some(Use::Data));
+        unlinked[0x14] = 13;
+        assert_eq!(
+            usage(&unlinked, 12),
+            Some(Use::Data),
+            "13 is the next orphan"
+        );
+        unlinked[0x17] = 0x65;
+        assert_eq!(usage(&unlinked, 12), None, "a time");
+    }
+
+    #[test]
+    fn a_wrong_checksum_makes_an_inode_unusable() {
+        let mut geometry = geometry();
+        geometry.checksum_seed = Some(7);
+        assert!(Inode::parse(&raw(0x81a4, 0), &geometry, 12).is_none());
+        assert!(
+            Inode::parse(&raw(0x81a4, 0)[..128], &geometry, 12).is_some(),
+            "a part has none"
+        );
+    }
+}

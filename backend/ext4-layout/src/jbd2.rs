@@ -81,3 +81,6 @@ impl Format {
         fits.then(|| &block[..tail])
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -346,7 +346,7 @@ impl LayoutMap {
     pub fn kinds(&self, sector: u64, sectors: u64) -> u32 {
         let mut kinds = 0;
         self.pieces(sector, sectors, &mut |piece| {
-            kinds |= piece.class.kind().bit()
+            kinds |= piece.class.kind().bit();
         });
         kinds
     }

@@ -3,6 +3,11 @@
 //! block with dumpe2fs and debugfs. The canaries alter an image after it was mapped, and must be
 //! noticed.
 
+#![allow(
+    clippy::format_push_string,
+    reason = "debugfs scripts are easiest to read so"
+)]
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 

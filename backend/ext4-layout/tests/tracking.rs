@@ -4,6 +4,11 @@
 //! and in between, the layout is compared with a fresh one over every sector. Garbage must do no
 //! more than lose labels.
 
+#![allow(
+    clippy::format_push_string,
+    reason = "debugfs scripts are easiest to read so"
+)]
+
 use std::fs;
 use std::path::Path;
 

@@ -259,7 +259,8 @@ fn run(tool: &'static str, image: &Path, args: &[&str]) -> Result<String, Oracle
         .output()
         .map_err(|error| failed(error.to_string()))?;
     // e2fsck says 1 when it changed something.
-    if !output.status.success() && !(tool == "e2fsck" && output.status.code() == Some(1)) {
+    let success = output.status.success() || tool == "e2fsck" && output.status.code() == Some(1);
+    if !success {
         return Err(failed(
             String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         ));

@@ -127,7 +127,13 @@ pub(crate) fn open(
         partitions: partitions.iter().map(|partition| partition.first).collect(),
         fs: Some(fs),
     };
-    let tracker = Tracker::new(descriptors, forest, journal, raw, device_bytes - base_bytes);
+    let tracker = Tracker::new(
+        descriptors,
+        forest,
+        journal,
+        &raw,
+        device_bytes - base_bytes,
+    );
     Ok(Opened {
         map,
         tracker,

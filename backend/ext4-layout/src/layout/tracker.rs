@@ -94,7 +94,7 @@ impl Tracker {
         descriptors: Vec<Option<Descriptor>>,
         forest: Forest,
         journal: Option<Journal>,
-        superblock: [u8; SUPERBLOCK_BYTES],
+        superblock: &[u8; SUPERBLOCK_BYTES],
         room_bytes: u64,
     ) -> Tracker {
         let candidates = Candidates::default();
@@ -103,7 +103,7 @@ impl Tracker {
             forest,
             journal,
             candidates,
-            superblock,
+            superblock: *superblock,
             room_bytes,
         }
     }

@@ -3,6 +3,7 @@
 //! In: arguments. Out: a table, or JSON.
 //! Must not know: how a package is fetched.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -85,7 +86,7 @@ fn named() -> Vec<Named> {
 fn list(kernels: &Kernels, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     let all = named();
     if json != Some(Path::new(STDOUT)) {
-        println!("{:<20} {:<7} {:<20} package", "name", "here", "suite");
+        let mut table = format!("{:<20} {:<7} {:<20} package\n", "name", "here", "suite");
         for Named { name, packages } in &all {
             // The one that is here, else the one that would be fetched.
             let here = packages.iter().find(|entry| kernels.is_cached(entry));
@@ -93,11 +94,14 @@ fn list(kernels: &Kernels, json: Option<&Path>) -> anyhow::Result<ExitCode> {
                 continue;
             };
             let mark = if here.is_some() { "yes" } else { "" };
-            println!(
+            // Writing to a String does not fail.
+            let _ = writeln!(
+                table,
                 "{name:<20} {mark:<7} {:<20} {} {}",
                 entry.suite, entry.package, entry.version
             );
         }
+        print(&table)?;
     }
     if let Some(destination) = json {
         let kernel = |named: &Named| {
@@ -142,11 +146,11 @@ fn fetch(
             ..
         } = kernels.fetch(spec)?;
         if json != Some(Path::new(STDOUT)) {
-            println!("{name}: {identity}");
-            println!("    image   {}", image.display());
+            let mut text = format!("{name}: {identity}\n    image   {}\n", image.display());
             if let Some(modules) = &modules {
-                println!("    modules {}", modules.display());
+                let _ = writeln!(text, "    modules {}", modules.display());
             }
+            print(&text)?;
         }
         found.push(json!({
             "name": name, "identity": identity, "image": image, "modules": modules,
@@ -162,8 +166,16 @@ fn write_json(destination: &Path, value: &Value) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     if destination == Path::new(STDOUT) {
-        return Ok(std::io::stdout().write_all(text.as_bytes())?);
+        return print(&text);
     }
     std::fs::write(destination, text)
         .with_context(|| format!("--json: cannot write {}", destination.display()))
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("Cannot write to standard output"),
+    }
 }

@@ -31,6 +31,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long the agent may take for something that takes it no time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Entries of the link disk's virtqueue; the agent has two requests in flight.
+const LINK_QUEUE_SIZE: u16 = 64;
 /// Rounds of clock synchronisation; the best one counts.
 const CLOCK_ROUNDS: u32 = 8;
 
@@ -123,16 +125,19 @@ impl Guest {
         );
         vm.vcpus = config.vcpus;
         vm.cmdline.clone_from(&config.cmdline);
-        let disk = |id: &str, socket: &std::path::Path, queues| Disk {
+        let disk = |id: &str, socket: &std::path::Path, queues, queue_size| Disk {
             id: id.to_owned(),
             socket: socket.to_owned(),
             queues,
-            queue_size: config.backend.queue_size,
+            queue_size,
         };
+        let BackendConfig {
+            queues, queue_size, ..
+        } = config.backend;
         vm.disks
-            .push(disk("disk", backend.socket(), config.backend.queues));
+            .push(disk("disk", backend.socket(), queues, queue_size));
         if let Some(socket) = backend.link_socket() {
-            vm.disks.push(disk("link", socket, 1));
+            vm.disks.push(disk("link", socket, 1, LINK_QUEUE_SIZE));
         }
         let vm = Vm::start(&vm, &inbox.sender())?;
         let hello =

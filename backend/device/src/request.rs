@@ -219,7 +219,7 @@ fn wrong_way(data: &Segments) -> Result<(), Refusal> {
 
 fn check_data(data: &Segments, sector: u64, limits: Limits) -> Result<(), Refusal> {
     let bytes = data.len();
-    if bytes % SECTOR_BYTES != 0 {
+    if !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Refusal::Length(bytes));
     }
     if bytes > MAX_DATA_BYTES {
@@ -251,7 +251,7 @@ fn ranges(
     }
     let bytes = data.len();
     let most = u64::from(MAX_RANGES) * RANGE_BYTES as u64;
-    if bytes == 0 || bytes % RANGE_BYTES as u64 != 0 || bytes > most {
+    if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES as u64) || bytes > most {
         return Err(Refusal::Ranges(bytes));
     }
     let mut ranges = SmallVec::new();

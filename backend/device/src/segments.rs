@@ -20,17 +20,20 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 ///
 /// The outer count belongs to one queue thread, so that threads do not fight over one counter.
 #[derive(Clone, Debug)]
-pub struct Snapshot(Arc<Arc<GuestMemoryMmap>>);
+pub struct Snapshot(Arc<Mapped>);
+
+#[derive(Debug)]
+struct Mapped(Arc<GuestMemoryMmap>);
 
 impl Snapshot {
     /// Wraps a memory map.
     pub fn new(memory: Arc<GuestMemoryMmap>) -> Snapshot {
-        Snapshot(Arc::new(memory))
+        Snapshot(Arc::new(Mapped(memory)))
     }
 
     /// The memory map.
     pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.0
+        &self.0.0
     }
 
     /// Whether this is a snapshot of that very map.

@@ -459,7 +459,8 @@ impl Worker {
 
     /// An operation ended; the last one of a request completes it.
     fn end(&mut self, part: Part, result: IoResult) {
-        if let (Some(traced), Some(engine)) = (&part.traced, &self.around.engine) {
+        let Part { owner, traced } = part;
+        if let (Some(traced), Some(engine)) = (&traced, &self.around.engine) {
             let bytes = traced.bytes.as_deref().map(AlignedBuf::as_slice);
             let outcome = outcome_of(result);
             engine.complete(
@@ -471,9 +472,9 @@ impl Worker {
                 bytes,
             );
         }
-        if let Some(request) = self.requests.get_mut(part.owner)
+        if let Some(request) = self.requests.get_mut(owner)
             && request.part_ended(result)
-            && let Some(request) = self.requests.remove(part.owner)
+            && let Some(request) = self.requests.remove(owner)
         {
             self.return_used(request.complete());
         }

@@ -124,7 +124,7 @@ impl Image {
                 path: path.to_owned(),
             });
         }
-        if bytes % SECTOR_BYTES != 0 {
+        if !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(StorageError::NotWholeSectors {
                 path: path.to_owned(),
                 bytes,
@@ -198,7 +198,7 @@ impl Image {
 
     /// Changes the size: of a file by truncating or extending it; a block device must have it.
     pub(super) fn resize(&self, bytes: u64) -> Result<(), StorageError> {
-        if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(StorageError::Size { bytes });
         }
         let error = |source| StorageError::Image {
@@ -435,9 +435,9 @@ fn last_errno() -> Errno {
 /// # Safety
 /// Every entry of `iov` must be writable memory.
 unsafe fn preadv(fd: BorrowedFd<'_>, iov: &[iovec], offset: u64) -> Result<u64, Errno> {
-    let count = iov.len() as c_int;
+    let count = c_int::try_from(iov.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: the caller vouches for the entries.
-    retry(|| unsafe { libc::preadv64(fd.as_raw_fd(), iov.as_ptr(), count, offset as i64) })
+    retry(|| unsafe { libc::preadv64(fd.as_raw_fd(), iov.as_ptr(), count, offset.cast_signed()) })
 }
 
 /// # Safety
@@ -448,11 +448,19 @@ unsafe fn pwritev(
     offset: u64,
     durable: bool,
 ) -> Result<u64, Errno> {
-    let count = iov.len() as c_int;
+    let count = c_int::try_from(iov.len()).map_err(|_| Errno::INVAL)?;
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
     retry(|| {
         // SAFETY: the caller vouches for the entries.
-        unsafe { libc::pwritev2(fd.as_raw_fd(), iov.as_ptr(), count, offset as i64, flags) }
+        unsafe {
+            libc::pwritev2(
+                fd.as_raw_fd(),
+                iov.as_ptr(),
+                count,
+                offset.cast_signed(),
+                flags,
+            )
+        }
     })
 }
 

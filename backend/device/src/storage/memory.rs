@@ -20,7 +20,7 @@ pub struct MemoryStorage {
 impl MemoryStorage {
     /// A disk of `bytes` bytes, a multiple of 512.
     pub fn new(bytes: u64) -> Result<MemoryStorage, StorageError> {
-        if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(StorageError::Size { bytes });
         }
         let mapping = Arc::new(Mapping::new(bytes)?);

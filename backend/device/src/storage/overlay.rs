@@ -241,8 +241,14 @@ impl Overlay {
             let (first, last) = (at / PAGE, (until - 1) / PAGE);
             // Pages at the edges that keep something of the base.
             for (page, whole) in [
-                (first, at % PAGE == 0 && (first < last || until % PAGE == 0)),
-                (last, until % PAGE == 0 && (first < last || at % PAGE == 0)),
+                (
+                    first,
+                    at.is_multiple_of(PAGE) && (first < last || until.is_multiple_of(PAGE)),
+                ),
+                (
+                    last,
+                    until.is_multiple_of(PAGE) && (first < last || at.is_multiple_of(PAGE)),
+                ),
             ] {
                 if !whole && !self.is_own(page) {
                     self.fill(page)?;

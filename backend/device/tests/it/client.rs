@@ -14,10 +14,10 @@ use virtio_driver::{
 use vm_memory::{FileOffset, MmapRegion};
 
 /// How long any operation may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Everything that the crate can negotiate.
-pub fn all_features() -> u64 {
+pub(crate) fn all_features() -> u64 {
     (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits() | blk_features()
 }
 
@@ -25,15 +25,21 @@ fn blk_features() -> u64 {
     VirtioBlkFeatureFlags::all().bits()
 }
 
-pub struct Client {
-    pub transport: Box<VirtioBlkTransport>,
-    pub queues: Vec<VirtioBlkQueue<'static, u64>>,
+pub(crate) struct Client {
+    pub(crate) transport: Box<VirtioBlkTransport>,
+    pub(crate) queues: Vec<VirtioBlkQueue<'static, u64>>,
     arena: MmapRegion,
 }
 
 impl Client {
     /// Connects with `queues` queues of `size` descriptors and `arena` bytes of memory.
-    pub fn connect(socket: &Path, features: u64, queues: usize, size: u16, arena: usize) -> Client {
+    pub(crate) fn connect(
+        socket: &Path,
+        features: u64,
+        queues: usize,
+        size: u16,
+        arena: usize,
+    ) -> Client {
         let path = socket.to_str().expect("a path in UTF-8");
         let vhost = VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(path, features)
             .expect("the handshake");
@@ -60,19 +66,19 @@ impl Client {
     }
 
     /// `len` bytes of the arena.
-    pub fn bytes(&mut self, at: usize, len: usize) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self, at: usize, len: usize) -> &mut [u8] {
         assert!(at + len <= self.arena.size());
         // SAFETY: inside the mapping; the device only touches what an operation in flight names,
         // and tests look at bytes of finished operations.
         unsafe { std::slice::from_raw_parts_mut(self.arena.as_ptr().add(at), len) }
     }
 
-    pub fn address(&self, at: usize) -> *mut u8 {
+    pub(crate) fn address(&self, at: usize) -> *mut u8 {
         assert!(at < self.arena.size());
         self.arena.as_ptr().wrapping_add(at)
     }
 
-    pub fn kick(&self, queue: usize) {
+    pub(crate) fn kick(&self, queue: usize) {
         self.transport
             .get_submission_notifier(queue)
             .notify()
@@ -80,7 +86,7 @@ impl Client {
     }
 
     /// Waits for the next completion on a queue: its context and result.
-    pub fn next(&mut self, queue: usize) -> (u64, i32) {
+    pub(crate) fn next(&mut self, queue: usize) -> (u64, i32) {
         loop {
             if let Some(done) = self.queues[queue].completions().next() {
                 return (done.context, done.ret);
@@ -94,14 +100,7 @@ impl Client {
         }
     }
 
-    /// Whether a completion is there or comes within `patience`.
-    pub fn is_done(&mut self, queue: usize, patience: Duration) -> bool {
-        let call = self.transport.get_completion_fd(queue);
-        self.queues[queue].completions().has_next()
-            || (readable(call.as_fd(), patience) && self.queues[queue].completions().has_next())
-    }
-
-    pub fn read(&mut self, queue: usize, offset: u64, at: usize, len: usize) -> i32 {
+    pub(crate) fn read(&mut self, queue: usize, offset: u64, at: usize, len: usize) -> i32 {
         let to = self.address(at);
         // SAFETY: the address is `len` bytes of the arena, which outlives the operation.
         unsafe { self.queues[queue].read_raw(offset, to, len, 1) }.expect("room");
@@ -109,7 +108,7 @@ impl Client {
         self.next(queue).1
     }
 
-    pub fn write(&mut self, queue: usize, offset: u64, at: usize, len: usize) -> i32 {
+    pub(crate) fn write(&mut self, queue: usize, offset: u64, at: usize, len: usize) -> i32 {
         let from = self.address(at);
         // SAFETY: as in `read`.
         unsafe { self.queues[queue].write_raw(offset, from, len, 2) }.expect("room");
@@ -117,19 +116,19 @@ impl Client {
         self.next(queue).1
     }
 
-    pub fn flush(&mut self, queue: usize) -> i32 {
+    pub(crate) fn flush(&mut self, queue: usize) -> i32 {
         self.queues[queue].flush(3).expect("room");
         self.kick(queue);
         self.next(queue).1
     }
 
-    pub fn discard(&mut self, queue: usize, offset: u64, len: u64) -> i32 {
+    pub(crate) fn discard(&mut self, queue: usize, offset: u64, len: u64) -> i32 {
         self.queues[queue].discard(offset, len, 4).expect("room");
         self.kick(queue);
         self.next(queue).1
     }
 
-    pub fn write_zeroes(&mut self, queue: usize, offset: u64, len: u64, unmap: bool) -> i32 {
+    pub(crate) fn write_zeroes(&mut self, queue: usize, offset: u64, len: u64, unmap: bool) -> i32 {
         self.queues[queue]
             .write_zeroes(offset, len, unmap, 5)
             .expect("room");
@@ -139,10 +138,10 @@ impl Client {
 }
 
 /// Whether `fd` is readable within `patience`.
-pub fn readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+pub(crate) fn readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let limit = Timespec {
-        tv_sec: patience.as_secs() as i64,
+        tv_sec: patience.as_secs().cast_signed(),
         tv_nsec: i64::from(patience.subsec_nanos()),
     };
     poll(&mut fds, Some(&limit)).expect("poll") > 0

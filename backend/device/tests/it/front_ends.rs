@@ -40,14 +40,14 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
-pub struct Setting {
-    pub served: Served,
-    pub guest: Guest,
-    pub storage: Arc<dyn Storage>,
+pub(crate) struct Setting {
+    pub(crate) served: Served,
+    pub(crate) guest: Guest,
+    pub(crate) storage: Arc<dyn Storage>,
     _dir: TempDir,
 }
 
-pub fn setting(queues: u16, kind: &str) -> Setting {
+pub(crate) fn setting(queues: u16, kind: &str) -> Setting {
     let dir = tempdir().expect("a directory");
     let storage = open(kind, &image(&dir, 4 * MIB));
     let options = DeviceOptions {
@@ -64,19 +64,19 @@ pub fn setting(queues: u16, kind: &str) -> Setting {
     }
 }
 
-pub fn rings(n: usize) -> Vec<Ring> {
+pub(crate) fn rings(n: usize) -> Vec<Ring> {
     (0..n)
         .map(|i| Ring::new(i, 128, 0x1_0000 * (i as u64 + 1)))
         .collect()
 }
 
 /// Connects; the socket is there, the device may be busy with the front-end before.
-pub fn connect(socket: &Path, queues: u64) -> Frontend {
+pub(crate) fn connect(socket: &Path, queues: u64) -> Frontend {
     Frontend::connect(socket, queues).expect("connected")
 }
 
 /// Writes a pattern and reads it back.
-pub fn disk_works(guest: &Guest, ring: &mut Ring, sector: u64, fill: u8) {
+pub(crate) fn disk_works(guest: &Guest, ring: &mut Ring, sector: u64, fill: u8) {
     guest.put_header(0x20_0000, VIRTIO_BLK_T_OUT, sector);
     guest.put(0x20_1000, &[fill; 1024]);
     let write = [
@@ -420,7 +420,12 @@ impl VhostUserFrontendReqHandler for Changes {
 }
 
 /// A quick way to a running ring for tests about something else.
-pub fn bring_up(served: &Served, guest: &Guest, rings: &[Ring], extra_features: u64) -> Frontend {
+pub(crate) fn bring_up(
+    served: &Served,
+    guest: &Guest,
+    rings: &[Ring],
+    extra_features: u64,
+) -> Frontend {
     let mut frontend = connect(&served.socket, rings.len() as u64);
     frontend.set_owner().expect("SET_OWNER");
     frontend.get_features().expect("GET_FEATURES");

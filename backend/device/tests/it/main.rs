@@ -6,7 +6,9 @@
 mod client;
 mod front_ends;
 mod hostile;
+mod parked;
 mod raw;
 mod served;
+mod storage;
 mod storages;
 mod virtio_driver_client;

@@ -16,15 +16,15 @@ use crate::client::{PATIENCE, readable};
 const USER_BASE: u64 = 0x7f00_0000_0000;
 
 /// Guest memory, to be handed to a device.
-pub struct Guest {
-    pub memory: GuestMemoryMmap,
+pub(crate) struct Guest {
+    pub(crate) memory: GuestMemoryMmap,
     file: std::fs::File,
     len: u64,
 }
 
 impl Guest {
     /// `len` bytes from guest address 0 on.
-    pub fn new(len: u64) -> Guest {
+    pub(crate) fn new(len: u64) -> Guest {
         let file =
             std::fs::File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("guest memory"));
         file.set_len(len).expect("its size");
@@ -39,7 +39,7 @@ impl Guest {
     }
 
     /// The region as ADD_MEM_REG or SET_MEM_TABLE wants it.
-    pub fn region(&self) -> VhostUserMemoryRegionInfo {
+    pub(crate) fn region(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
             memory_size: self.len,
@@ -49,13 +49,13 @@ impl Guest {
         }
     }
 
-    pub fn put(&self, addr: u64, bytes: &[u8]) {
+    pub(crate) fn put(&self, addr: u64, bytes: &[u8]) {
         self.memory
             .write_slice(bytes, GuestAddress(addr))
             .expect("in guest memory");
     }
 
-    pub fn get(&self, addr: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn get(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.memory
             .read_slice(&mut bytes, GuestAddress(addr))
@@ -63,7 +63,7 @@ impl Guest {
         bytes
     }
 
-    pub fn put_header(&self, addr: u64, kind: u32, sector: u64) {
+    pub(crate) fn put_header(&self, addr: u64, kind: u32, sector: u64) {
         self.put(
             addr,
             &[u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat(),
@@ -72,24 +72,24 @@ impl Guest {
 }
 
 /// Address, length, written by the device.
-pub type Piece = (u64, u32, bool);
+pub(crate) type Piece = (u64, u32, bool);
 
 /// A split ring of 16-byte descriptors at `base`.
-pub struct Ring {
-    pub index: usize,
-    pub size: u16,
+pub(crate) struct Ring {
+    pub(crate) index: usize,
+    pub(crate) size: u16,
     base: u64,
     next_descriptor: u16,
-    pub avail_idx: u16,
+    pub(crate) avail_idx: u16,
     used_idx: u16,
-    pub kick: EventFd,
-    pub call: EventFd,
-    pub err: EventFd,
+    pub(crate) kick: EventFd,
+    pub(crate) call: EventFd,
+    pub(crate) err: EventFd,
 }
 
 impl Ring {
     /// A ring in the 64 KiB from `base` on.
-    pub fn new(index: usize, size: u16, base: u64) -> Ring {
+    pub(crate) fn new(index: usize, size: u16, base: u64) -> Ring {
         let event = || EventFd::new(EFD_NONBLOCK).expect("an eventfd");
         Ring {
             index,
@@ -113,12 +113,12 @@ impl Ring {
     }
 
     /// As a fresh driver finds it.
-    pub fn reset(&mut self, guest: &Guest) {
-        guest.put(self.base, &[0; 0xC000]);
+    pub(crate) fn reset(&mut self, guest: &Guest) {
+        guest.put(self.base, &vec![0; 0xC000]);
         (self.next_descriptor, self.avail_idx, self.used_idx) = (0, 0, 0);
     }
 
-    pub fn addresses(&self) -> VringConfigData {
+    pub(crate) fn addresses(&self) -> VringConfigData {
         VringConfigData {
             queue_max_size: self.size,
             queue_size: self.size,
@@ -130,7 +130,7 @@ impl Ring {
         }
     }
 
-    pub fn put_descriptor(
+    pub(crate) fn put_descriptor(
         &self,
         guest: &Guest,
         index: u16,
@@ -147,7 +147,7 @@ impl Ring {
     }
 
     /// Makes a chain of these pieces available (without a kick), and gives its head.
-    pub fn add(&mut self, guest: &Guest, pieces: &[Piece]) -> u16 {
+    pub(crate) fn add(&mut self, guest: &Guest, pieces: &[Piece]) -> u16 {
         let head = self.next_descriptor;
         for (i, &(addr, len, write)) in pieces.iter().enumerate() {
             let index = self.next_descriptor;
@@ -165,7 +165,7 @@ impl Ring {
     }
 
     /// Makes whatever is at `head` available.
-    pub fn offer(&mut self, guest: &Guest, head: u16) {
+    pub(crate) fn offer(&mut self, guest: &Guest, head: u16) {
         let slot = self.avail() + 4 + 2 * u64::from(self.avail_idx % self.size);
         guest.put(slot, &head.to_le_bytes());
         self.avail_idx = self.avail_idx.wrapping_add(1);
@@ -173,7 +173,7 @@ impl Ring {
     }
 
     /// Writes the index of the avail ring.
-    pub fn publish(&self, guest: &Guest, idx: u16) {
+    pub(crate) fn publish(&self, guest: &Guest, idx: u16) {
         guest
             .memory
             .store(
@@ -184,11 +184,11 @@ impl Ring {
             .expect("in guest memory");
     }
 
-    pub fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.kick.write(1).expect("a kick");
     }
 
-    pub fn used_in_memory(&self, guest: &Guest) -> u16 {
+    pub(crate) fn used_in_memory(&self, guest: &Guest) -> u16 {
         guest
             .memory
             .load(GuestAddress(self.used() + 2), Ordering::SeqCst)
@@ -196,7 +196,7 @@ impl Ring {
     }
 
     /// The next used element, if it is there: head and length.
-    pub fn try_used(&mut self, guest: &Guest) -> Option<(u16, u32)> {
+    pub(crate) fn try_used(&mut self, guest: &Guest) -> Option<(u16, u32)> {
         if self.used_in_memory(guest) == self.used_idx {
             return None;
         }
@@ -213,7 +213,7 @@ impl Ring {
     }
 
     /// Waits for the next used element.
-    pub fn wait_used(&mut self, guest: &Guest) -> (u16, u32) {
+    pub(crate) fn wait_used(&mut self, guest: &Guest) -> (u16, u32) {
         loop {
             if let Some(used) = self.try_used(guest) {
                 return used;
@@ -228,7 +228,7 @@ impl Ring {
     }
 
     /// One request from kick to call: its status and the used length.
-    pub fn run(&mut self, guest: &Guest, pieces: &[Piece]) -> (u8, u32) {
+    pub(crate) fn run(&mut self, guest: &Guest, pieces: &[Piece]) -> (u8, u32) {
         let head = self.add(guest, pieces);
         self.kick();
         let (done, len) = self.wait_used(guest);
@@ -242,7 +242,7 @@ impl Ring {
     }
 }
 
-pub fn fd(event: &EventFd) -> BorrowedFd<'_> {
+pub(crate) fn fd(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is open as long as its owner is borrowed.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -13,16 +13,16 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use tempfile::TempDir;
 
-pub struct Served {
-    pub device: Arc<Device>,
-    pub socket: PathBuf,
+pub(crate) struct Served {
+    pub(crate) device: Arc<Device>,
+    pub(crate) socket: PathBuf,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
     _dir: TempDir,
 }
 
 impl Served {
-    pub fn start(
+    pub(crate) fn start(
         options: DeviceOptions,
         storage: Arc<dyn Storage>,
         engine: Option<Arc<Engine>>,
@@ -46,7 +46,7 @@ impl Served {
     }
 
     /// Stops serving; the result of `Device::serve`.
-    pub fn stop(mut self) -> Result<(), ServeError> {
+    pub(crate) fn stop(mut self) -> Result<(), ServeError> {
         self.join().expect("serving had not ended")
     }
 
@@ -68,7 +68,7 @@ impl Drop for Served {
 }
 
 /// A file of `bytes` zero bytes that lives as long as the directory.
-pub fn image(dir: &TempDir, bytes: u64) -> PathBuf {
+pub(crate) fn image(dir: &TempDir, bytes: u64) -> PathBuf {
     let path = dir.path().join("disk.img");
     let file = std::fs::File::create(&path).expect("an image");
     file.set_len(bytes).expect("its size");

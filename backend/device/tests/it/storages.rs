@@ -31,10 +31,10 @@ impl Storage for Blocking {
 }
 
 /// The names of all kinds.
-pub const KINDS: [&str; 5] = ["memory", "overlay", "file", "file-direct", "file-blocking"];
+pub(crate) const KINDS: [&str; 5] = ["memory", "overlay", "file", "file-direct", "file-blocking"];
 
 /// A storage of one kind over the image at `path`, which is all zeroes.
-pub fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
+pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
     let file = |direct| {
         FileStorage::open(
             path,

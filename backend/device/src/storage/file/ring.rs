@@ -381,7 +381,7 @@ fn fallocate_entry(step: ZeroStep, at: u64, len: u64) -> squeue::Entry {
     let mode = step.mode().map_or(0, |mode| mode.bits());
     opcode::Fallocate::new(FILE_BUFFERED, len)
         .offset(at)
-        .mode(mode as i32)
+        .mode(mode.cast_signed())
         .build()
 }
 

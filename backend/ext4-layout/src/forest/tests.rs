@@ -20,15 +20,15 @@ fn extent(lblk: u32, pblk: u64, len: u32) -> Extent {
     }
 }
 
-fn inode(root: Mapping) -> Option<Inode> {
+fn inode(root: Mapping) -> Inode {
     let (usage, tree) = (Use::Data, Tree::Extents);
-    Some(Inode {
+    Inode {
         usage,
         tree,
         generation: 0,
         root,
         xattr_block: None,
-    })
+    }
 }
 
 fn leaf(extents: &[Extent]) -> Mapping {
@@ -86,8 +86,8 @@ impl Trees {
         }
     }
 
-    fn inode(&mut self, ino: Ino, inode: Option<Inode>) {
-        self.forest.set_inode(&mut self.runs, ino, inode);
+    fn inode(&mut self, ino: Ino, inode: impl Into<Option<Inode>>) {
+        self.forest.set_inode(&mut self.runs, ino, inode.into());
     }
 
     fn node(&mut self, pblk: u64, bytes: &[u8]) {
@@ -161,9 +161,9 @@ fn a_leaf_that_splits_loses_nothing_in_either_order() {
         let new = node(0, &[(20, 520, 10)]);
         for first in [new_first, !new_first] {
             if first {
-                trees.node(701, &new)
+                trees.node(701, &new);
             } else {
-                trees.node(700, &old)
+                trees.node(700, &old);
             }
         }
         assert_eq!(trees.owner(525), Some((12, DATA, 25)));
@@ -204,10 +204,11 @@ fn a_block_in_two_trees_belongs_to_the_last_that_named_it() {
 fn shared_attribute_blocks_belong_to_the_lowest_inode() {
     let mut trees = Trees::new();
     let with = |xattr_block| {
-        inode(Mapping::default()).map(|inode| Inode {
+        let inode = inode(Mapping::default());
+        Inode {
             xattr_block,
             ..inode
-        })
+        }
     };
     trees.inode(13, with(Some(900)));
     trees.inode(12, with(Some(900)));

@@ -58,7 +58,7 @@ fn tags_of_every_format() {
     for (wide, high) in [(false, 0), (true, 1 << 32)] {
         let tags = descriptor::parse(&block(1, &old(wide)), format(Checksums::None, wide)).unwrap();
         let blocks: Vec<u64> = tags.iter().map(|tag| tag.pblk).collect();
-        assert_eq!(blocks, [high | 100, high | 101, high | 102]);
+        assert_eq!(blocks, [high + 100, high + 101, high + 102]);
         assert_eq!(
             tags.iter().map(|tag| tag.escaped).collect::<Vec<_>>(),
             [false, false, true]
@@ -74,7 +74,7 @@ fn tags_of_every_format() {
     let tags = descriptor::parse(&with_tail(block(1, &v3)), format).unwrap();
     assert_eq!(
         tags.iter().map(|tag| tag.pblk).collect::<Vec<_>>(),
-        [1 << 32 | 100, 1 << 32 | 101]
+        [(1 << 32) + 100, (1 << 32) + 101]
     );
     assert!(
         descriptor::parse(&block(1, &v3), format).is_none(),
@@ -102,7 +102,7 @@ fn copies_carry_the_checksum_of_their_tag() {
     assert!(!v3.checksum_fits(&copy, 8, format));
     let (v2, format) = tag(
         Checksums::V2(SEED),
-        words(&[100, (sum & 0xffff) << 16 | 10, 0]),
+        words(&[100, ((sum & 0xffff) << 16) + 10, 0]),
     )
     .unwrap();
     assert!(v2.checksum_fits(&copy, 7, format));
@@ -118,7 +118,7 @@ fn revoke_records_have_32_or_64_bits() {
     );
     let wide = block(5, &words(&[16 + 16, 1, 300, 0, 301]));
     let blocks = revoke::parse(&wide, format(Checksums::None, true)).unwrap();
-    assert_eq!(blocks, [1 << 32 | 300, 301]);
+    assert_eq!(blocks, [(1 << 32) + 300, 301]);
     let lie = block(5, &words(&[u32::MAX, 300]));
     assert_eq!(
         revoke::parse(&lie, format(Checksums::None, false))

@@ -73,6 +73,6 @@ mod tests {
             [whole[0], whole[512], whole[1024], whole[2047]],
             [1, 2, 2, 3]
         );
-        assert!(assembly.add(7, 65536, 0, &[1; 65536]).is_some());
+        assert!(assembly.add(7, 65536, 0, &vec![1; 65536]).is_some());
     }
 }

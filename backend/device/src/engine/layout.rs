@@ -53,11 +53,13 @@ impl Engine {
     /// Reads the layout from storage; a disk without ext4 has a blank one.
     pub(super) fn open_layout(&self, state: &mut State, now: Nanos, how: LayoutChange) {
         let device_bytes = self.storage.capacity_sectors().saturating_mul(SECTOR_BYTES);
-        let opened = Layout::open(&mut Reader(&*self.storage), device_bytes);
-        let (layout, change) = match opened {
-            Ok(layout) => {
+        // The same layout again: it remembers partitions, and how often the guest made it be read.
+        let mut layout = state.layout.take().unwrap_or_else(|| Layout::blank(device_bytes));
+        let opened = layout.reopen(&mut Reader(&*self.storage), device_bytes);
+        let change = match opened {
+            Ok(()) => {
                 state.no_ext4 = None;
-                (layout, how)
+                how
             }
             Err(error) => {
                 let reported = state.no_ext4.as_ref().is_some_and(|before| before.reported);
@@ -65,7 +67,7 @@ impl Engine {
                     why: chain(&error),
                     reported,
                 });
-                (Layout::blank(device_bytes), LayoutChange::Lost)
+                LayoutChange::Lost
             }
         };
         state.map = Some(layout.map());

@@ -9,6 +9,7 @@
 //! configuration at run time.
 
 mod config;
+mod record;
 mod sources;
 
 use std::cell::Cell;
@@ -19,10 +20,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use sha2::{Digest as _, Sha256};
 
 pub use config::Installed;
+pub use record::Record;
+pub(crate) use record::hex;
 pub use sources::Source;
+
+use record::{check, parse_record};
 
 use crate::cache::{Cache, CacheError, file_name};
 use crate::process::{self, ProcessError};
@@ -117,21 +121,6 @@ fn few(names: &[String]) -> String {
         1..=10 => names.join(", "),
         more => format!("{} and {} more", names[more - 10..].join(", "), more - 10),
     }
-}
-
-/// What the archive says about one version of a package.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The package.
-    pub package: String,
-    /// Its version.
-    pub version: String,
-    /// Length of the package file.
-    pub bytes: u64,
-    /// SHA-256 of the package file, in hexadecimal.
-    pub sha256: String,
-    /// The `Depends` field.
-    pub depends: String,
 }
 
 /// An apt directory for a set of suites.
@@ -382,48 +371,6 @@ fn package_file(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Whether `file` has the archive's hash.
-fn check(file: &Path, record: &Record) -> Result<(), AptError> {
-    let io = |source| AptError::Io {
-        path: file.to_owned(),
-        source,
-    };
-    let mut hash = Sha256::new();
-    io::copy(
-        &mut fs::File::open(file).map_err(io)?,
-        &mut HashWriter(&mut hash),
-    )
-    .map_err(io)?;
-    let found = hex(&hash.finalize());
-    if found == record.sha256 {
-        return Ok(());
-    }
-    let expected = record.sha256.clone();
-    Err(AptError::WrongHash {
-        file: file.to_owned(),
-        found,
-        expected,
-    })
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// `bytes` in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The part of the download that is done, from a line of apt's status descriptor:
 /// `dlstatus:1:45.2:Retrieving file 1 of 1`.
 fn downloaded(line: &str) -> Option<f64> {
@@ -440,23 +387,6 @@ fn downloaded(line: &str) -> Option<f64> {
 fn first_complaint(said: &str) -> String {
     let complaint = said.lines().find_map(|line| line.strip_prefix("E: "));
     complaint.map_or_else(|| process::last_lines(said.as_bytes(), 2), str::to_owned)
-}
-
-/// Reads the first stanza of `apt-cache show`.
-fn parse_record(text: &str) -> Option<Record> {
-    let stanza = text.split("\n\n").next()?;
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    };
-    Some(Record {
-        package: field("Package")?.to_owned(),
-        version: field("Version")?.to_owned(),
-        bytes: field("Size")?.parse().ok()?,
-        sha256: field("SHA256")?.to_owned(),
-        depends: field("Depends").unwrap_or_default().to_owned(),
-    })
 }
 
 #[cfg(test)]

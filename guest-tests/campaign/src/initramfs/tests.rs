@@ -5,8 +5,11 @@ use std::io::{Cursor, Read as _};
 
 use super::*;
 
-/// Name, mode, device, data of every member.
-fn unpack(archive: Vec<u8>) -> BTreeMap<String, (u32, (u32, u32), Vec<u8>)> {
+/// Mode, device (major, minor) and data.
+type Member = (u32, (u32, u32), Vec<u8>);
+
+/// Every member by its name.
+fn unpack(archive: Vec<u8>) -> BTreeMap<String, Member> {
     let mut rest = Cursor::new(archive);
     let mut members = BTreeMap::new();
     loop {

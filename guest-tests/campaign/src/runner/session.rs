@@ -103,9 +103,8 @@ impl<'a> Runner<'a> {
     /// One trial, repeated in a new guest when the guest fails.
     fn trial(&mut self, arm: &'a Arm, trial: u32) -> Result<TrialRecord, RunError> {
         for times in 1.. {
-            let started = Instant::now();
             match self.attempt(arm, trial) {
-                Ok(observed) => return self.record(arm, trial, &observed, started),
+                Ok((observed, seconds)) => return self.record(arm, trial, &observed, seconds),
                 Err(error) if error.is_interrupt() => return Err(RunError::Interrupted),
                 Err(error) => {
                     self.keep_console()?;
@@ -128,11 +127,13 @@ impl<'a> Runner<'a> {
         Err(RunError::Interrupted)
     }
 
-    fn attempt(&mut self, arm: &'a Arm, trial: u32) -> Result<Observed, GuestError> {
+    /// One trial and the seconds it took; booting is not part of it.
+    fn attempt(&mut self, arm: &'a Arm, trial: u32) -> Result<(Observed, f64), GuestError> {
         let mut guest = match self.guest.take() {
             Some(guest) => guest,
             None => self.boot()?,
         };
+        let started = Instant::now();
         if self.loaded != Some(&arm.name) {
             guest.load(&arm.rules)?;
             self.loaded = Some(&arm.name);
@@ -146,7 +147,7 @@ impl<'a> Runner<'a> {
         let observed = guest.run(trial, plan.guest.trial_limit);
         // Kept also after a failure: its console is evidence.
         self.guest = Some(guest);
-        observed
+        Ok((observed?, started.elapsed().as_secs_f64()))
     }
 
     fn boot(&mut self) -> Result<Guest, GuestError> {
@@ -173,9 +174,8 @@ impl<'a> Runner<'a> {
         arm: &Arm,
         trial: u32,
         observed: &Observed,
-        started: Instant,
+        seconds: f64,
     ) -> Result<TrialRecord, RunError> {
-        let seconds = started.elapsed().as_secs_f64();
         let Observed {
             result,
             events,

@@ -23,6 +23,8 @@ struct Args {
 enum Mode {
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
+    /// Show what the blocks of an ext4 image are
+    Inspect(crate::inspect::Args),
     /// Print a completion script
     Completions {
         /// Shell to complete in
@@ -36,6 +38,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.mode {
         Mode::Explore(args) => crate::explore::run(&args),
+        Mode::Inspect(args) => crate::inspect::run(args),
         Mode::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "racegate", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -202,7 +202,15 @@ fn cloud_hypervisor_message_order() {
     }
     assert_eq!(rings[0].wait_used(&guest), (head, 513));
 
-    // Memory hotplug while it runs, then poweroff: a plain close.
+    hotplug_like_cloud_hypervisor(&mut frontend, &guest, &mut rings[1]);
+    // Poweroff: a plain close.
+    drop(frontend);
+
+    reconnect_like_cloud_hypervisor(&served, &guest, &mut rings[0], features, protocol & wanted);
+}
+
+/// Memory hotplug while the rings run. Sectors 136 and 137 hold 0x11.
+fn hotplug_like_cloud_hypervisor(frontend: &mut Frontend, guest: &Guest, ring: &mut Ring) {
     let more = Guest::new(MIB);
     let mut region = more.region();
     region.guest_phys_addr = 16 * MIB;
@@ -214,11 +222,8 @@ fn cloud_hypervisor_message_order() {
         (16 * MIB, 1024, true),
         (0x20_0020, 1, true),
     ];
-    assert_eq!(rings[1].run(&guest, &read), (0, 1025));
+    assert_eq!(ring.run(guest, &read), (0, 1025));
     assert_eq!(more.get(0, 1024), [0x11; 1024]);
-    drop(frontend);
-
-    reconnect_like_cloud_hypervisor(&served, &guest, &mut rings[0], features, protocol & wanted);
 }
 
 /// Reconnection: no GET_PROTOCOL_FEATURES, no GET_CONFIG; the rings go on where they were.

@@ -8,6 +8,7 @@ mod front_ends;
 mod hostile;
 mod parked;
 mod raw;
+mod semantics;
 mod served;
 mod storage;
 mod storages;

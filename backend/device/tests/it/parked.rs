@@ -92,11 +92,11 @@ fn status(guest: &Guest, n: u64) -> u8 {
 /// Fills sector 100, then has a request for it held. Gives its head.
 fn hold_one(setting: &mut Setting, kind: u32) -> u16 {
     let Setting { guest, rings, .. } = setting;
-    let held = one_sector(guest, 0, kind, 100);
+    let pieces = one_sector(guest, 0, kind, 100);
     if kind == VIRTIO_BLK_T_OUT {
-        guest.put(held[1].0, &[0xAB; 512]);
+        guest.put(pieces[1].0, &[0xAB; 512]);
     }
-    let head = rings[0].add(guest, &held);
+    let head = rings[0].add(guest, &pieces);
     let later = one_sector(guest, 1, VIRTIO_BLK_T_IN, 7);
     let later = rings[0].add(guest, &later);
     rings[0].kick();
@@ -141,8 +141,8 @@ fn the_time_limit_lets_go() {
     let mut setting = setting(&HOLD.replace("60s", "30ms"));
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     let Setting { guest, rings, .. } = &mut setting;
-    let held = one_sector(guest, 0, VIRTIO_BLK_T_IN, 100);
-    assert_eq!(rings[0].run(guest, &held), (0, 513));
+    let pieces = one_sector(guest, 0, VIRTIO_BLK_T_IN, 100);
+    assert_eq!(rings[0].run(guest, &pieces), (0, 513));
 }
 
 #[test]
@@ -299,14 +299,14 @@ fn a_write_that_is_looked_at_is_copied_once() {
         storage,
         ..
     } = &mut setting;
-    let held = one_sector(guest, 0, VIRTIO_BLK_T_OUT, 2);
-    guest.put(held[1].0, &[0xAB; 512]);
-    let head = rings[0].add(guest, &held);
+    let pieces = one_sector(guest, 0, VIRTIO_BLK_T_OUT, 2);
+    guest.put(pieces[1].0, &[0xAB; 512]);
+    let head = rings[0].add(guest, &pieces);
     let later = one_sector(guest, 1, VIRTIO_BLK_T_IN, 7);
     let later = rings[0].add(guest, &later);
     rings[0].kick();
     assert_eq!(rings[0].wait_used(guest), (later, 513));
-    guest.put(held[1].0, &[0x99; 512]);
+    guest.put(pieces[1].0, &[0x99; 512]);
     engine.release(None).expect("all rules");
     assert_eq!(rings[0].wait_used(guest), (head, 1));
     let mut sector = [0; 512];

@@ -85,16 +85,18 @@ enum Next {
 
 struct Slot {
     token: u64,
-    job: Job,
+    /// None while the slot is free.
+    job: Option<Job>,
 }
 
 pub(super) struct RingChannel {
     ring: IoUring,
     event: OwnedFd,
     image: Arc<Image>,
-    /// Boxed: the kernel reads the addresses in a slot until the operation is submitted, and the
-    /// table may grow before that.
-    slots: Vec<Option<Box<Slot>>>,
+    /// Boxed: the kernel reads the lists of addresses in a slot until the operation is submitted,
+    /// and the table may grow before that. Used again, so that a warm channel allocates nothing.
+    #[expect(clippy::vec_box, reason = "the addresses of slots must not change")]
+    slots: Vec<Box<Slot>>,
     free: Vec<usize>,
     backlog: VecDeque<usize>,
     in_flight: u32,
@@ -168,12 +170,14 @@ impl RingChannel {
         }
     }
 
-    fn insert(&mut self, slot: Box<Slot>) -> usize {
+    fn insert(&mut self, token: u64, job: Job) -> usize {
+        let job = Some(job);
         if let Some(index) = self.free.pop() {
-            self.slots[index] = Some(slot);
+            let slot = &mut self.slots[index];
+            (slot.token, slot.job) = (token, job);
             index
         } else {
-            self.slots.push(Some(slot));
+            self.slots.push(Box::new(Slot { token, job }));
             self.slots.len() - 1
         }
     }
@@ -184,10 +188,10 @@ impl RingChannel {
             self.backlog.push_back(index);
             return;
         }
-        let Some(slot) = &self.slots[index] else {
+        let Some(job) = &self.slots[index].job else {
             return;
         };
-        let entry = prepare(&slot.job, &self.image).user_data(index as u64);
+        let entry = prepare(job, &self.image).user_data(index as u64);
         // SAFETY: the addresses in the entry are of memory that the slot owns, and the slot
         // stays (boxed) until the kernel has given its completion.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
@@ -232,14 +236,15 @@ impl RingChannel {
         );
         for &(index, result) in &ended {
             self.in_flight -= 1;
-            let Some(slot) = self.slots[index].as_mut() else {
+            let slot = &mut self.slots[index];
+            let Some(job) = slot.job.as_mut() else {
                 continue;
             };
-            match advance(&mut slot.job, result, &self.image) {
+            match advance(job, result, &self.image) {
                 Next::Again => self.start(index),
                 Next::Done(result) => {
                     let token = slot.token;
-                    self.slots[index] = None;
+                    slot.job = None;
                     self.free.push(index);
                     done(token, result);
                 }
@@ -261,7 +266,7 @@ impl RingChannel {
 impl Channel for RingChannel {
     fn submit(&mut self, token: u64, io: Io) -> Submitted {
         let job = self.job(io);
-        let index = self.insert(Box::new(Slot { token, job }));
+        let index = self.insert(token, job);
         self.start(index);
         Submitted::Pending
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use agent::wire::TrialResult;
-use pipeline::event::{Cause, SpanRecord, Verdict};
+use pipeline::event::{Cause, HomeRecord, SpanRecord, Verdict};
 use pipeline::{Event, RequestId, What};
 use serde::Serialize;
 
@@ -16,6 +16,9 @@ use crate::link::ClockMap;
 
 /// A step shorter than this is one line, with its duration.
 const SHORT_NS: u64 = 100_000;
+
+/// Operations that only bring threads together; they would hide what matters.
+const SCAFFOLD: [&str; 2] = ["barrier ", "signal "];
 
 /// The column of the device.
 const DEVICE: &str = "device";
@@ -52,11 +55,9 @@ impl Timeline {
     ) -> Timeline {
         let mut columns: Vec<String> = threads.collect();
         let mut entries: Vec<(i64, String, String)> = Vec::new();
-        for step in result
-            .steps
-            .iter()
-            .filter(|step| columns.contains(&step.thread))
-        {
+        let shown = |op: &str| !SCAFFOLD.iter().any(|prefix| op.starts_with(prefix));
+        let steps = result.steps.iter();
+        for step in steps.filter(|step| columns.contains(&step.thread) && shown(&step.op)) {
             let thread = &step.thread;
             let (begin, end) = (clock.to_device(step.begin_ns), clock.to_device(step.end_ns));
             let failed = step
@@ -116,11 +117,9 @@ fn device(events: &[Event]) -> Vec<(i64, String)> {
                 ..
             } => {
                 let op = format!("{op:?}").to_lowercase();
-                let what = classes.first().map_or_else(String::new, class);
-                let more = if classes.len() > 1 { ", ..." } else { "" };
                 seen.insert(
                     *id,
-                    format!("{op} of {what}{more} (sector {sector}+{sectors})"),
+                    format!("{op} {} at {sector}+{sectors}", touches(classes)),
                 );
             }
             What::Decision {
@@ -153,19 +152,36 @@ fn device(events: &[Event]) -> Vec<(i64, String)> {
     lines
 }
 
-fn class(span: &SpanRecord) -> String {
-    // The record's own JSON, without quotes: `class: block_bitmap, group: 0`.
-    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(span) else {
-        return String::new();
-    };
-    let name = fields
-        .get("class")
-        .and_then(|class| class.as_str())
-        .unwrap_or("?")
-        .to_owned();
-    let detail = |key: &str| fields.get(key).map(|value| format!(" {key} {value}"));
-    let details = ["group", "inode", "tid"].into_iter().filter_map(detail);
-    name + &details.collect::<String>()
+/// Most classes of one request that are named.
+const MOST_CLASSES: usize = 3;
+
+/// What a request touches, in few words.
+fn touches(spans: &[SpanRecord]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for span in spans {
+        let name = match &span.class.of {
+            Some(of) => format!("{} of {}", span.class.home.class.name(), home(of)),
+            None => home(&span.class.home),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.len() > MOST_CLASSES {
+        let more = names.len() - MOST_CLASSES;
+        names.truncate(MOST_CLASSES);
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
+
+fn home(home: &HomeRecord) -> String {
+    let name = home.class.name();
+    match (home.group, home.inode) {
+        (Some(group), _) => format!("{name} {group}"),
+        (None, Some(inode)) => format!("{name} of inode {inode}"),
+        (None, None) => name.to_owned(),
+    }
 }
 
 fn does(verdict: &Verdict) -> String {

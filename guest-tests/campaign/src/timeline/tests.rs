@@ -1,4 +1,5 @@
 use agent::wire::Step;
+use ext4_layout::{Class, Home, Span};
 use pipeline::{Nanos, Op, Outcome};
 
 use super::*;
@@ -19,6 +20,38 @@ fn event(at_us: u64, what: What) -> Event {
         at: Nanos(at_us * 1000),
         what,
     }
+}
+
+const BITMAP: Home = Home::BlockBitmap { group: 0 };
+
+fn span(class: Class) -> SpanRecord {
+    SpanRecord::from(Span {
+        first_sector: 2064,
+        sectors: 8,
+        class,
+    })
+}
+
+#[test]
+fn a_request_is_named_by_what_it_touches() {
+    let copy = |of| span(Class::JournalCopy { tid: 3, of });
+    let table = Home::InodeTable {
+        group: 0,
+        first_inode: 1,
+        last_inode: 16,
+    };
+    let spans = [
+        span(Class::JournalDescriptor { tid: 3 }),
+        copy(BITMAP),
+        copy(BITMAP),
+        copy(table),
+        copy(Home::Superblock { backup: false }),
+    ];
+    assert_eq!(
+        touches(&spans),
+        "journal_descriptor, journal_copy of block_bitmap 0, journal_copy of inode_table 0, 1 more"
+    );
+    assert_eq!(touches(&spans[1..2]), "journal_copy of block_bitmap 0");
 }
 
 /// Guest time 0 is device time 1 s.
@@ -46,7 +79,7 @@ fn example() -> (TrialResult, Vec<Event>) {
         op: Op::Read,
         sector: 2064,
         sectors: 8,
-        classes: vec![],
+        classes: vec![span(Class::Home(BITMAP))],
     };
     let fired = What::Decision {
         id,

@@ -87,6 +87,16 @@ pub enum AptError {
         /// What it has instead.
         there_is: Vec<String>,
     },
+    /// The lists name the package file, but the mirror does not have it.
+    #[error(
+        "The machine's Debian mirror lists {wanted} and does not have it (any more): {message}"
+    )]
+    Gone {
+        /// Package and version.
+        wanted: String,
+        /// What apt said.
+        message: String,
+    },
     /// The file is not what the archive says it is.
     #[error("{} is not what the archive signed: SHA-256 is {found}, not {expected}; it was \
              removed, try again", file.display())]
@@ -270,26 +280,13 @@ impl Apt {
             .map_err(io)?
             .is_none_or(|file| check(&file, record).is_err())
         {
-            let mut command = self.command("apt-get")?;
-            command.current_dir(&folder);
-            command.args(["-q", "-o", "APT::Status-Fd=1", "download"]);
-            command.arg(format!("{package}={version}"));
-            progress.set_message(format!("fetching {package} {version}"));
-            progress.set_length(record.bytes);
-            let fetched = process::run_lines(command, NETWORK_LIMIT, |line| {
-                if let Some(part) = downloaded(line) {
-                    progress.set_position((record.bytes as f64 * part) as u64);
+            match self.fetch(record, &folder, progress) {
+                // The lists may be older than what the mirror has now.
+                Err(AptError::Gone { .. }) if !self.updated.replace(true) => {
+                    self.update(&format!("{package} {version}"), progress)?;
+                    self.fetch(record, &folder, progress)?;
                 }
-            });
-            match fetched {
-                Ok(_) => {}
-                Err(ProcessError::Failed { message, .. }) => {
-                    return Err(AptError::Offline {
-                        wanted: format!("{package} {version}"),
-                        message,
-                    });
-                }
-                Err(error) => return Err(error.into()),
+                fetched => fetched?,
             }
         }
         let missing = || io::Error::from(io::ErrorKind::NotFound);
@@ -301,6 +298,43 @@ impl Apt {
             return Err(error);
         }
         Ok(file)
+    }
+
+    /// Runs `apt-get download` for `record` in `folder`.
+    fn fetch(
+        &self,
+        record: &Record,
+        folder: &Path,
+        progress: &ProgressBar,
+    ) -> Result<(), AptError> {
+        let Record {
+            package, version, ..
+        } = record;
+        let mut command = self.command("apt-get")?;
+        command.current_dir(folder);
+        command.args(["-q", "-o", "APT::Status-Fd=1", "download"]);
+        command.arg(format!("{package}={version}"));
+        progress.set_message(format!("fetching {package} {version}"));
+        progress.set_length(record.bytes);
+        let fetched = process::run_lines(command, NETWORK_LIMIT, |line| {
+            if let Some(part) = downloaded(line) {
+                progress.set_position((record.bytes as f64 * part) as u64);
+            }
+        });
+        match fetched {
+            Ok(_) => Ok(()),
+            Err(ProcessError::Failed { message, .. }) => {
+                let wanted = format!("{package} {version}");
+                // The mirror's answer, and apt's when newer lists do not name the version.
+                let gone = message.contains("404") || message.contains("was not found");
+                Err(if gone {
+                    AptError::Gone { wanted, message }
+                } else {
+                    AptError::Offline { wanted, message }
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Forgets the package file of `record`, once it is unpacked.
@@ -319,7 +353,10 @@ impl Apt {
         progress: &ProgressBar,
     ) -> Result<Vec<PathBuf>, AptError> {
         let archives = self.folder.join("cache/archives");
-        self.find(packages[0], None, progress)?;
+        // What is in this directory is used once; the newest is wanted.
+        if !self.updated.replace(true) {
+            self.update(&packages.join(", "), progress)?;
+        }
         progress.set_message(format!("fetching {} of {release}", packages.join(", ")));
         let mut command = self.command("apt-get")?;
         command.args(["-q", "-y", "--no-install-recommends", "--download-only"]);

@@ -337,6 +337,30 @@ fn keep_last(
     })
 }
 
+/// What the backend said last; if it panicked, from there on and without the backtrace.
 fn last_words(stderr: &Mutex<Vec<u8>>) -> String {
-    process::last_lines(&stderr.lock().unwrap_or_else(PoisonError::into_inner), 5)
+    let stderr = stderr.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = String::from_utf8_lossy(&stderr);
+    match text.find("panicked at") {
+        Some(panic) => {
+            let lines: Vec<&str> = text[panic..].lines().take(2).collect();
+            lines.join(" ")
+        }
+        None => process::last_lines(text.as_bytes(), 5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_without_its_backtrace() {
+        let said = "listening\nthread 'main' (7) panicked at src/main.rs:8:47:\nthe reason\n\
+                    stack backtrace:\n   0: one\n   1: two\n   2: three\n   3: four\n";
+        let words = last_words(&Mutex::new(said.as_bytes().to_vec()));
+        assert_eq!(words, "panicked at src/main.rs:8:47: the reason");
+        let words = last_words(&Mutex::new(b"\nimage is locked\n".to_vec()));
+        assert_eq!(words, "image is locked");
+    }
 }

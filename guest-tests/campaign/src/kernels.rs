@@ -211,13 +211,18 @@ impl Kernels {
             let apt = &archives[suite];
             // Lists and packages of a suite are one racegate's at a time.
             let _lock = self.cache.lock(&format!("apt-{suite}"))?;
-            match apt.find(package, version, &bar) {
-                Ok(record) => return self.install(name, apt, &record, &bar),
+            let record = apt.find(package, version, &bar).map_err(KernelError::from);
+            match record.and_then(|record| self.install(name, apt, &record, &bar)) {
+                Ok(kernel) => return Ok(kernel),
                 // The first package of a name is the best, and what is said about it tells most.
-                Err(error @ (AptError::NoPackage { .. } | AptError::NoSuite { .. })) => {
+                Err(KernelError::Apt(
+                    error @ (AptError::NoPackage { .. }
+                    | AptError::NoSuite { .. }
+                    | AptError::Gone { .. }),
+                )) => {
                     missing.get_or_insert(error);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         let none = || SpecError::Unknown {

@@ -105,3 +105,23 @@ pub(super) fn printable(command: &Command) -> String {
         .map(quote);
     environment.chain(words).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_a_comma_stays_one_option() {
+        assert_eq!(escape("/tmp/a,b/disk.sock"), "/tmp/a,,b/disk.sock");
+    }
+
+    #[test]
+    fn a_printed_command_can_be_pasted() {
+        let mut command = Command::new("qemu");
+        command
+            .args(["-append", "a=1 b", "-m", "512M", "it's", ""])
+            .env("X", "y z");
+        let line = printable(&command);
+        assert_eq!(line, r"X='y z' qemu -append 'a=1 b' -m 512M 'it'\''s' ''");
+    }
+}

@@ -1,0 +1,148 @@
+//! What this machine offers to guest tests, found out once.
+//!
+//! In: nothing. Out: QEMUs, kernels, images; or the reason why one is not to be had.
+//! Must not know: what is tested.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use campaign::backend::{BackendConfig, Storage};
+use campaign::cache::Cache;
+use campaign::guest::{Executed, Guest, GuestConfig};
+use campaign::image::{self, ImageSpec};
+use campaign::interrupt;
+use campaign::kernels::{Kernel, Kernels, Spec};
+use campaign::qemu::{Accel, Qemu};
+use libtest_mimic::{Failed, Trial};
+
+/// The suite whose QEMU is tried beside the machine's own.
+const OTHER_QEMU: &str = "bookworm-backports";
+
+/// Enough for any program that a test runs in a guest.
+pub(crate) const EXEC_LIMIT: Duration = Duration::from_secs(120);
+
+/// The machine, shared by all tests.
+#[derive(Clone)]
+pub(crate) struct Machine(Arc<Parts>);
+
+struct Parts {
+    cache: Cache,
+    own: (Qemu, Accel),
+    other: Result<Qemu, String>,
+}
+
+/// Which QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// The machine's own.
+    Own,
+    /// That of [`OTHER_QEMU`].
+    Other,
+}
+
+impl Machine {
+    /// Checks and, where allowed, installs what the tests need.
+    pub(crate) fn prepare() -> Result<Machine> {
+        interrupt::install().context("cannot watch for interrupts")?;
+        campaign::setup::ensure(true)?;
+        let cache = Cache::open()?;
+        let qemu = Qemu::find()?;
+        let accel = qemu.accel()?;
+        let other = Qemu::of_suite(&cache, OTHER_QEMU).map_err(|error| error.to_string());
+        Ok(Machine(Arc::new(Parts {
+            cache,
+            own: (qemu, accel),
+            other,
+        })))
+    }
+
+    /// A test, or a skipped one with its reason when that QEMU is not to be had.
+    pub(crate) fn test(
+        &self,
+        name: &str,
+        which: Which,
+        body: impl FnOnce(&Machine) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        let machine = self.clone();
+        let run = move || body(&machine).map_err(|error| Failed::from(format!("{error:#}")));
+        match (which, &self.0.other) {
+            (Which::Other, Err(reason)) => {
+                eprintln!("guest tests: {name} is skipped: {reason}");
+                Trial::test(name, run).with_ignored_flag(true)
+            }
+            _ => Trial::test(name, run),
+        }
+    }
+
+    /// A guest's configuration on this machine: one overlay disk over `image`, two processors.
+    pub(crate) fn guest(&self, which: Which, kernel: &str, image: &Path) -> Result<GuestConfig> {
+        let (qemu, accel) = self.0.own.clone();
+        let qemu = match (which, &self.0.other) {
+            (Which::Other, Ok(other)) => other.clone(),
+            _ => qemu,
+        };
+        let package = "e2fsprogs".to_owned();
+        let mut backend = BackendConfig::new(image.to_owned());
+        backend.storage = Storage::Overlay;
+        Ok(GuestConfig {
+            qemu,
+            accel,
+            kernel: self.kernel(kernel)?,
+            cmdline: Vec::new(),
+            vcpus: 2,
+            backend,
+            programs: ["mkfs.ext4", "e2fsck"]
+                .map(|program| (program.to_owned(), package.clone()))
+                .into_iter()
+                .chain([("cat".to_owned(), "coreutils".to_owned())])
+                .collect(),
+        })
+    }
+
+    /// A kernel of the catalogue, fetched if need be.
+    pub(crate) fn kernel(&self, name: &str) -> Result<Kernel> {
+        Ok(Kernels::new(&self.0.cache).fetch(&Spec::parse(name, None)?)?)
+    }
+
+    /// The machine's own QEMU, and how it runs guest code.
+    pub(crate) fn qemu(&self) -> &(Qemu, Accel) {
+        &self.0.own
+    }
+
+    /// A cached image made with mkfs.ext4's defaults; it must not be changed.
+    pub(crate) fn image(&self, mib: u64) -> Result<PathBuf> {
+        self.made(mib << 20, &[])
+    }
+
+    /// A cached image made with these arguments of mkfs.ext4; it must not be changed.
+    pub(crate) fn made(&self, bytes: u64, mkfs: &[String]) -> Result<PathBuf> {
+        Ok(image::base(
+            &self.0.cache,
+            &ImageSpec {
+                bytes,
+                mkfs: mkfs.to_vec(),
+            },
+        )?)
+    }
+}
+
+/// Boots, and on failure tells the last lines of the console.
+pub(crate) fn boot(config: &GuestConfig) -> Result<Guest> {
+    Guest::boot(config).with_context(|| format!("booting {}", config.kernel.name))
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn must(guest: &mut Guest, program: &str, args: &[&str]) -> Result<Executed> {
+    let done = guest.exec(program, args, EXEC_LIMIT)?;
+    anyhow::ensure!(
+        done.status == 0,
+        "{program} {} ended with {}: {}{}",
+        args.join(" "),
+        done.status,
+        done.stdout,
+        done.stderr
+    );
+    Ok(done)
+}

@@ -1,0 +1,55 @@
+//! End-to-end tests: real kernels, real QEMU, racegate's own disk.
+//!
+//! In: the command line of any Rust test program. Out: its usual report, and one line with how
+//! many guest tests passed, failed and were skipped.
+//!
+//! What cannot run here (a QEMU that is not to be had, a package that is gone) is listed as
+//! ignored with the reason, and counted. In CI, nothing executed is a failure.
+
+mod faults;
+mod founding;
+mod integrity;
+mod layout;
+mod machine;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use machine::Machine;
+
+fn main() -> ExitCode {
+    // The harness starts its disks as `THIS_PROGRAM blk ...`.
+    if std::env::args_os().nth(1).is_some_and(|mode| mode == "blk") {
+        return racegate::blk::main(std::env::args_os().skip(1));
+    }
+    let args = Arguments::from_args();
+    let machine = match Machine::prepare() {
+        Ok(machine) => machine,
+        Err(error) => {
+            eprintln!("guest tests: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut tests: Vec<Trial> = Vec::new();
+    tests.extend(integrity::tests(&machine));
+    tests.extend(layout::tests(&machine));
+    tests.extend(faults::tests(&machine));
+    tests.extend(founding::tests(&machine));
+
+    let conclusion = libtest_mimic::run(&args, tests);
+    let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);
+    println!(
+        "guest tests: {passed} passed, {failed} failed, {} skipped",
+        conclusion.num_ignored
+    );
+    if passed + failed == 0 && std::env::var_os("CI").is_some() {
+        eprintln!("guest tests: none was executed; in CI that is a failure");
+        return ExitCode::FAILURE;
+    }
+    if conclusion.has_failed() {
+        eprintln!("guest tests: repeat one with: cargo test --package guest-tests -- --exact NAME");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

@@ -316,6 +316,7 @@ pub enum Instr {
 
 impl Instr {
     /// Whether it never ends a step.
+    #[inline]
     pub(crate) const fn silent(self) -> bool {
         matches!(
             self,

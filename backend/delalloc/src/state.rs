@@ -239,6 +239,31 @@ pub struct Thread {
     pub wb_end: u8,
 }
 
+impl Thread {
+    #[inline]
+    fn feed(&self, mix: &mut Mixer) {
+        // Blocks and folios are below 32, flags too: five bits each.
+        let small = [
+            self.cur,
+            self.end,
+            self.map.lblk,
+            self.map.end,
+            self.map.pblk,
+            self.map.flags,
+            self.wb,
+            self.wb_end,
+        ];
+        let packed = small
+            .iter()
+            .fold(0, |word, &number| word << 5 | u64::from(number));
+        let how = u16::from_le_bytes([self.held, self.wait as u8 | (self.errno as u8) << 4]);
+        mix.pair(
+            packed << 16 | u64::from(self.pc),
+            four(self.folios, self.guard, self.aside, how),
+        );
+    }
+}
+
 /// A rule broken in the middle of a step, where no look at the state would show it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Broken {
@@ -329,103 +354,76 @@ impl State {
     #[inline]
     pub fn fingerprint(&self) -> u64 {
         let mut mix = Mixer::default();
-        self.feed(&mut mix);
+        self.feed_file(&mut mix);
+        self.feed_rest(&mut mix);
+        for t in &self.threads {
+            t.feed(&mut mix);
+        }
         mix.finish()
     }
 
-    /// Gives every field to a hasher in machine words.
+    /// Gives the mixer what is known about blocks.
     #[inline]
-    fn feed(&self, mix: &mut Mixer) {
+    fn feed_file(&self, mix: &mut Mixer) {
         let (es, disk, cache) = (&self.es, &self.disk, &self.cache);
-        mix.word(four(es.written, es.unwritten, es.delayed, es.hole));
-        mix.word(four(es.referenced, es.pending, disk.mapped, disk.unwritten));
+        mix.pair(
+            four(es.written, es.unwritten, es.delayed, es.hole),
+            four(es.referenced, es.pending, disk.mapped, disk.unwritten),
+        );
         mix.bytes(&es.pblk);
         mix.bytes(&disk.pblk);
-        mix.word(u64::from(disk.free) | u64::from(disk.freed) << 32);
-        mix.word(disk.media[0].0);
-        mix.word(disk.media[1].0);
-        mix.word(four(
-            cache.present,
-            cache.locked,
-            cache.dirty,
-            cache.writeback,
-        ));
-        mix.word(four(
-            cache.mapped,
-            cache.uptodate,
-            cache.buf_dirty,
-            cache.delay,
-        ));
-        mix.word(four(
-            cache.unwritten,
-            cache.in_flight,
-            disk.leaves,
-            cache.ordered,
-        ));
-        mix.word(cache.data.0);
-        mix.word(self.want.0);
-        let inode = &self.inode;
-        mix.word(u64::from(inode.i_size) | u64::from(inode.i_disksize) << 32);
-        mix.word(u64::from_le_bytes([
-            inode.i_blocks as u8,
-            inode.reserved as u8,
-            inode.dio,
-            0,
-            u8::from(inode.inline_data)
-                | u8::from(inode.orphan) << 1
-                | u8::from(inode.gone) << 2
-                | u8::from(self.fs.delalloc) << 3
-                | u8::from(self.fs.bitmap) << 4
-                | u8::from(self.fs.locked) << 5
-                | u8::from(self.fs.shadow) << 6
-                | u8::from(self.fs.bitmap_in_tx) << 7,
-            self.fs.free as u8,
-            self.fs.dirty as u8,
-            self.fs.faults,
-        ]));
-        mix.word(u64::from_le_bytes([
-            self.fs.shrinks,
-            self.broken.invariant,
-            self.broken.block,
-            self.locks.count[0],
-            self.locks.count[1],
-            self.locks.count[2],
-            self.locks.handles,
-            0,
-        ]));
-        mix.word(four(
-            self.locks.queue[0],
-            self.locks.queue[1],
-            self.locks.queue[2],
-            0,
-        ));
-        for io in &self.io {
-            mix.word(four(io.blocks, io.convert, io.state as u16, 0));
-        }
-        for t in &self.threads {
-            mix.word(four(
-                t.pc,
-                u16::from_le_bytes([t.cur, t.end]),
-                u16::from_le_bytes([t.map.lblk, t.map.end]),
-                u16::from_le_bytes([t.map.pblk, t.map.flags]),
-            ));
-            mix.word(four(
-                t.folios,
-                t.guard,
-                t.aside,
-                u16::from_le_bytes([t.held, t.wait as u8]),
-            ));
-            mix.word(u64::from_le_bytes([
-                t.errno as u8,
-                t.wb,
-                t.wb_end,
-                0,
-                0,
-                0,
-                0,
-                0,
-            ]));
-        }
+        mix.pair(disk.media[0].0, disk.media[1].0);
+        mix.pair(
+            four(cache.present, cache.locked, cache.dirty, cache.writeback),
+            four(cache.mapped, cache.uptodate, cache.buf_dirty, cache.delay),
+        );
+        mix.pair(
+            four(cache.unwritten, cache.in_flight, disk.leaves, cache.ordered),
+            u64::from(disk.free) | u64::from(disk.freed) << 32,
+        );
+        mix.pair(cache.data.0, self.want.0);
+    }
+
+    /// Gives the mixer counters, locks and writes in flight.
+    #[inline]
+    fn feed_rest(&self, mix: &mut Mixer) {
+        let (inode, fs, locks) = (&self.inode, &self.fs, &self.locks);
+        let flags = u8::from(inode.inline_data)
+            | u8::from(inode.orphan) << 1
+            | u8::from(inode.gone) << 2
+            | u8::from(fs.delalloc) << 3
+            | u8::from(fs.bitmap) << 4
+            | u8::from(fs.locked) << 5
+            | u8::from(fs.shadow) << 6
+            | u8::from(fs.bitmap_in_tx) << 7;
+        mix.pair(
+            u64::from(inode.i_size) | u64::from(inode.i_disksize) << 32,
+            u64::from_le_bytes([
+                inode.i_blocks as u8,
+                inode.reserved as u8,
+                inode.dio,
+                flags,
+                fs.free as u8,
+                fs.dirty as u8,
+                fs.faults,
+                fs.shrinks,
+            ]),
+        );
+        mix.pair(
+            u64::from_le_bytes([
+                self.broken.invariant,
+                self.broken.block,
+                locks.count[0],
+                locks.count[1],
+                locks.count[2],
+                locks.handles,
+                self.io[0].state as u8,
+                self.io[1].state as u8,
+            ]),
+            four(locks.queue[0], locks.queue[1], locks.queue[2], 0),
+        );
+        let [a, b] = &self.io;
+        mix.pair(four(a.blocks, a.convert, b.blocks, b.convert), 0);
     }
 
     /// Blocks of a set as text: `0,2,3`.
@@ -448,41 +446,40 @@ fn four(a: u16, b: u16, c: u16, d: u16) -> u64 {
     u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
 }
 
-/// Two lanes of multiply and fold: independent multiplications, so that they overlap.
+/// Two lanes of multiply and fold, two words at a time (the scheme of wyhash): independent
+/// multiplications, so that they overlap.
 struct Mixer {
     lanes: [u64; 2],
-    turn: usize,
 }
 
 impl Default for Mixer {
+    #[inline]
     fn default() -> Mixer {
         Mixer {
             lanes: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344],
-            turn: 0,
         }
     }
 }
 
 impl Mixer {
     #[inline]
-    fn word(&mut self, word: u64) {
-        let lane = &mut self.lanes[self.turn];
-        *lane = fold(*lane ^ word, 0x9e37_79b9_7f4a_7c15);
-        self.turn ^= 1;
+    fn pair(&mut self, first: u64, second: u64) {
+        let [lane, other] = self.lanes;
+        let mixed = fold(first ^ 0x9e37_79b9_7f4a_7c15, second ^ lane);
+        self.lanes = [other, mixed];
     }
 
     #[inline]
     fn bytes(&mut self, bytes: &[u8; 16]) {
         let value = u128::from_le_bytes(*bytes);
-        self.word(value as u64);
-        self.word((value >> 64) as u64);
+        self.pair(value as u64, (value >> 64) as u64);
     }
 
     #[inline]
     fn finish(&self) -> u64 {
         fold(
-            self.lanes[0] ^ self.lanes[1].rotate_left(32),
-            0xa409_3822_299f_31d0,
+            self.lanes[0] ^ 0xa409_3822_299f_31d0,
+            self.lanes[1].rotate_left(32) ^ 0x082e_fa98_ec4e_6c89,
         )
     }
 }

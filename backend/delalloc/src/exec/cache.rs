@@ -131,7 +131,11 @@ impl Engine {
         content: Content,
         size: u32,
     ) -> Flow {
-        let stored = span(data.start, data.end);
+        let mut stored = span(data.start, data.end);
+        if size == 0 {
+            // Bytes behind the end of the file are nobody's.
+            stored &= span(0, self.geo.blocks_for(state.inode.i_size));
+        }
         state.cache.data.fill(stored, content);
         // Beside a direct write nobody can say which of the two is last.
         let last = if state.inode.dio == 0 { content } else { ANY };

@@ -1,0 +1,178 @@
+//! Goal: operations one after the other give what the kernels give, where they are known to
+//! differ. Method: short lists, states written out by hand; random lists against the invariants.
+
+use delalloc::state::{Errno, Status};
+use delalloc::{Driver, EsExtent, Extent, Geometry, Kernel, Op};
+use proptest::prelude::*;
+
+fn driver(kernel: &str) -> Driver {
+    Driver::new(Kernel::find(kernel).unwrap(), Geometry::default())
+}
+
+fn run(driver: &mut Driver, ops: &[Op]) {
+    for &op in ops {
+        let outcome = driver.run_op(op);
+        assert_eq!(outcome.broken, None, "{}", op.label());
+        assert_eq!(outcome.errno, Errno::Ok, "{}", op.label());
+    }
+}
+
+fn write(at: u8, len: u8) -> Op {
+    Op::Write {
+        at,
+        len,
+        data: 9,
+        partial: false,
+    }
+}
+
+fn statuses(driver: &Driver) -> Vec<(u8, u8, Status, bool)> {
+    let extents = driver.es_extents().into_iter();
+    extents
+        .map(|e: EsExtent| (e.lblk, e.len, e.status, e.with_delayed))
+        .collect()
+}
+
+#[test]
+fn a_write_is_delayed_until_fsync() {
+    for kernel in Kernel::NAMES {
+        let mut file = driver(kernel);
+        run(&mut file, &[write(0, 2)]);
+        assert_eq!(
+            statuses(&file),
+            [(0, 2, Status::Delayed, false), (2, 2, Status::Hole, false)][..1]
+                .iter()
+                .copied()
+                .chain(rest(kernel))
+                .collect::<Vec<_>>(),
+            "{kernel}"
+        );
+        assert_eq!(
+            (file.size(), file.reserved(), file.dirty_clusters()),
+            (8192, 2, 2)
+        );
+        assert_eq!(file.extents(), []);
+        run(&mut file, &[Op::Fsync]);
+        assert_eq!((file.reserved(), file.dirty_clusters()), (0, 0));
+        let extent = Extent {
+            lblk: 0,
+            len: 2,
+            pblk: 1,
+            unwritten: false,
+        };
+        assert_eq!(file.extents(), [extent], "{kernel}");
+    }
+}
+
+/// What the lookup of block 1 has cached behind the written range.
+fn rest(_kernel: &str) -> Vec<(u8, u8, Status, bool)> {
+    vec![(2, 2, Status::Hole, false)]
+}
+
+#[test]
+fn fallocate_over_a_delayed_block_keeps_d_in_old_kernels_only() {
+    for (kernel, with_delayed) in [
+        ("linux-5.10.262", true),
+        ("linux-6.1.192", true),
+        ("linux-6.12.107", false),
+        ("linux-7.3.4", false),
+    ] {
+        let mut file = driver(kernel);
+        let allocate = Op::Fallocate {
+            at: 0,
+            len: 1,
+            keep_size: false,
+        };
+        run(&mut file, &[write(0, 1), allocate]);
+        assert_eq!(
+            statuses(&file)[0],
+            (0, 1, Status::Unwritten, with_delayed),
+            "{kernel}"
+        );
+        // Either way the reservation is gone.
+        assert_eq!(file.reserved(), 0);
+    }
+}
+
+#[test]
+fn punch_leaves_a_hole_in_extent_status_from_6_12_on() {
+    for (kernel, status) in [
+        ("linux-6.1.192", Status::None),
+        ("linux-6.12.107", Status::Hole),
+    ] {
+        let mut file = driver(kernel);
+        run(
+            &mut file,
+            &[write(0, 2), Op::Fsync, Op::PunchHole { at: 0, len: 1 }],
+        );
+        assert_eq!(file.state().es.status(0), status, "{kernel}");
+        assert_eq!(file.extents().len(), 1);
+    }
+}
+
+#[test]
+fn remount_is_refused_by_7_3_only() {
+    let mut file = driver("linux-7.3.4");
+    assert_eq!(file.run_op(Op::RemountNodelalloc).errno, Errno::Einval);
+    let mut file = driver("linux-6.12.107");
+    assert_eq!(file.run_op(Op::RemountNodelalloc).errno, Errno::Ok);
+}
+
+fn operation() -> impl Strategy<Value = Op> {
+    let range = (0u8..8, 1u8..8).prop_map(|(at, len)| (at, len.min(8 - at)));
+    (0u8..14, range, 1u8..13).prop_map(|(kind, (at, len), data)| match kind {
+        0 => Op::Write {
+            at,
+            len,
+            data,
+            partial: false,
+        },
+        1 => Op::Mkwrite { at, data },
+        2 => Op::Read { at, len },
+        3 => Op::Fallocate {
+            at,
+            len,
+            keep_size: data % 2 == 0,
+        },
+        4 => Op::ZeroRange {
+            at,
+            len,
+            keep_size: data % 2 == 0,
+        },
+        5 => Op::PunchHole { at, len },
+        6 => Op::CollapseRange { at, len },
+        7 => Op::InsertRange { at, len },
+        8 => Op::Truncate { size: at },
+        9 => Op::DioWrite { at, len, data },
+        10 => Op::DioRead { at, len },
+        11 => Op::Fsync,
+        12 => Op::Fiemap { at, len },
+        _ => Op::ClearEsCache,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn random_lists_break_no_rule(
+        kernel in 0usize..5,
+        small_blocks in any::<bool>(),
+        clusters in any::<bool>(),
+        ops in prop::collection::vec(operation(), 1..20),
+    ) {
+        let geo = Geometry {
+            blocks: 8,
+            block_bytes: if small_blocks { 1024 } else { 4096 },
+            page_shift: if small_blocks { 2 } else { 0 },
+            cluster_shift: u8::from(clusters),
+            clusters: 12,
+            ..Geometry::default()
+        };
+        let mut file = Driver::new(Kernel::all()[kernel], geo);
+        for op in &ops {
+            let outcome = file.run_op(*op);
+            prop_assert_eq!(outcome.broken, None, "{} in {:?}", op.label(), ops);
+        }
+    }
+}

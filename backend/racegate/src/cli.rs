@@ -3,6 +3,7 @@
 //! In: arguments. Out: an exit status; errors are printed once, as a chain, here.
 //! Must not know: how any mode works.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -21,27 +22,58 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Mode {
+    /// Reproduce the founding bug on an affected and a fixed kernel
+    Reproduce(crate::reproduce::Args),
+    /// Run a plan on any kernel, or show the built-in plans
+    Campaign(crate::campaign::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
     /// Show what the blocks of an ext4 image are
     Inspect(crate::inspect::Args),
+    /// List and fetch Debian's kernels
+    Kernels(crate::kernels::Args),
+    /// Steer a running disk: rules, statistics, events
+    Ctl(crate::ctl::Args),
+    /// Check a rules file
+    Rules(crate::rules::Args),
+    /// Check for, and install, what the other modes need
+    Setup(crate::setup::Args),
     /// Print a completion script
     Completions {
         /// Shell to complete in
         shell: Shell,
     },
+    /// The disk daemon, as the harness starts it: `racegate-blk` by another name
+    #[command(hide = true, disable_help_flag = true)]
+    Blk {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
-/// Runs the tool and gives its exit status: 0 success, 1 the answer is bad (an affected kernel,
-/// a violation, a failed check), 2 the question could not be answered.
+/// Runs the tool and gives its exit status: 0 the answer is good, 1 it is bad (a verdict that is
+/// not the known one, a violation), 2 there is no answer, 130 interrupted.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    let result = match args.mode {
+    let result = match Args::parse().mode {
+        Mode::Reproduce(args) => crate::reproduce::run(&args),
+        Mode::Campaign(args) => crate::campaign::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),
+        Mode::Kernels(args) => crate::kernels::run(args),
+        Mode::Ctl(args) => crate::ctl::run(args),
+        Mode::Rules(args) => crate::rules::run(args),
+        Mode::Setup(args) => crate::setup::run(args),
         Mode::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "racegate", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Args::command(),
+                "racegate",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
+        }
+        Mode::Blk { args } => {
+            return crate::blk::main(std::iter::once("racegate-blk".into()).chain(args));
         }
     };
     result.unwrap_or_else(|error: anyhow::Error| {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use agent::wire::{Op, Trial as Order, Workload};
 use anyhow::{Result, ensure};
+use campaign::backend::Storage;
+use campaign::image;
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
 use pipeline::control::Request;
@@ -97,7 +99,11 @@ fn failed_write(machine: &Machine) -> Result<()> {
 }
 
 fn resize(machine: &Machine) -> Result<()> {
-    let config = machine.guest(Which::Own, KERNEL, &machine.image(64)?)?;
+    let folder = tempfile::tempdir()?;
+    let disk = folder.path().join("disk");
+    image::copy(&machine.image(64)?, &disk)?;
+    let mut config = machine.guest(Which::Own, KERNEL, &disk)?;
+    config.backend.storage = Storage::File;
     let mut guest = boot(&config)?;
     let sectors = |guest: &mut campaign::guest::Guest| -> Result<u64> {
         let text = must(guest, "/bin/cat", &["/sys/block/{disk}/size"])?.stdout;

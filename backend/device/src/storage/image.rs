@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use libc::iovec;
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, open};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, fstatfs, open};
 use rustix::io::Errno;
 
 use super::{IoResult, SECTOR_BYTES, StorageError};
@@ -22,6 +22,9 @@ pub(super) const IOV_MAX: usize = 1024;
 
 /// Bytes written at a time where zeroes have to be written out.
 pub(super) const ZERO_CHUNK: u64 = 1 << 20;
+
+/// TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h).
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// How an image will be used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +46,7 @@ pub(super) struct Image {
     align: u32,
     block_size: u32,
     regular: bool,
+    in_memory: bool,
     read_only: bool,
     sectors: AtomicU64,
     can_punch: AtomicBool,
@@ -132,6 +136,8 @@ impl Image {
         }
         // NONBLOCK was only there so that opening a pipe does not wait.
         rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(image_error("prepare"))?;
+        let in_memory =
+            regular && IN_MEMORY.contains(&fstatfs(&fd).map_err(image_error("examine"))?.f_type);
         let mut block_size = SECTOR_BYTES as u32;
         if !regular {
             block_size = rustix::fs::ioctl_blksszget(&fd).map_err(image_error("examine"))?;
@@ -153,6 +159,7 @@ impl Image {
             align,
             block_size,
             regular,
+            in_memory,
             read_only: how.read_only,
             sectors: AtomicU64::new(bytes / SECTOR_BYTES),
             can_punch: AtomicBool::new(true),
@@ -174,6 +181,20 @@ impl Image {
 
     pub(super) fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether its file system is memory: then no call on it ever waits for a device.
+    pub(super) fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// The descriptor for that transfer: past the page cache if everything is aligned.
+    fn fd_for(&self, at: u64, data: &Segments) -> BorrowedFd<'_> {
+        if self.fits_direct(at, data.len()) && data.is_aligned(self.align as usize) {
+            self.fd()
+        } else {
+            self.buffered_fd()
+        }
     }
 
     /// The descriptor for data that satisfies [`Image::fits_direct`].
@@ -260,7 +281,7 @@ impl Image {
         while !to.is_empty() {
             let iov = &to.iovecs()[..to.iovecs().len().min(IOV_MAX)];
             // SAFETY: `to` holds the memory that its addresses name, writable.
-            let n = unsafe { preadv(self.buffered_fd(), iov, at)? };
+            let n = unsafe { preadv(self.fd_for(at, &to), iov, at)? };
             if n == 0 {
                 // The file shrank under us.
                 return Err(Errno::IO);
@@ -277,7 +298,7 @@ impl Image {
         while !from.is_empty() {
             let iov = &from.iovecs()[..from.iovecs().len().min(IOV_MAX)];
             // SAFETY: `from` holds the memory that its addresses name, readable.
-            let n = unsafe { pwritev(self.buffered_fd(), iov, at, durable)? };
+            let n = unsafe { pwritev(self.fd_for(at, &from), iov, at, durable)? };
             if n == 0 {
                 return Err(Errno::IO);
             }

@@ -196,7 +196,7 @@ proptest! {
 /// Goal: one channel with many operations in flight ends each of them once.
 #[test]
 fn more_operations_in_flight_than_a_ring_is_long() {
-    for kind in ["file", "file-direct"] {
+    for kind in ["file-ring", "file-direct"] {
         let dir = tempdir().expect("a directory");
         let storage = open(kind, &image(&dir, SECTORS * 512));
         let mut channel = storage.channel().expect("a channel");
@@ -418,7 +418,7 @@ fn what_is_no_image_is_refused() {
 /// Goal: a file that shrinks under the disk is an error for the guest, not for us.
 #[test]
 fn a_file_that_shrinks() {
-    for kind in ["file", "file-direct", "file-blocking", "overlay"] {
+    for kind in ["file-ring", "file-direct", "file-blocking", "overlay"] {
         let dir = tempdir().expect("a directory");
         let path = image(&dir, SECTORS * 512);
         let storage = open(kind, &path);

@@ -9,29 +9,42 @@ use device::storage::overlay::OverlayStorage;
 use device::storage::{Channel, Storage, StorageError};
 use rustix::io::Errno;
 
-/// File storage that acts as if io_uring were not permitted.
-struct Blocking(FileStorage);
+/// File storage with one kind of channel, whatever the file lies on.
+struct Forced {
+    file: FileStorage,
+    ring: bool,
+}
 
-impl Storage for Blocking {
+impl Storage for Forced {
     fn capacity_sectors(&self) -> u64 {
-        self.0.capacity_sectors()
+        self.file.capacity_sectors()
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
-        Ok(self.0.blocking_channel())
+        if self.ring {
+            self.file.ring_channel()
+        } else {
+            Ok(self.file.blocking_channel())
+        }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
-        self.0.read_at(offset, buf)
+        self.file.read_at(offset, buf)
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        self.0.sync()
+        self.file.sync()
     }
 }
 
 /// The names of all kinds.
-pub(crate) const KINDS: [&str; 5] = ["memory", "overlay", "file", "file-direct", "file-blocking"];
+pub(crate) const KINDS: [&str; 5] = [
+    "memory",
+    "overlay",
+    "file-ring",
+    "file-direct",
+    "file-blocking",
+];
 
 /// A storage of one kind over the image at `path`, which is all zeroes.
 pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
@@ -52,8 +65,15 @@ pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
         }
         "overlay" => Arc::new(OverlayStorage::open(path).expect("the image opens")),
         "file" => Arc::new(file(false)),
+        "file-ring" => Arc::new(Forced {
+            file: file(false),
+            ring: true,
+        }),
         "file-direct" => Arc::new(file(true)),
-        "file-blocking" => Arc::new(Blocking(file(false))),
+        "file-blocking" => Arc::new(Forced {
+            file: file(false),
+            ring: false,
+        }),
         other => panic!("{other} is no kind of storage"),
     }
 }

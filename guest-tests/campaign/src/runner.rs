@@ -166,6 +166,14 @@ pub enum RunError {
         /// The plan's arms.
         known: String,
     },
+    /// A kernel does not boot at all.
+    #[error("{kernel} does not boot")]
+    Boot {
+        /// The kernel.
+        kernel: String,
+        /// How it failed.
+        source: Box<GuestError>,
+    },
     /// A guest failed again and again in the same trial.
     #[error("{kernel}, arm {arm}, trial {trial}: the guest failed {times} times")]
     Guest {

@@ -5,7 +5,7 @@
 //! Must not know: plans, rules, QEMU.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use agent::wire::TrialResult;
 use pipeline::event::{Cause, HomeRecord, SpanRecord, Verdict};
@@ -218,7 +218,7 @@ impl fmt::Display for Timeline {
         let columns: Vec<(&String, usize)> = self.columns.iter().map(|c| (c, width(c))).collect();
         let mut line = format!("{:>9}", "us");
         for (column, width) in &columns {
-            line += &format!("  {column:<width$}");
+            write!(line, "  {column:<width$}")?;
         }
         writeln!(f, "{}", line.trim_end())?;
         for entry in &self.entries {
@@ -229,7 +229,7 @@ impl fmt::Display for Timeline {
                 } else {
                     ""
                 };
-                line += &format!("  {text:<width$}");
+                write!(line, "  {text:<width$}")?;
             }
             writeln!(f, "{}", line.trim_end())?;
         }

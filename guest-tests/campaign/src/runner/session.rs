@@ -53,6 +53,7 @@ pub(super) fn run(
         guest: None,
         loaded: None,
         boots: 0,
+        booted: false,
         session: Session {
             arms: arms
                 .iter()
@@ -93,7 +94,10 @@ struct Runner<'a> {
     guest: Option<Guest>,
     /// Name of the arm whose rules are in force.
     loaded: Option<&'a str>,
+    /// Boots that were tried.
     boots: u32,
+    /// Whether one of them brought up a guest.
+    booted: bool,
     session: Session,
     /// Findings that were noted, with digits taken out.
     seen: HashSet<String>,
@@ -106,6 +110,14 @@ impl<'a> Runner<'a> {
             match self.attempt(arm, trial) {
                 Ok((observed, seconds)) => return self.record(arm, trial, &observed, seconds),
                 Err(error) if error.is_interrupt() => return Err(RunError::Interrupted),
+                // What never came up is not worth a second try.
+                Err(error) if !self.booted => {
+                    let kernel = self.kernel.name.clone();
+                    return Err(RunError::Boot {
+                        kernel,
+                        source: Box::new(error),
+                    });
+                }
                 Err(error) => {
                     self.keep_console()?;
                     self.guest = None;
@@ -133,6 +145,7 @@ impl<'a> Runner<'a> {
             Some(guest) => guest,
             None => self.boot()?,
         };
+        self.booted = true;
         let started = Instant::now();
         if self.loaded != Some(&arm.name) {
             guest.load(&arm.rules)?;

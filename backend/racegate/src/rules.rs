@@ -3,6 +3,7 @@
 //! In: rules files. Out: what each rule means, or the mistake with its line, field and mend.
 //! Must not know: backends.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,14 +55,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn describe(text: &mut String, file: &Path, rules: &RuleSet) {
-    let count = rules.len();
-    *text += &format!(
-        "{}: {count} rule{}\n",
-        file.display(),
-        if count == 1 { "" } else { "s" }
-    );
+    let plural = if rules.len() == 1 { "" } else { "s" };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{}: {} rule{plural}", file.display(), rules.len());
     for (name, meaning) in rules.names().zip(rules.meanings()) {
-        *text += &format!("  {name}: {meaning}\n");
+        let _ = writeln!(text, "  {name}: {meaning}");
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! In: what the backend said. Out: lines of text. Must not know: sockets.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use ext4_layout::Written;
 use pipeline::control::{Response, RuleInfo};
 use pipeline::event::{Cause, ClassRecord, HomeRecord, SpanRecord, Verdict};
 use pipeline::{Event, Latency, Stats, What};
@@ -103,10 +105,10 @@ fn time(ns: u64) -> String {
 fn class(class: &ClassRecord) -> String {
     let mut words = home(&class.home);
     if let Some(of) = &class.of {
-        words += &format!(" of {}", home(of));
+        let _ = write!(words, " of {}", home(of));
     }
     if let Some(tid) = class.tid {
-        words += &format!(", transaction {tid}");
+        let _ = write!(words, ", transaction {tid}");
     }
     words
 }
@@ -125,17 +127,21 @@ fn home(home: &HomeRecord) -> String {
         ),
     ];
     for (name, first, last) in numbers {
-        match (first, last) {
-            (Some(first), Some(last)) => words += &format!(", {name} {first} to {last}"),
-            (Some(first), None) => words += &format!(", {name} {first}"),
-            (None, _) => {}
-        }
+        let _ = match (first, last) {
+            (Some(first), Some(last)) => write!(words, ", {name} {first} to {last}"),
+            (Some(first), None) => write!(words, ", {name} {first}"),
+            (None, _) => Ok(()),
+        };
     }
     if home.backup == Some(true) {
         words += ", backup";
     }
     if let Some(state) = home.state {
-        words += &format!(", {state:?}").to_lowercase();
+        let state = match state {
+            Written::Written => ", written",
+            Written::Unwritten => ", unwritten",
+        };
+        words += state;
     }
     words
 }

@@ -48,6 +48,10 @@ pub(super) struct Image {
     regular: bool,
     in_memory: bool,
     read_only: bool,
+    /// An open file description of its own that holds the lock: io_uring keeps those that it
+    /// works on for some milliseconds after the process has ended, and the next one would find
+    /// the image locked.
+    _locked: OwnedFd,
     sectors: AtomicU64,
     can_punch: AtomicBool,
     can_zero: AtomicBool,
@@ -112,7 +116,13 @@ impl Image {
                 });
             }
         };
-        lock(fd.as_fd(), how.read_only).map_err(|errno| match errno {
+        let locked = open(
+            format!("/proc/self/fd/{}", fd.as_raw_fd()),
+            flags,
+            Mode::empty(),
+        )
+        .map_err(image_error("open again"))?;
+        lock(locked.as_fd(), how.read_only).map_err(|errno| match errno {
             Errno::AGAIN | Errno::ACCESS => StorageError::Locked {
                 path: path.to_owned(),
             },
@@ -147,7 +157,6 @@ impl Image {
                 .map_err(image_error("open with O_DIRECT"))?;
             let align = direct_alignment(direct.as_fd()).unwrap_or(AlignedBuf::ALIGN as u32);
             block_size = block_size.max(align);
-            // The lock belongs to the first open file description, which therefore stays.
             (direct, Some(fd), align)
         } else {
             (fd, None, 1)
@@ -161,6 +170,7 @@ impl Image {
             regular,
             in_memory,
             read_only: how.read_only,
+            _locked: locked,
             sectors: AtomicU64::new(bytes / SECTOR_BYTES),
             can_punch: AtomicBool::new(true),
             can_zero: AtomicBool::new(true),

@@ -1,0 +1,629 @@
+//! `racegate-blk` as a program: its conventions, its errors, its end.
+//!
+//! Goal: a user's mistake costs one line that says what to do, and nothing is left behind; a
+//! started daemon ends promptly and cleanly. Method: the real program, real files and sockets.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+/// How long the daemon may take for anything before a test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Held while a child is spawned.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_racegate-blk"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Waits for the end of a child, and kills it if that does not come.
+fn end(child: Child) -> Output {
+    let pid = Pid::from_child(&child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("pidfd");
+    if !readable(pidfd.as_fd(), PATIENCE) {
+        kill_process(pid, Signal::KILL).expect("kill");
+        let output = child.wait_with_output().expect("output");
+        panic!(
+            "racegate-blk did not end: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    child.wait_with_output().expect("output")
+}
+
+fn readable(fd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> bool {
+    let limit = Timespec {
+        tv_sec: patience.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    poll(
+        &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+        Some(&limit),
+    )
+    .expect("poll")
+        > 0
+}
+
+/// A folder with an image of 8 MiB in it.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let folder = tempfile::tempdir().expect("folder");
+        let place = Place { folder };
+        place.file("disk", 8 << 20);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self, name: &str, bytes: u64) {
+        fs::File::create(self.path(name))
+            .and_then(|file| file.set_len(bytes))
+            .expect("file");
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).expect("folder");
+        let mut names: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("entry")
+                    .file_name()
+                    .into_string()
+                    .expect("UTF-8")
+            })
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Starts the daemon with these arguments in the folder and waits until it is ready.
+    fn start(&self, args: &[&str]) -> Daemon {
+        let (ours, theirs) = UnixStream::pair().expect("socket pair");
+        let child = self.spawn(args, &[("--ready-fd", theirs.into())]);
+        assert!(readable(ours.as_fd(), PATIENCE), "not ready");
+        let mut line = String::new();
+        BufReader::new(ours).read_line(&mut line).expect("a line");
+        if line != "ready\n" {
+            let output = end(child);
+            panic!("not ready: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Daemon { child: Some(child) }
+    }
+
+    /// Spawns the daemon; each descriptor is inherited, its number given after its option.
+    fn spawn(&self, args: &[&str], inherited: &[(&str, OwnedFd)]) -> Child {
+        let mut command = program();
+        command.current_dir(self.folder.path()).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Inherited for the time of one spawn: other tests must not pass them on to their own.
+        let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        for (option, fd) in inherited {
+            fcntl_setfd(fd, FdFlags::empty()).expect("descriptor");
+            command.arg(format!("{option}={}", fd.as_raw_fd()));
+        }
+        let child = command.spawn().expect("racegate-blk");
+        for (_, fd) in inherited {
+            fcntl_setfd(fd, FdFlags::CLOEXEC).expect("descriptor");
+        }
+        child
+    }
+}
+
+/// A daemon that is killed if a test forgets it.
+struct Daemon {
+    child: Option<Child>,
+}
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("running");
+        kill_process(Pid::from_child(child), signal).expect("signal");
+    }
+
+    fn end(mut self) -> Output {
+        end(self.child.take().expect("running"))
+    }
+
+    fn terminate(self) -> Output {
+        self.signal(Signal::TERM);
+        self.end()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One line with all of `words`, status not 0, no panic, and the folder as it was.
+fn fails(place: &Place, args: &[&str], words: &[&str]) {
+    let before = place.names();
+    let output = end(place.spawn(args, &[]));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    assert!(output.status.code().is_some(), "{args:?} died of a signal");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(text.starts_with("racegate-blk: "), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?}: no {word:?} in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{args:?}: {text}");
+    assert_eq!(place.names(), before, "{args:?} left something behind");
+}
+
+#[test]
+fn capabilities_whatever_else() {
+    for args in [vec![], vec!["--blk-file"], vec!["--nonsense", "--fd=x"]] {
+        let output = program()
+            .args(args)
+            .arg("--print-capabilities")
+            .output()
+            .expect("runs");
+        assert!(output.status.success());
+        assert!(output.stderr.is_empty());
+        let printed: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let expected =
+            serde_json::json!({ "type": "block", "features": ["blk-file", "read-only"] });
+        assert_eq!(printed, expected);
+    }
+}
+
+/// The JSON that is shipped for management programs has the fields of QEMU's vhost-user.json.
+#[test]
+fn description_file() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("50-racegate-blk.json");
+    let text = fs::read_to_string(path).expect("the description file");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(json["type"], "block");
+    assert!(json["description"].is_string());
+    assert!(
+        json["binary"]
+            .as_str()
+            .is_some_and(|path| path.ends_with("/racegate-blk"))
+    );
+}
+
+#[test]
+fn wrong_command_lines() {
+    let place = Place::new();
+    fails(&place, &[], &["--blk-file", "--help"]);
+    fails(&place, &["--blk-file=disk"], &["--socket-path", "--fd"]);
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--fd=3"],
+        &["--socket-path", "--fd"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--nonsense"],
+        &["--nonsense"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--storage=tape"],
+        &["tape"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--num-queues=0"],
+        &["--num-queues"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--num-queues=17"],
+        &["--num-queues"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--queue-size=100"],
+        &["--queue-size"],
+    );
+    let long = "--serial=012345678901234567890";
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", long],
+        &["--serial", "20"],
+    );
+    let both = [
+        "--blk-file=disk",
+        "--socket-path=s",
+        "--storage=overlay",
+        "--read-only",
+    ];
+    fails(&place, &both, &["--read-only", "--storage file"]);
+    fails(&place, &["--blk-file=disk", "--fd=77"], &["--fd", "77"]);
+    fails(&place, &["--blk-file=disk", "--fd=1"], &["--fd", "0 to 2"]);
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--ready-fd=78"],
+        &["--ready-fd", "78"],
+    );
+}
+
+#[test]
+fn bad_images() {
+    let place = Place::new();
+    place.file("empty", 0);
+    place.file("odd", 1000);
+    fs::create_dir(place.path("folder")).expect("folder");
+    for storage in ["file", "memory", "overlay"] {
+        let storage = format!("--storage={storage}");
+        let bad = |image: &str, words: &[&str]| {
+            let image = format!("--blk-file={image}");
+            fails(&place, &[&image, "--socket-path=s", &storage], words);
+        };
+        bad("missing", &["missing", "does not exist"]);
+        bad("empty", &["empty", "truncate"]);
+        bad("odd", &["odd", "multiple of 512"]);
+        bad("folder", &["folder", "disk image"]);
+        bad("/dev/null", &["/dev/null", "disk image"]);
+    }
+}
+
+#[test]
+fn locked_image() {
+    let place = Place::new();
+    let first = place.start(&["--blk-file=disk", "--socket-path=first"]);
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s"],
+        &["disk", "in use"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--storage=overlay"],
+        &["disk", "in use"],
+    );
+    assert!(first.terminate().status.success());
+    let second = place.start(&["--blk-file=disk", "--socket-path=s", "--storage=overlay"]);
+    let third = place.start(&["--blk-file=disk", "--socket-path=t", "--storage=overlay"]);
+    assert!(second.terminate().status.success());
+    assert!(third.terminate().status.success());
+}
+
+#[test]
+fn bad_sockets() {
+    let place = Place::new();
+    place.file("plain", 3);
+    let _live = UnixListener::bind(place.path("live")).expect("socket");
+    let long = "x".repeat(120);
+    for option in ["--socket-path", "--control-socket", "--link-socket"] {
+        let bad = |path: &str, words: &[&str]| {
+            let socket = format!("{option}={path}");
+            let mut args = vec!["--blk-file=disk", &socket];
+            if option != "--socket-path" {
+                args.push("--socket-path=s");
+            }
+            fails(&place, &args, &[&[option], words].concat());
+        };
+        bad("plain", &["plain", "not a socket"]);
+        bad("live", &["live", "in use"]);
+        bad("no/such/s", &["no/such", "folder"]);
+        bad(&long, &["too long"]);
+    }
+    assert_eq!(fs::read(place.path("plain")).expect("still there").len(), 3);
+    let log = ["--blk-file=disk", "--socket-path=s", "--event-log=no/log"];
+    fails(&place, &log, &["no/log", "event log"]);
+    let (ours, _theirs) = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| {
+            let stream = std::net::TcpStream::connect(listener.local_addr()?)?;
+            Ok((stream, listener))
+        })
+        .expect("TCP");
+    let output = end(place.spawn(&["--blk-file=disk"], &[("--fd", ours.into())]));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("not a Unix stream socket"),
+        "{text}"
+    );
+}
+
+#[test]
+fn bad_rules() {
+    let place = Place::new();
+    fs::write(place.path("blank.toml"), "").expect("rules");
+    let bad = |text: &str, words: &[&str]| {
+        fs::write(place.path("rules.toml"), text).expect("rules");
+        let args = ["--blk-file=disk", "--socket-path=s", "--rules=rules.toml"];
+        fails(&place, &args, words);
+    };
+    bad("[[rule", &["rules.toml:1"]);
+    bad("\n[[rule]]\nname = 3\n", &["rules.toml:3", "name"]);
+    bad(
+        "[[rule]]\nname='a'\nmach={op='read'}\naction={delay='1s'}\n",
+        &["rules.toml:3", "mach"],
+    );
+    bad(
+        "[[rule]]\nname='a'\nmatch={op='read',class='blok_bitmap'}\naction={delay='1s'}\n",
+        &["rules.toml:3", "blok_bitmap", "block_bitmap"],
+    );
+    bad(
+        "[[rule]]\nname='a'\nmatch={op='read'}\naction={hold={until='rule:b'}}\n",
+        &["rules.toml:4", "b"],
+    );
+    bad(
+        "[[rule]]\nname='a'\nmatch={op='read'}\naction={fail='EWHAT'}\n",
+        &["rules.toml:4"],
+    );
+    bad(
+        "[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='2h'}\n",
+        &["rules.toml:4"],
+    );
+    fails(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--rules=none.toml"],
+        &["none.toml", "rules file"],
+    );
+}
+
+/// Rules by class on a disk that is not ext4: the daemon serves, and says once what that means.
+#[test]
+fn not_ext4_is_a_warning() {
+    let place = Place::new();
+    let rule = "[[rule]]\nname='a'\nmatch={op='read',class='block_bitmap'}\naction={delay='1ms'}\n";
+    fs::write(place.path("rules.toml"), rule).expect("rules");
+    let daemon = place.start(&["--blk-file=disk", "--socket-path=s", "--rules=rules.toml"]);
+    let output = daemon.terminate();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success());
+    assert_eq!(text.matches("there is no ext4").count(), 1, "{text}");
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let daemon = place.start(&[
+            "--blk-file=disk",
+            "--socket-path=s",
+            "--control-socket=c",
+            "--link-socket=l",
+            "--event-log=log",
+        ]);
+        let _idle = UnixStream::connect(place.path("s")).expect("a front-end that says nothing");
+        daemon.signal(signal);
+        let output = daemon.end();
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(place.names(), ["disk", "log"], "the sockets are gone");
+    }
+}
+
+/// A killed daemon leaves its sockets; the next one takes their place.
+#[test]
+fn dead_sockets_are_replaced() {
+    let place = Place::new();
+    let args = [
+        "--blk-file=disk",
+        "--socket-path=s",
+        "--control-socket=c",
+        "--link-socket=l",
+    ];
+    let killed = place.start(&args);
+    killed.signal(Signal::KILL);
+    killed.end();
+    assert_eq!(place.names(), ["c", "disk", "l", "s"]);
+    let daemon = place.start(&args);
+    assert!(daemon.terminate().status.success());
+    assert_eq!(place.names(), ["disk"]);
+}
+
+#[test]
+fn inherited_sockets() {
+    let place = Place::new();
+    // Connected: the daemon ends with the connection.
+    let (ours, theirs) = UnixStream::pair().expect("socket pair");
+    let child = place.spawn(&["--blk-file=disk"], &[("--fd", theirs.into())]);
+    ours.shutdown(Shutdown::Both).expect("shutdown");
+    drop(ours);
+    let output = end(child);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // Listening: it goes on, and does not remove what it did not make.
+    let listener = UnixListener::bind(place.path("given")).expect("socket");
+    let (ready, theirs) = UnixStream::pair().expect("socket pair");
+    let inherited = [("--fd", listener.into()), ("--ready-fd", theirs.into())];
+    let daemon = Daemon {
+        child: Some(place.spawn(&["--blk-file=disk"], &inherited)),
+    };
+    drop(inherited);
+    let mut line = String::new();
+    BufReader::new(ready).read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    for _ in 0..3 {
+        drop(UnixStream::connect(place.path("given")).expect("connects"));
+    }
+    let output = daemon.terminate();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(place.names(), ["disk", "given"]);
+}
+
+struct Control {
+    reader: BufReader<UnixStream>,
+}
+
+impl Control {
+    fn connect(place: &Place) -> Control {
+        let socket = UnixStream::connect(place.path("c")).expect("connects");
+        socket.set_read_timeout(Some(PATIENCE)).expect("time limit");
+        Control {
+            reader: BufReader::new(socket),
+        }
+    }
+
+    fn line(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("a line");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    fn ask(&mut self, command: &serde_json::Value) -> serde_json::Value {
+        let mut line = command.to_string();
+        line.push('\n');
+        self.reader
+            .get_mut()
+            .write_all(line.as_bytes())
+            .expect("sent");
+        self.line()
+    }
+}
+
+#[test]
+fn control_from_end_to_end() {
+    use serde_json::json;
+    let place = Place::new();
+    let daemon = place.start(&[
+        "--blk-file=disk",
+        "--socket-path=s",
+        "--control-socket=c",
+        "--storage=overlay",
+    ]);
+    let mut control = Control::connect(&place);
+    assert_eq!(control.ask(&json!({"command": "list"}))["rules"], json!([]));
+    let good = "[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='1ms'}\n";
+    let loaded = control.ask(&json!({"command": "load", "file": "x.toml", "text": good}));
+    assert_eq!(loaded["rules"][0]["name"], "a");
+    let bad = "[[rule]]\nname='b'\n";
+    let refused = control.ask(&json!({"command": "load", "file": "y.toml", "text": bad}));
+    assert!(
+        refused["message"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("y.toml:"))
+    );
+    let kept = control.ask(&json!({"command": "list"}));
+    assert_eq!(
+        (&kept["file"], &kept["rules"][0]["name"]),
+        (&json!("x.toml"), &json!("a"))
+    );
+    assert_eq!(
+        control.ask(&json!({"command": "disarm", "rule": "a"}))["reply"],
+        "done"
+    );
+    assert_eq!(
+        control.ask(&json!({"command": "list"}))["rules"][0]["armed"],
+        false
+    );
+    assert_eq!(
+        control.ask(&json!({"command": "arm", "rule": "a"}))["reply"],
+        "done"
+    );
+    assert_eq!(
+        control.ask(&json!({"command": "arm", "rule": "zz"}))["reply"],
+        "error"
+    );
+    assert_eq!(control.ask(&json!({"command": "release"}))["requests"], 0);
+    let sectors = &control.ask(&json!({"command": "layout"}))["sectors"];
+    assert_eq!(*sectors, json!({"unknown": (8 << 20) / 512}));
+    assert_eq!(
+        control.ask(&json!({"command": "layout", "sector": 1_u64 << 40}))["reply"],
+        "error"
+    );
+    assert_eq!(control.ask(&json!({"command": "reset"}))["reply"], "done");
+    let ping = json!({"command": "send", "message": {"kind": "ping", "id": 1}});
+    let refused = control.ask(&ping);
+    assert!(
+        refused["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("--link-socket"))
+    );
+    assert_eq!(control.ask(&json!("nonsense"))["reply"], "error");
+
+    // A hostile client: a line without end is cut off, and nobody else notices.
+    let mut hostile = Control::connect(&place);
+    let chunk = vec![b'x'; 1 << 20];
+    while hostile.reader.get_mut().write_all(&chunk).is_ok() {}
+    // Clients that ask and never read.
+    let mut deaf: Vec<Control> = (0..20).map(|_| Control::connect(&place)).collect();
+    for client in &mut deaf {
+        client
+            .reader
+            .get_mut()
+            .set_nonblocking(true)
+            .expect("nonblocking");
+        while client
+            .reader
+            .get_mut()
+            .write(b"{\"command\":\"list\"}\n")
+            .is_ok()
+        {}
+    }
+    // Too many clients: the rest are refused, and served again when others have gone.
+    let crowd: Vec<UnixStream> = (0..100)
+        .map(|_| UnixStream::connect(place.path("c")).expect("connects"))
+        .collect();
+    assert_eq!(
+        control.ask(&json!({"command": "list"}))["rules"][0]["name"],
+        "a"
+    );
+    drop((crowd, deaf, hostile));
+
+    assert_eq!(control.ask(&json!({"command": "events"}))["reply"], "done");
+    assert_eq!(control.line()["event"], "log");
+    let mut other = loop {
+        // Those who left are noticed one after the other.
+        let mut other = Control::connect(&place);
+        if other.ask(&json!({"command": "stats"}))["reply"] == "stats" {
+            break other;
+        }
+    };
+    assert_eq!(
+        other.ask(&json!({"command": "release", "rule": "a"}))["reply"],
+        "released"
+    );
+    let next = std::iter::repeat_with(|| control.line()).find(|line| line["event"] == "release");
+    assert_eq!(next.expect("an endless iterator")["rule"], "a");
+    assert_eq!(other.ask(&json!({"command": "shutdown"}))["reply"], "done");
+    assert_eq!(daemon.end().status.code(), Some(0));
+    assert_eq!(place.names(), ["disk"]);
+}
+
+#[test]
+fn sockets_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let daemon = place.start(&["--blk-file=disk", "--socket-path=s", "--control-socket=c"]);
+    for socket in ["s", "c"] {
+        let mode = fs::metadata(place.path(socket))
+            .expect("socket")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    assert!(daemon.terminate().status.success());
+}

@@ -5,17 +5,24 @@
 //! do is decided by [`Engine::enabled`], what it does by [`Engine::apply`]; neither allocates.
 //! Must not know: invariants that are judged on whole states, text, the search.
 
+#![allow(
+    clippy::unused_self,
+    reason = "instructions share one calling convention"
+)]
+
 use crate::footprint::{self, Footprints};
 use crate::geometry::{Geometry, each};
 use crate::kernel::{Flag, Kernel};
 use crate::program::{Asm, Instr};
 use crate::state::{IO_ENDS, IoState, Locks, Mode, Rwsem, SLOTS, State, Wait};
 
+mod alloc;
 mod cache;
 mod device;
 mod free;
 mod map;
 mod meta;
+mod reserve;
 mod writeback;
 
 pub use device::{DEVICE_FAILS, DEVICE_IO};

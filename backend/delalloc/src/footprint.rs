@@ -49,6 +49,7 @@ fn touches(reads: u128, writes: u128) -> Footprint {
 }
 
 /// What one instruction touches, its enabledness included.
+#[allow(clippy::match_same_arms, reason = "grouped by kind of instruction")]
 fn instruction(instr: Instr) -> Footprint {
     match instr {
         Instr::End => touches(0, DONE),

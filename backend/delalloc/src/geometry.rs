@@ -45,6 +45,7 @@ pub fn each(mut set: Set) -> impl Iterator<Item = u8> {
 }
 
 /// Sizes and mount options of the model file system.
+#[allow(clippy::struct_excessive_bools, reason = "independent switches")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     /// Logical blocks of the file that are modelled.
@@ -168,10 +169,9 @@ impl Geometry {
     /// The extent leaf that describes a block; 0 if the extents are in the inode.
     #[inline]
     pub const fn leaf(&self, block: u8) -> u8 {
-        if self.leaf_blocks == 0 {
-            0
-        } else {
-            block / self.leaf_blocks
+        match block.checked_div(self.leaf_blocks) {
+            Some(leaf) => leaf,
+            None => 0,
         }
     }
 

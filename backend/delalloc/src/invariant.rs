@@ -18,114 +18,62 @@ use crate::kernel::Flag;
 use crate::program::Instr;
 use crate::state::{ANY, Disk, IoState, Rwsem, STALE, State, ZERO};
 
-/// One rule of the catalogue.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the names of the catalogue; see `statement`")]
-pub enum Invariant {
-    A1,
-    A2,
-    A3,
-    A4,
-    A5,
-    A6,
-    A7,
-    A8,
-    A10,
-    A11,
-    B1,
-    B2,
-    B3,
-    B4,
-    B5,
-    C1,
-    C2,
-    C3,
-    D1,
-    D2,
-    D3,
-    G1,
-    G3,
-    G4,
+/// Declares the rules with their statements, in order of number.
+macro_rules! invariants {
+    ($($rule:ident = $statement:literal,)*) => {
+        /// One rule of the catalogue.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Invariant { $(#[doc = $statement] $rule,)* }
+
+        impl Invariant {
+            /// Every rule, in order of number.
+            pub const ALL: &[Invariant] = &[$(Invariant::$rule,)*];
+
+            /// Name in the catalogue.
+            pub const fn name(self) -> &'static str {
+                match self { $(Invariant::$rule => stringify!($rule),)* }
+            }
+
+            /// What has to hold.
+            pub const fn statement(self) -> &'static str {
+                match self { $(Invariant::$rule => $statement,)* }
+            }
+        }
+    };
+}
+
+invariants! {
+    A1 = "a W or U entry of extent status agrees with the extent tree on every block",
+    A2 = "an H entry covers no block on disk and no delayed block",
+    A3 = "i_reserved_data_blocks counts the clusters of delayed blocks that have no space",
+    A4 = "a delayed block is not on disk and has a dirty delayed buffer; such a buffer has a delayed or allocated block",
+    A5 = "a cluster is pending if and only if it is allocated and holds a delayed block",
+    A6 = "i_disksize is at most i_size",
+    A7 = "a folio dropped before its blocks are removed stays away until they are",
+    A8 = "an entry of extent status has a legal set of types",
+    A10 = "the shrinker never takes a delayed entry",
+    A11 = "no more is released than was reserved",
+    B1 = "s_dirtyclusters_counter is the sum of the reservations",
+    B2 = "s_freeclusters_counter is the number of free clusters in the bitmap",
+    B3 = "no write is left without its end, no unwritten block without its conversion",
+    B4 = "with nothing dirty, i_disksize is i_size and the inode is no orphan",
+    B5 = "i_blocks counts the clusters that the inode owns",
+    C1 = "an evicted inode has no reservation and nothing pending",
+    C2 = "an evicted inode has no I/O in flight",
+    C3 = "an evicted inode owns no block",
+    D1 = "every block that the bitmap has in use has exactly one owner",
+    D2 = "no written block lies beyond i_disksize unless the inode is an orphan",
+    D3 = "a written block never shows an earlier owner's data",
+    G1 = "what was written last is what is read",
+    G3 = "what was punched, zeroed or cut off reads as zeroes",
+    G4 = "no hole is reported where data is delayed",
 }
 
 impl Invariant {
-    /// Every rule, in order of number.
-    pub const ALL: [Invariant; 24] = {
-        use Invariant::*;
-        [
-            A1, A2, A3, A4, A5, A6, A7, A8, A10, A11, B1, B2, B3, B4, B5, C1, C2, C3, D1, D2, D3,
-            G1, G3, G4,
-        ]
-    };
-
     /// The rule with a number.
     pub fn nth(number: u16) -> Option<Invariant> {
         Invariant::ALL.get(usize::from(number)).copied()
-    }
-
-    /// Name in the catalogue.
-    pub const fn name(self) -> &'static str {
-        use Invariant::*;
-        match self {
-            A1 => "A1",
-            A2 => "A2",
-            A3 => "A3",
-            A4 => "A4",
-            A5 => "A5",
-            A6 => "A6",
-            A7 => "A7",
-            A8 => "A8",
-            A10 => "A10",
-            A11 => "A11",
-            B1 => "B1",
-            B2 => "B2",
-            B3 => "B3",
-            B4 => "B4",
-            B5 => "B5",
-            C1 => "C1",
-            C2 => "C2",
-            C3 => "C3",
-            D1 => "D1",
-            D2 => "D2",
-            D3 => "D3",
-            G1 => "G1",
-            G3 => "G3",
-            G4 => "G4",
-        }
-    }
-
-    /// What has to hold.
-    pub const fn statement(self) -> &'static str {
-        use Invariant::*;
-        match self {
-            A1 => "a W or U entry of extent status agrees with the extent tree on every block",
-            A2 => "an H entry covers no block on disk and no delayed block",
-            A3 => "i_reserved_data_blocks counts the clusters of delayed blocks that have no space",
-            A4 => {
-                "a delayed block is not on disk and has a dirty delayed buffer; such a buffer has a delayed or allocated block"
-            }
-            A5 => "a cluster is pending if and only if it is allocated and holds a delayed block",
-            A6 => "i_disksize is at most i_size",
-            A7 => "a folio dropped before its blocks are removed stays away until they are",
-            A8 => "an entry of extent status has a legal set of types",
-            A10 => "the shrinker never takes a delayed entry",
-            A11 => "no more is released than was reserved",
-            B1 => "s_dirtyclusters_counter is the sum of the reservations",
-            B2 => "s_freeclusters_counter is the number of free clusters in the bitmap",
-            B3 => "no write is left without its end, no unwritten block without its conversion",
-            B4 => "with nothing dirty, i_disksize is i_size and the inode is no orphan",
-            B5 => "i_blocks counts the clusters that the inode owns",
-            C1 => "an evicted inode has no reservation and nothing pending",
-            C2 => "an evicted inode has no I/O in flight",
-            C3 => "an evicted inode owns no block",
-            D1 => "every block that the bitmap has in use has exactly one owner",
-            D2 => "no written block lies beyond i_disksize unless the inode is an orphan",
-            D3 => "a written block never shows an earlier owner's data",
-            G1 => "what was written last is what is read",
-            G3 => "what was punched, zeroed or cut off reads as zeroes",
-            G4 => "no hole is reported where data is delayed",
-        }
     }
 }
 
@@ -166,7 +114,7 @@ impl Engine {
         }
         self.extent_status(state)?;
         self.reservations(state)?;
-        self.sizes(state)?;
+        Self::sizes(state)?;
         if state.locks.handles == 0 {
             self.frozen(state)?;
         }
@@ -246,7 +194,7 @@ impl Engine {
     }
 
     #[inline]
-    fn sizes(&self, state: &State) -> Result<(), Finding> {
+    fn sizes(state: &State) -> Result<(), Finding> {
         let inode = &state.inode;
         holds(inode.i_disksize <= inode.i_size, Invariant::A6)
     }

@@ -1,5 +1,7 @@
 //! Steps, locks and changes as text, in the kernel's words; only ever called for a counterexample.
 
+use std::fmt::Write;
+
 use explorer::{InvariantId, Model, Step};
 
 use crate::exec::{DEVICE_FAILS, DEVICE_IO, Engine, Fault};
@@ -142,7 +144,11 @@ fn errno_text(errno: Errno) -> &'static str {
     }
 }
 
-#[allow(clippy::too_many_lines, reason = "one line an instruction")]
+#[allow(
+    clippy::too_many_lines,
+    clippy::match_same_arms,
+    reason = "one line an instruction"
+)]
 fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> String {
     let t = &before.threads[slot];
     let now = &after.threads[slot];
@@ -211,7 +217,7 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         Instr::Fill => format!("read block {block}: submit"),
         Instr::Filled => format!("block {block} is up to date"),
         Instr::IfCached(_) => format!("look for folio {}", engine.geo.folio(block)),
-        Instr::Store { first, size, .. } if size == 0 => {
+        Instr::Store { first, size: 0, .. } => {
             format!("mark dirty, store to block {first}")
         }
         Instr::Store { first, end, .. } => {
@@ -390,10 +396,8 @@ pub(crate) fn explain(
     );
     let conflict = conflicting(model, history, block);
     for (number, step, label) in &conflict {
-        text.push_str(&format!(
-            "step {number}, {}: {label}\n",
-            model.thread_name(step.thread)
-        ));
+        let thread = model.thread_name(step.thread);
+        let _ = writeln!(text, "step {number}, {thread}: {label}");
     }
     text
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::invariant::Invariant::{self, *};
+use crate::invariant::Invariant::{self, A1, A2, A3, A4, A5, A7, B1, C1, D1, D2, D3, G1, G3, G4};
 use crate::kernel::Flag;
 
 /// One historical bug.

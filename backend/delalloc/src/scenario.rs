@@ -39,6 +39,7 @@ pub struct Scenario {
 }
 
 /// Sizes and mount options.
+#[allow(clippy::struct_excessive_bools, reason = "independent switches")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FsSpec {

@@ -26,6 +26,7 @@ pub const SLOTS: usize = 4;
 pub const IO_ENDS: usize = 2;
 
 /// Counters of the file system.
+#[allow(clippy::struct_excessive_bools, reason = "independent switches")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Fs {
     /// `s_freeclusters_counter`.

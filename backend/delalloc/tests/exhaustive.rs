@@ -36,10 +36,11 @@ const KINDS: &[&str] = &[
 ];
 
 fn scenario(fs: &str, kinds: &[usize]) -> Scenario {
-    let threads: String = kinds
+    let threads: Vec<String> = kinds
         .iter()
-        .map(|&kind| format!("[[thread]]\nops = [{}]\n", KINDS[kind]))
+        .map(|&kind| format!("[[thread]]\nops = [{}]", KINDS[kind]))
         .collect();
+    let threads = threads.join("\n");
     let text = format!(
         r#"name = "combination"
 about = "every combination of operation kinds"

@@ -2,6 +2,7 @@
 //! schedule is short and reads like the changelog's figure, and the kernels that have the fix are
 //! clean over a stated number of interleavings.
 
+use std::fmt::Write;
 use std::ops::ControlFlow;
 
 use delalloc::{DelallocModel, Selection};
@@ -54,11 +55,12 @@ fn the_schedule_reads_like_the_figure() {
     let trace = replay(&model, &schedule).unwrap();
     let mut figure = String::new();
     for row in &trace.rows {
-        figure += &format!("{} {}", row.step, row.label);
-        if !row.changed.is_empty() {
-            figure += &format!(" | {}", row.changed);
-        }
-        figure.push('\n');
+        let changed = if row.changed.is_empty() {
+            String::new()
+        } else {
+            format!(" | {}", row.changed)
+        };
+        writeln!(figure, "{} {}{changed}", row.step, row.label).unwrap();
     }
     assert_eq!(figure, FIGURE);
     assert_eq!(trace.rows.len(), 16);

@@ -133,7 +133,7 @@ pub fn collapse_range(a: &mut Asm, range: Range) {
         remove_extents(a, range.at, range.end());
         a.emit(Instr::Shift {
             first: range.end(),
-            by: -(range.len as i8),
+            by: -range.len.cast_signed(),
         });
     });
 }
@@ -147,7 +147,7 @@ pub fn insert_range(a: &mut Asm, range: Range) {
     shift(a, range, refuse, |a| {
         a.emit(Instr::Shift {
             first: range.at,
-            by: range.len as i8,
+            by: range.len.cast_signed(),
         });
     });
 }

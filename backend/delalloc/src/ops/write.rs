@@ -35,7 +35,7 @@ fn write_folio(a: &mut Asm, part: Range, data: Content, partial: bool, out: u16)
         a.emit(Instr::HandleStart);
     }
     let failed = a.label();
-    instantiate(a, part, partial, failed, |a| da_map_blocks(a));
+    instantiate(a, part, partial, failed, da_map_blocks);
     a.emit(store(part, data, partial, size));
     disksize(a, part, size);
     a.place(failed);
@@ -143,7 +143,7 @@ pub fn page_mkwrite(a: &mut Asm, at: u8, data: Content) {
     a.lock(Rwsem::Invalidate, Mode::Read);
     a.emit(Instr::Range(first, end));
     a.emit(Instr::IfNonda(nonda));
-    make_writable(a, out, |a| da_map_blocks(a));
+    make_writable(a, out, da_map_blocks);
     a.emit(store);
     a.emit(Instr::Jump(out));
 

@@ -223,7 +223,7 @@ impl RuleSet {
     }
 
     /// Names of the rules, in their order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.rules.iter().map(|rule| &*rule.name)
     }
 

@@ -1,6 +1,7 @@
-//! `racegate rules check`: rules files, checked without a backend and told in words.
+//! `racegate rules`: rules without a backend.
 //!
-//! In: rules files. Out: what each rule means, or the mistake with its line, field and mend.
+//! In: rules files, or the event log of a backend. Out: what each rule means, or the mistake with
+//! its line, field and mend; whether the rules decide again what the log says they decided.
 //! Must not know: backends.
 
 use std::fmt::Write as _;
@@ -10,9 +11,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use pipeline::RuleSet;
+use pipeline::{Difference, RuleSet, What};
 
-/// Checks rules files.
+/// The most differences that are shown.
+const DIFFERENCES: usize = 10;
+
+/// Checks rules files, replays event logs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -27,31 +31,79 @@ enum Command {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Feed an event log to the rules anew; status 1 if they decide otherwise than it says
+    Replay {
+        /// Event log of a backend (its --event-log), from its first line
+        log: PathBuf,
+    },
 }
 
-/// Checks every file, so that one run shows the mistakes of all of them.
+/// Checks rules, or replays their decisions.
 ///
 /// # Errors
-/// Standard output cannot be written.
+/// A log that cannot be read or is no log; standard output cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Command::Check { files } = args.command;
-    let mut status = ExitCode::SUCCESS;
     let mut text = String::new();
-    for file in &files {
-        match read(file) {
-            Ok(rules) => describe(&mut text, file, &rules),
-            Err(error) => {
-                eprintln!("{error:#}");
-                status = ExitCode::FAILURE;
-            }
-        }
-    }
+    let status = match args.command {
+        Command::Check { files } => check(&mut text, &files),
+        Command::Replay { log } => replay(&mut text, &log)?,
+    };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to standard output")
         }
         _ => Ok(status),
     }
+}
+
+/// Checks every file, so that one run shows the mistakes of all of them.
+fn check(text: &mut String, files: &[PathBuf]) -> ExitCode {
+    let mut status = ExitCode::SUCCESS;
+    for file in files {
+        match read(file) {
+            Ok(rules) => describe(text, file, &rules),
+            Err(error) => {
+                eprintln!("{error:#}");
+                status = ExitCode::FAILURE;
+            }
+        }
+    }
+    status
+}
+
+fn replay(text: &mut String, log: &Path) -> Result<ExitCode> {
+    let lines = std::fs::read_to_string(log)
+        .with_context(|| format!("cannot read the event log {}", log.display()))?;
+    let found = pipeline::replay(lines.lines()).with_context(|| log.display().to_string())?;
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{}: {} inputs replayed, {} events as recorded, {} not",
+        log.display(),
+        found.inputs,
+        found.agreed,
+        found.differences.len()
+    );
+    // What follows the first differences mostly follows from them.
+    for Difference {
+        line,
+        recorded,
+        replayed,
+    } in found.differences.iter().take(DIFFERENCES)
+    {
+        let json = |what: &Option<What>| match what {
+            Some(what) => serde_json::to_string(what),
+            None => Ok("nothing".to_owned()),
+        };
+        let _ = writeln!(text, "line {line}: recorded {}", json(recorded)?);
+        let _ = writeln!(text, "    now {}", json(replayed)?);
+    }
+    let same = found.differences.is_empty();
+    Ok(if same {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn describe(text: &mut String, file: &Path, rules: &RuleSet) {

@@ -242,4 +242,13 @@ fn an_unknown_rule_is_named_with_the_nearest() {
     );
 }
 
+#[test]
+fn a_name_cut_short_is_enough_for_a_hint() {
+    let core = core(0, &rule("hold-first-bitmap-read", "{}", DELAY));
+    let error = core.find_rule("hold-first").expect_err("not there");
+    assert_eq!(error.nearest.as_deref(), Some("hold-first-bitmap-read"));
+    let error = core.find_rule("ho").expect_err("not there");
+    assert_eq!(error.nearest, None);
+}
+
 const DELAY: &str = "{ delay = \"80ms\" }";

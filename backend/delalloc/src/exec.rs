@@ -516,6 +516,7 @@ impl Engine {
             Instr::InsertHole(first, end) => free::insert_hole(state, first, end),
             Instr::Shift { first, by } => self.shift(state, first, by),
             Instr::Orphan(on) => meta::orphan(state, on),
+            Instr::CutOrphan => self.cut_orphan(state),
             Instr::Remount => self.remount(state, slot),
             Instr::DioLost => meta::dio_lost(state, slot),
             Instr::DioBegin => meta::dio_begin(state, slot),

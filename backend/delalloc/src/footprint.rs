@@ -124,6 +124,7 @@ fn instruction(instr: Instr) -> Footprint {
         Instr::RemoveLeaf { .. } => touches(FAULTS | JOURNAL, ES | DISK | COUNTERS),
         Instr::InsertHole(..) => touches(0, ES),
         Instr::Shift { .. } => touches(0, DISK | COUNTERS | SIZES | CACHE | ES),
+        Instr::CutOrphan => touches(0, ES | DISK | COUNTERS | SIZES | CACHE),
         Instr::Remount => touches(0, COUNTERS),
         Instr::DioDrain => touches(DIO, 0),
         Instr::DioBegin | Instr::DioEnd => touches(0, DIO | VERDICT),

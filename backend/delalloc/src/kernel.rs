@@ -82,6 +82,8 @@ flags! {
     PendingNofail = "pending-nofail" [1 1 1 1 1],
     /// M14: a split that runs out of memory leaves the extent at its full length.
     SplitRestores = "split-restores" [0 1 1 1 1],
+    /// M15: precaching of extents (`EXT4_IOC_GET_ES_CACHE` and its kin) holds `i_rwsem` shared.
+    PrecacheLocked = "precache-locked" [0 1 0 0 1],
     /// M16: writeback does not cache its neighbours (`EXT4_EX_NOCACHE`).
     WritebackNocache = "writeback-nocache" [0 0 0 0 1],
     /// M17: FIEMAP holds `i_rwsem` shared.

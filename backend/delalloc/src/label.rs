@@ -249,6 +249,7 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         Instr::Shift { by, .. } => format!("ext4_ext_shift_extents({by})"),
         Instr::Orphan(true) => "ext4_orphan_add".into(),
         Instr::Orphan(false) => "ext4_orphan_del".into(),
+        Instr::CutOrphan => "ext4_inode_extension_cleanup".into(),
         Instr::Remount => failed("remount nodelalloc"),
         Instr::DioWrite(_) => "submit direct write".into(),
         Instr::DioRead => "submit direct read".into(),

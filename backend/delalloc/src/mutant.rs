@@ -165,6 +165,15 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &[D1, A1, A3],
     },
     Mutant {
+        id: "M15",
+        subject: "ext4: prevent stale extent cache entries caused by concurrent get es_cache",
+        base: "linux-7.3.4",
+        flag: Flag::PrecacheLocked,
+        also: &[],
+        scenario: "truncate-precache",
+        caught_by: &[A1],
+    },
+    Mutant {
         id: "M16",
         subject: "ext4: prevent stale extent cache entries caused by concurrent I/O writeback",
         base: "linux-7.3.4",

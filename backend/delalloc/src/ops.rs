@@ -167,6 +167,8 @@ pub enum Op {
         /// Number of blocks.
         len: u8,
     },
+    /// `EXT4_IOC_PRECACHE_EXTENTS`, or `EXT4_IOC_GET_ES_CACHE` with `FIEMAP_FLAG_CACHE`.
+    PrecacheExtents,
     /// `EXT4_IOC_CLEAR_ES_CACHE`.
     ClearEsCache,
     /// Memory reclaim looks at one folio.
@@ -203,6 +205,7 @@ impl Op {
             Op::Commit => "commit".into(),
             Op::Fiemap { at, len } => format!("fiemap({at}, {len})"),
             Op::GetEsCache { at, len } => format!("GET_ES_CACHE({at}, {len})"),
+            Op::PrecacheExtents => "PRECACHE_EXTENTS".into(),
             Op::ClearEsCache => "CLEAR_ES_CACHE".into(),
             Op::Reclaim { folio } => format!("reclaim(folio {folio})"),
             Op::RemountNodelalloc => "remount(nodelalloc)".into(),
@@ -229,6 +232,7 @@ impl Op {
             Op::Truncate { .. }
             | Op::Fsync
             | Op::Commit
+            | Op::PrecacheExtents
             | Op::ClearEsCache
             | Op::Reclaim { .. }
             | Op::RemountNodelalloc
@@ -253,9 +257,9 @@ impl Op {
     }
 
     /// Emits the operation alone: its failure can be read when it is over.
-    pub(crate) fn emit_body(&self, a: &mut Asm) {
+    pub(crate) fn emit_body(self, a: &mut Asm) {
         let range = self.range().unwrap_or(Range { at: 0, len: 0 });
-        match *self {
+        match self {
             Op::Write { data, partial, .. } => write::buffered(a, range, data, partial),
             Op::Mkwrite { at, data } => write::page_mkwrite(a, at, data),
             Op::Read { .. } => read::buffered(a, range),
@@ -272,6 +276,7 @@ impl Op {
             Op::Commit => sync::commit(a),
             Op::Fiemap { .. } => read::fiemap(a, range),
             Op::GetEsCache { .. } => read::get_es_cache(a, range),
+            Op::PrecacheExtents => read::precache(a),
             Op::ClearEsCache => a.emit(Instr::ClearEs),
             Op::Reclaim { folio } => a.emit(Instr::Reclaim(folio)),
             Op::RemountNodelalloc => a.emit(Instr::Remount),

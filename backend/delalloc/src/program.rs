@@ -277,6 +277,8 @@ pub enum Instr {
     },
     /// Add to or remove from the orphan list.
     Orphan(bool),
+    /// Cut an orphan off behind its size, and take it off the list.
+    CutOrphan,
     /// Turn delayed allocation off.
     Remount,
 

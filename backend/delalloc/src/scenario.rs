@@ -176,6 +176,7 @@ built_in! {
     "remount-nodelalloc",
     "truncate-fiemap",
     "truncate-inline",
+    "truncate-precache",
     "truncate-restart-writeback",
     "truncate-writeback",
     "writeback-bails-out",

@@ -71,6 +71,7 @@ fn the_fix_makes_the_difference() {
 const PRESENT: &[(&str, [bool; 5])] = &[
     ("M01", [true, false, false, false, false]),
     ("M14", [true, false, false, false, false]),
+    ("M15", [true, false, true, true, false]),
     ("M16", [true, true, true, true, false]),
     ("M17", [true, true, true, true, false]),
     ("M20", [true, false, false, false, false]),

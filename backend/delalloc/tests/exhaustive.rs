@@ -29,6 +29,7 @@ const KINDS: &[&str] = &[
     r#"{ op = "commit" }"#,
     r#"{ op = "fiemap", at = 0, len = 4 }"#,
     r#"{ op = "get-es-cache", at = 0, len = 4 }"#,
+    r#"{ op = "precache-extents" }"#,
     r#"{ op = "clear-es-cache" }"#,
     r#"{ op = "reclaim", folio = 1 }"#,
     r#"{ op = "remount-nodelalloc" }"#,
@@ -110,19 +111,28 @@ fn every_pair_of_operations_is_clean_on_the_fixed_kernel() {
          faults-max = 1\nfs = { leaf-blocks = 2 }",
     ] {
         let (number, ..) = sweep(fs, pairs());
-        assert_eq!(number, 275);
+        assert_eq!(number, 299);
     }
 }
 
-#[test]
-#[ignore = "minutes in a development build: cargo test --release -p delalloc -- --ignored"]
-fn every_triple_of_operations_is_clean_on_the_fixed_kernel() {
+fn triples() -> impl Iterator<Item = Vec<usize>> {
     let kinds = KINDS.len();
-    let triples = (0..kinds)
-        .flat_map(move |a| (a..kinds).flat_map(move |b| (b..kinds).map(move |c| vec![a, b, c])));
-    let (number, states, transitions) = sweep("", triples);
+    (0..kinds)
+        .flat_map(move |a| (a..kinds).flat_map(move |b| (b..kinds).map(move |c| vec![a, b, c])))
+}
+
+#[test]
+fn some_triples_of_operations_are_clean_on_the_fixed_kernel() {
+    let (number, ..) = sweep("", triples().step_by(23));
+    assert_eq!(number, 110);
+}
+
+#[test]
+#[ignore = "long in a development build; cargo test --release -p delalloc -- --ignored: seconds"]
+fn every_triple_of_operations_is_clean_on_the_fixed_kernel() {
+    let (number, states, transitions) = sweep("", triples());
     println!("{number} combinations, {states} states, {transitions} transitions");
-    assert_eq!(number, 2277);
+    assert_eq!(number, 2576);
 }
 
 #[test]

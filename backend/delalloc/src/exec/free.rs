@@ -140,6 +140,19 @@ impl Engine {
         state.es.pending &= !left;
     }
 
+    /// `ext4_truncate` of what a failed extending write has left behind the size.
+    pub(super) fn cut_orphan(&self, state: &mut State) -> Flow {
+        if state.inode.orphan {
+            let first = self.geo.blocks_for(state.inode.i_size);
+            let beyond = span(first, self.geo.blocks);
+            self.es_remove(state, beyond);
+            self.free_blocks(state, beyond & state.disk.mapped);
+            state.want.fill(beyond, ZERO);
+            state.inode.orphan = false;
+        }
+        Flow::Next
+    }
+
     /// Looks the path up again after `i_data_sem` was dropped.
     pub(super) fn refresh_path(&self, state: &mut State, slot: usize) -> Flow {
         // Kernels with M44 keep the old one: `aside` stays as it was.

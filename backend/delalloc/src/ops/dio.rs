@@ -65,7 +65,9 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     // ext4_inode_extension_cleanup
     a.place(tidy);
     a.emit(Instr::HandleStart);
-    a.emit(Instr::Orphan(false));
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::CutOrphan);
+    a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(clean);
     a.emit(Instr::DropFolios {

@@ -1,4 +1,4 @@
-//! Buffered read, FIEMAP and the extent status dump.
+//! Buffered read, FIEMAP, the extent status dump and precaching.
 
 use super::Range;
 use super::map::map_blocks;
@@ -63,4 +63,26 @@ pub fn get_es_cache(a: &mut Asm, range: Range) {
     });
     a.place(missed);
     a.emit(Instr::Advance(again));
+}
+
+/// `ext4_ext_precache`: every extent of every leaf goes into extent status.
+pub fn precache(a: &mut Asm) {
+    let locked = a.has(Flag::PrecacheLocked);
+    if locked {
+        a.lock(Rwsem::Inode, Mode::Read);
+    }
+    let leaves = a.geo.leaf(a.geo.blocks - 1) + 1;
+    a.lock(Rwsem::Data, Mode::Read);
+    for leaf in 0..leaves {
+        let first = a.geo.leaf_set(leaf).trailing_zeros() as u8;
+        a.emit(Instr::Range(first, first + 1));
+        a.emit(Instr::LeafRead);
+        a.emit(Instr::LeafCache { nocache: true });
+        // EXT4_EX_FORCE_CACHE: also what was in memory before.
+        a.emit(Instr::LeafCache { nocache: false });
+    }
+    a.unlock(Rwsem::Data, Mode::Read);
+    if locked {
+        a.unlock(Rwsem::Inode, Mode::Read);
+    }
 }

@@ -78,6 +78,6 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error: anyhow::Error| {
         eprintln!("racegate: {error:#}");
-        ExitCode::from(2)
+        ExitCode::from(if campaign::interrupt::requested() { 130 } else { 2 })
     })
 }

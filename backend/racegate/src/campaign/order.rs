@@ -129,7 +129,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     }
     let campaign = match outcome {
         Ok(campaign) => campaign,
-        Err(error) => return Err(replayable(error, &order, command)),
+        Err(error) => return Err(replayable(error, &order, options, command)),
     };
     print(&campaign, options.json.as_deref())?;
     Ok(Finished {
@@ -194,7 +194,7 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
             .map(|(key, hits, done)| format!("{key} {hits}/{done}"));
         let so_far = so_far.collect::<Vec<_>>().join(", ");
         bar.inc(1);
-        if lines && bar.position() % 30 == 0 {
+        if lines && bar.position().is_multiple_of(30) {
             eprintln!(
                 "{}/{}: {so_far}",
                 bar.position(),
@@ -208,19 +208,27 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
 }
 
 /// Adds the one command that runs the failed trial again.
-fn replayable(error: RunError, order: &Order, command: &str) -> anyhow::Error {
-    let RunError::Guest {
-        kernel, arm, trial, ..
-    } = &error
-    else {
-        return error.into();
+fn replayable(error: RunError, order: &Order, options: &Options, command: &str) -> anyhow::Error {
+    let (kernel, what) = match &error {
+        RunError::Guest {
+            kernel, arm, trial, ..
+        } => (kernel, format!(" --arm {arm} --trial {trial}")),
+        RunError::Boot { kernel, .. } => (kernel, " --trials 1".to_owned()),
+        _ => return error.into(),
     };
+    // As it was asked for: the name in the table may be that of a path, shortened.
+    let index = order.kernels.iter().position(|known| known.name == *kernel);
+    let given = index
+        .and_then(|index| options.kernels.get(index))
+        .unwrap_or(kernel);
+    let modules = options.modules.as_ref();
+    let modules = modules.map_or_else(String::new, |path| format!(" --modules {}", path.display()));
     let line = format!(
-        "repeat with: {command} --kernel {kernel} --arm {arm} --trial {trial} --seed {} --vcpus {} \
-         --queues {} --keep",
+        "{command} --kernel {given}{modules}{what} --seed {} --vcpus {} --queues {} --keep",
         order.seed, order.vcpus, order.queues
     );
-    anyhow::Error::new(error).context(line)
+    let error = anyhow::Error::new(error);
+    anyhow::anyhow!("{error:#}\nrepeat with: {line}")
 }
 
 fn print(campaign: &Campaign, json: Option<&Path>) -> anyhow::Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! In: a kernel, sizes, operations. Out: what the kernel would show after each.
 //! Device requests are answered at once, writeback ends and is converted before the next
-//! operation starts.
+//! operation starts, and blocks freed by an earlier operation are there to be used again (the
+//! kernel commits and tries again when it needs them).
 
 use crate::exec::Engine;
 use crate::geometry::{Geometry, bit};
@@ -147,6 +148,7 @@ impl Driver {
 pub fn run_op(kernel: &Kernel, geo: &Geometry, state: &mut State, op: Op) -> Outcome {
     let engine = Engine::new(*kernel, *geo, 1, &[], |_, asm| op.emit_body(asm));
     state.threads = [Thread::default(); crate::state::SLOTS];
+    state.disk.commit();
     engine.settle_all(state);
     let mut broken = None;
     let mut errno = Errno::Ok;

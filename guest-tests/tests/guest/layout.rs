@@ -39,7 +39,7 @@ const FEATURES: &[(&str, &[&str])] = &[
     ("fast_commit", &["-O", "fast_commit"]),
     ("inode_128", &["-I", "128", "-O", "^metadata_csum"]),
     ("orphan_file", &["-O", "orphan_file"]),
-    ("quota", &["-O", "quota"]),
+    ("ea_inode", &["-O", "ea_inode"]),
 ];
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
@@ -200,12 +200,10 @@ fn ageing(extents: bool) -> Workload {
         offset: 1 << 20,
         bytes: 1 << 20,
     });
-    let closing = ["a", "b", "large", "prepared"].map(|file| Op::Close { file: file.into() });
-    let cleanup = tried
-        .into_iter()
-        .chain(closing)
-        .chain([Op::Umount {}])
-        .collect();
+    let files = ["a", "b", "large", "prepared"];
+    let closing = files[..if extents { 4 } else { 3 }].iter();
+    let closing = closing.map(|file| Op::Close { file: (*file).into() });
+    let cleanup = closing.chain([Op::Umount {}]).collect();
     Workload {
         setup: ops,
         threads: Vec::new(),

@@ -101,7 +101,7 @@ pub(crate) fn search<M: Model>(
         last: None,
         preemptions: 0,
     };
-    setting.with_shard(key, |shard| shard.arrive(&root, &initial));
+    setting.with_shard(key, |shard| shard.arrive(&root, initial));
 
     let mut tally = Tally::default();
     let mut found = Found::default();

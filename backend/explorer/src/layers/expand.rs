@@ -83,10 +83,11 @@ impl Tally {
     }
 }
 
-/// The way to the shards: straight if there is only one, in batches if others use them too.
-enum Outlet<'a, S> {
-    Only(MutexGuard<'a, Shard<S>>),
-    Batched(Vec<Vec<(Arrival, S)>>),
+/// The way to the shards: arrivals in batches, one for each shard.
+struct Outlet<'a, S> {
+    batches: Vec<Vec<(Arrival, S)>>,
+    /// The only shard, held throughout, if there is one worker.
+    only: Option<MutexGuard<'a, Shard<S>>>,
 }
 
 /// One worker's expansion of nodes of one layer.
@@ -101,10 +102,16 @@ pub(super) struct Expansion<'a, M: Model> {
 
 impl<'a, M: Model> Expansion<'a, M> {
     pub(super) fn new(setting: &'a Setting<'a, M>, depth: u32) -> Expansion<'a, M> {
-        let outlet = match &setting.shards[..] {
-            [only] => Outlet::Only(only.lock().unwrap_or_else(PoisonError::into_inner)),
-            shards => Outlet::Batched(shards.iter().map(|_| Vec::with_capacity(BATCH)).collect()),
+        let only = match &setting.shards[..] {
+            [only] => Some(only.lock().unwrap_or_else(PoisonError::into_inner)),
+            _ => None,
         };
+        let batches = setting
+            .shards
+            .iter()
+            .map(|_| Vec::with_capacity(BATCH))
+            .collect();
+        let outlet = Outlet { batches, only };
         Expansion {
             setting,
             depth,
@@ -117,12 +124,23 @@ impl<'a, M: Model> Expansion<'a, M> {
 
     /// Sends what is still gathered and gives the counts.
     pub(super) fn finish(mut self) -> Tally {
-        if let Outlet::Batched(batches) = &mut self.outlet {
-            for (at, batch) in batches.iter_mut().enumerate() {
-                self.tally.pruned_by_hash += flush(self.setting, at, batch);
-            }
+        for at in 0..self.outlet.batches.len() {
+            self.flush(at);
         }
         self.tally
+    }
+
+    /// Hands gathered arrivals to their shard.
+    fn flush(&mut self, at: usize) {
+        let batch = &mut self.outlet.batches[at];
+        self.tally.pruned_by_hash += if let Some(shard) = &mut self.outlet.only {
+            shard.arrive_all(batch)
+        } else {
+            let shard = self.setting.shards[at].lock();
+            shard
+                .unwrap_or_else(PoisonError::into_inner)
+                .arrive_all(batch)
+        };
     }
 
     pub(super) fn expand(&mut self, node: &Node<State<M>>) {
@@ -233,9 +251,9 @@ impl<'a, M: Model> Expansion<'a, M> {
             model.apply(&mut self.scratch, step);
             let key = model.fingerprint(&self.scratch);
             model.check(&self.scratch, step).is_ok()
-                && !match &self.outlet {
-                    Outlet::Only(shard) => shard.known_before(key),
-                    Outlet::Batched(_) => self
+                && !match &self.outlet.only {
+                    Some(shard) => shard.known_before(key),
+                    None => self
                         .setting
                         .with_shard(key, |shard| shard.known_before(key)),
                 }
@@ -274,32 +292,10 @@ impl<'a, M: Model> Expansion<'a, M> {
             last,
             preemptions,
         };
-        match &mut self.outlet {
-            Outlet::Only(shard) => {
-                self.tally.pruned_by_hash += u64::from(shard.arrive(&arrival, &self.scratch));
-            }
-            Outlet::Batched(batches) => {
-                let at = self.setting.shard_index(key);
-                batches[at].push((arrival, self.scratch.clone()));
-                if batches[at].len() == BATCH {
-                    self.tally.pruned_by_hash += flush(self.setting, at, &mut batches[at]);
-                }
-            }
+        let at = self.setting.shard_index(key);
+        self.outlet.batches[at].push((arrival, self.scratch.clone()));
+        if self.outlet.batches[at].len() == BATCH {
+            self.flush(at);
         }
     }
-}
-
-/// Hands gathered arrivals to their shard; gives how many of their states were known.
-fn flush<M: Model>(
-    setting: &Setting<'_, M>,
-    at: usize,
-    batch: &mut Vec<(Arrival, State<M>)>,
-) -> u64 {
-    let mut shard = setting.shards[at]
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    batch
-        .drain(..)
-        .map(|(arrival, state)| u64::from(shard.arrive(&arrival, &state)))
-        .sum()
 }

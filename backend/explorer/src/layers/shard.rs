@@ -4,6 +4,7 @@
 //! arrival, so a number at or above the first of the layer being filled means "new in this layer".
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 
 use super::Node;
 use crate::model::Step;
@@ -42,7 +43,7 @@ pub(super) struct Shard<S> {
     uneven: bool,
 }
 
-impl<S: Clone> Shard<S> {
+impl<S> Shard<S> {
     pub(super) fn new() -> Shard<S> {
         Shard {
             table: Table::new(),
@@ -75,8 +76,29 @@ impl<S: Clone> Shard<S> {
         Some((record.parent, record.step))
     }
 
+    /// Takes arrivals; the number of those whose state was known.
+    pub(super) fn arrive_all(&mut self, batch: &mut Vec<(Arrival, S)>) -> u64 {
+        // First have all that they need brought to the cache: nothing waits for the values, so
+        // the fetches overlap.
+        let mut sum = 0;
+        for (arrival, _) in &*batch {
+            let number = self.table.glance(arrival.key);
+            sum ^= self
+                .records
+                .get(number as usize)
+                .map_or(0, |record| record.parent);
+            let node = self.next.get(number.wrapping_sub(self.first) as usize);
+            sum ^= node.map_or(0, |node| node.key);
+        }
+        black_box(sum);
+        batch
+            .drain(..)
+            .map(|(arrival, state)| u64::from(self.arrive(&arrival, state)))
+            .sum()
+    }
+
     /// Takes one arrival; true if its state was known.
-    pub(super) fn arrive(&mut self, arrival: &Arrival, state: &S) -> bool {
+    pub(super) fn arrive(&mut self, arrival: &Arrival, state: S) -> bool {
         let Arrival {
             key,
             parent,
@@ -87,7 +109,7 @@ impl<S: Clone> Shard<S> {
             preemptions,
         } = *arrival;
         let node = |sleep, slept| Node {
-            state: state.clone(),
+            state,
             key,
             paths,
             sleep,

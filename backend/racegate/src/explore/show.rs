@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use explorer::{Bound, Coverage, Outcome, Report, Schedule, Trace, replay};
+use explorer::{Bound, Outcome, Report, Schedule, Trace, replay};
 
 use super::pick::Picked;
 use super::timeline;
@@ -62,7 +62,7 @@ fn title(out: &mut impl Write, picked: &Picked) -> io::Result<()> {
 fn end(out: &mut impl Write, trace: &Trace, schedule: &Schedule) -> io::Result<()> {
     writeln!(out, "{}", timeline::draw(trace))?;
     match &trace.outcome {
-        Outcome::Violation { name, detail, .. } => writeln!(out, "{name}: {detail}")?,
+        Outcome::Violation { detail, .. } => writeln!(out, "{}", detail.trim_end())?,
         Outcome::End => writeln!(out, "The end: nothing is broken.")?,
         Outcome::Open => writeln!(out, "Nothing is broken so far; more steps can follow.")?,
     }
@@ -74,15 +74,20 @@ fn end(out: &mut impl Write, trace: &Trace, schedule: &Schedule) -> io::Result<(
 
 fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) -> io::Result<()> {
     let coverage = &report.coverage;
-    let verdict = match (report.violations.len(), coverage.complete()) {
-        (0, true) => "No violation, search complete".to_owned(),
-        (0, false) => format!("No violation found, search cut by {}", bounds(coverage)),
-        (1, true) => "1 violation, search complete".to_owned(),
-        (n, true) => format!("{n} violations, search complete"),
-        (1, false) => format!("1 violation, search cut by {}", bounds(coverage)),
-        (n, false) => format!("{n} violations, search cut by {}", bounds(coverage)),
+    let found = match report.violations.len() {
+        0 => "No violation".to_owned(),
+        1 => "1 violation".to_owned(),
+        n => format!("{n} violations"),
     };
-    writeln!(out, "{verdict}.")?;
+    let extent = match &coverage.truncated[..] {
+        [] => "search complete".to_owned(),
+        [Bound::FirstViolation] => "the search stopped there (--all goes on)".to_owned(),
+        bounds => {
+            let names: Vec<&str> = bounds.iter().map(|&bound| bound_name(bound)).collect();
+            format!("not complete: cut by {}", names.join(", "))
+        }
+    };
+    writeln!(out, "{found}; {extent}.")?;
     let states = coverage
         .states
         .map(|states| format!("{states} states, "))
@@ -113,15 +118,6 @@ fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) 
         )?;
     }
     Ok(())
-}
-
-fn bounds(coverage: &Coverage) -> String {
-    let names: Vec<&str> = coverage
-        .truncated
-        .iter()
-        .map(|&bound| bound_name(bound))
-        .collect();
-    names.join(", ")
 }
 
 /// The name of a bound in text and JSON.

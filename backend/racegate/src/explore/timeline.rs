@@ -102,26 +102,34 @@ fn put<'a>(text: &mut String, margin: &str, cells: impl Iterator<Item = &'a str>
     text.push('\n');
 }
 
-/// Breaks a text at blanks into lines of at most `width` characters where its words allow;
-/// continued lines are indented. Blanks that the text begins with are kept.
+/// Breaks a text into lines of at most `width` characters where its words allow: each part that
+/// ends in a semicolon on lines of its own, broken behind commas if it can be and at blanks if it
+/// must. Continued lines are indented. Blanks that the text begins with are kept.
 fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     let start = &text[..text.len() - text.trim_start().len()];
     let mut lines = Vec::new();
-    let mut line = start.to_owned();
-    let mut is_empty = true;
-    for word in text.split_whitespace() {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > width {
-            lines.push(std::mem::replace(&mut line, indent.to_owned()));
-            is_empty = true;
+    for part in text.trim().split_inclusive("; ") {
+        let mut line = start.to_owned();
+        for item in part.trim_end().split_inclusive(", ") {
+            let fits = |line: &str, piece: &str| {
+                line.chars().count() + piece.trim_end().chars().count() <= width
+            };
+            if !fits(&line, item) && !line.trim().is_empty() {
+                lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            }
+            for word in item.split_inclusive(' ') {
+                if !fits(&line, word) && !line.trim().is_empty() {
+                    lines.push(std::mem::replace(&mut line, indent.to_owned()));
+                }
+                line.push_str(word);
+            }
         }
-        if !is_empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        is_empty = false;
+        lines.push(line);
     }
-    lines.push(line);
     lines
+        .into_iter()
+        .map(|line| line.trim_end().to_owned())
+        .collect()
 }
 
 #[cfg(test)]

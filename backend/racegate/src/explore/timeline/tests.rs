@@ -57,6 +57,20 @@ fn long_texts_stay_in_their_column() {
 }
 
 #[test]
+fn lines_break_at_semicolons_then_commas_then_blanks() {
+    let text = "  insert(a); es[0]: H -> D, es[1]: H -> U, es[2]: H -> D";
+    let lines = wrap(text, 28, "    ");
+    let expected = [
+        "  insert(a);",
+        "  es[0]: H -> D,",
+        "    es[1]: H -> U,",
+        "    es[2]: H -> D",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(wrap("one two three", 8, " "), ["one two", " three"]);
+}
+
+#[test]
 fn nothing_to_draw_is_drawn() {
     let trace = Trace {
         threads: vec!["a".to_owned()],

@@ -92,11 +92,11 @@ fn one(core: &mut Core, out: &mut Outbox, number: u64) {
 fn parse(c: &mut Criterion) {
     let mut group = c.benchmark_group("parse");
     group.bench_function("1 rule", |b| {
-        b.iter(|| RuleSet::parse(black_box(HOLD), "bench.toml"))
+        b.iter(|| RuleSet::parse(black_box(HOLD), "bench.toml"));
     });
     let many = many(128);
     group.bench_function("128 rules", |b| {
-        b.iter(|| RuleSet::parse(black_box(&many), "bench.toml"))
+        b.iter(|| RuleSet::parse(black_box(&many), "bench.toml"));
     });
     group.finish();
 }

@@ -473,4 +473,6 @@ mod oracle;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;

@@ -283,7 +283,9 @@ impl<'a> Performer<'a> {
     }
 
     fn mount(&self, options: &str) -> io::Result<()> {
-        let (flags, data) = mount_flags(options);
+        let uname = rustix::system::uname();
+        let running = version(&uname.release().to_string_lossy());
+        let (flags, data) = mount_flags(options, running);
         let device = format!("/dev/{}", self.shared.stage.disk);
         let data = CString::new(data)?;
         let root = &self.shared.stage.root;
@@ -353,10 +355,16 @@ fn compare(data: &[u8], offset: u64, expect: Option<u8>) -> io::Result<()> {
 }
 
 /// Splits mount options into flags of mount(2) and the rest, which is ext4's.
-fn mount_flags(options: &str) -> (MountFlags, String) {
+/// Options for kernels newer than `running` are left out.
+fn mount_flags(options: &str, running: Option<(u32, u32)>) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();
     for option in options.split(',').filter(|option| !option.is_empty()) {
+        let option = match option.split_once('+') {
+            Some((since, _)) if version(since) > running => continue,
+            Some((_, option)) => option,
+            None => option,
+        };
         match option {
             "noatime" => flags |= MountFlags::NOATIME,
             "nodiratime" => flags |= MountFlags::NODIRATIME,
@@ -370,6 +378,12 @@ fn mount_flags(options: &str) -> (MountFlags, String) {
         }
     }
     (flags, data.join(","))
+}
+
+/// Major and minor number of a kernel version or release (`6.1.0-55-cloud-amd64`).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn falloc_flags(mode: FallocateMode) -> FallocateFlags {
@@ -421,9 +435,17 @@ mod tests {
 
     #[test]
     fn mount_options_are_split() {
-        let (flags, data) = mount_flags("noatime,data=ordered,,lazytime,nodelalloc");
+        let (flags, data) = mount_flags("noatime,data=ordered,,lazytime,nodelalloc", None);
         assert_eq!(flags, MountFlags::NOATIME | MountFlags::LAZYTIME);
         assert_eq!(data, "data=ordered,nodelalloc");
+    }
+
+    #[test]
+    fn newer_kernels_get_their_options() {
+        let options = |release| mount_flags("a,5.13+quiet,6.12+loud", version(release)).1;
+        assert_eq!(options("5.10.0-32-cloud-amd64"), "a");
+        assert_eq!(options("6.1.0-55-cloud-amd64"), "a,quiet");
+        assert_eq!(options("6.12.107+deb13-cloud-amd64"), "a,quiet,loud");
     }
 
     #[test]

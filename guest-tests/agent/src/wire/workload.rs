@@ -44,7 +44,8 @@ pub struct Thread {
 pub enum Op {
     /// Mount the main disk as ext4.
     Mount {
-        /// As after `mount -o`; flags such as `noatime` included.
+        /// As after `mount -o`; flags such as `noatime` included. `5.13+OPTION` is an option for
+        /// kernels from 5.13 on.
         #[serde(default)]
         options: String,
     },

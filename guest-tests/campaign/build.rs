@@ -32,11 +32,7 @@ fn build() -> Result<(), String> {
     let manifest_dir = PathBuf::from(var("CARGO_MANIFEST_DIR")?);
     let workspace = manifest_dir.join("../..");
     let agent = manifest_dir.join("../agent");
-    for input in [
-        agent.join("src"),
-        agent.join("Cargo.toml"),
-        workspace.join("Cargo.toml"),
-    ] {
+    for input in [agent.join("src"), agent.join("Cargo.toml"), workspace.join("Cargo.toml")] {
         println!("cargo::rerun-if-changed={}", input.display());
     }
     let out = PathBuf::from(var("OUT_DIR")?);
@@ -46,12 +42,7 @@ fn build() -> Result<(), String> {
     let mut cargo = Command::new(var("CARGO")?);
     cargo
         .args(["build", "--release", "--package", "agent", "--bin", "agent"])
-        .args([
-            "--target",
-            &triple,
-            "--config",
-            "profile.release.strip=true",
-        ])
+        .args(["--target", &triple, "--config", "profile.release.strip=true"])
         .arg("--manifest-path")
         .arg(agent.join("Cargo.toml"))
         .arg("--target-dir")
@@ -60,9 +51,7 @@ fn build() -> Result<(), String> {
         cargo.env_remove(name);
     }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    let status = cargo
-        .status()
-        .map_err(|error| format!("{cargo:?}: {error}"))?;
+    let status = cargo.status().map_err(|error| format!("{cargo:?}: {error}"))?;
     if !status.success() {
         return Err(format!("{cargo:?}: {status}"));
     }

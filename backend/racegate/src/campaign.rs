@@ -47,12 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let command = format!("racegate campaign run {plan}");
             let plan = Plan::find(plan)?;
             let Finished { campaign, .. } = run_plan(plan, options, &command)?;
-            let any = |wanted| {
-                campaign
-                    .verdicts
-                    .iter()
-                    .any(|(_, verdict, _)| *verdict == wanted)
-            };
+            let any = |wanted| campaign.verdicts.iter().any(|(_, verdict, _)| *verdict == wanted);
             Ok(ExitCode::from(if any(Verdict::Affected) {
                 1
             } else if any(Verdict::Inconclusive) {

@@ -41,9 +41,5 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             eprintln!("{kernel} is known to be {known}, but this run says {verdict}");
         }
     }
-    Ok(if as_known {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
-    })
+    Ok(if as_known { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -131,11 +131,8 @@ impl Guest {
             queues,
             queue_size,
         };
-        let BackendConfig {
-            queues, queue_size, ..
-        } = config.backend;
-        vm.disks
-            .push(disk("disk", backend.socket(), queues, queue_size));
+        let BackendConfig { queues, queue_size, .. } = config.backend;
+        vm.disks.push(disk("disk", backend.socket(), queues, queue_size));
         if let Some(socket) = backend.link_socket() {
             vm.disks.push(disk("link", socket, 1, LINK_QUEUE_SIZE));
         }
@@ -145,18 +142,9 @@ impl Guest {
                 "waiting for the agent to be ready",
                 BOOT_LIMIT,
                 |notice| match said(notice)?.1 {
-                    ToHost::Hello {
-                        kernel,
-                        cpus,
-                        page_bytes,
-                        disk,
-                        ..
-                    } => Some(Hello {
-                        kernel,
-                        cpus,
-                        page_bytes,
-                        disk,
-                    }),
+                    ToHost::Hello { kernel, cpus, page_bytes, disk, .. } => {
+                        Some(Hello { kernel, cpus, page_bytes, disk })
+                    }
                     _ => None,
                 },
             )?;
@@ -184,10 +172,7 @@ impl Guest {
 
     /// The console so far, one line of text per line.
     pub fn console(&self) -> String {
-        self.vm
-            .transcript()
-            .iter()
-            .fold(String::new(), |text, line| text + &line.text + "\n")
+        self.vm.transcript().iter().fold(String::new(), |text, line| text + &line.text + "\n")
     }
 
     /// Replaces the rules.
@@ -212,11 +197,7 @@ impl Guest {
                 _ => None,
             }
         })?;
-        Ok(Observed {
-            result,
-            events,
-            clock,
-        })
+        Ok(Observed { result, events, clock })
     }
 
     /// Runs a program in the guest to its end. `{disk}` in arguments becomes the kernel's name of
@@ -235,15 +216,9 @@ impl Guest {
             args: args.iter().map(ToString::to_string).collect(),
         })?;
         let (mut stdout, mut stderr) = (String::new(), String::new());
-        let status = self.wait(
-            "running a program in the guest",
-            limit,
-            |_, message| match message? {
-                ToHost::Output {
-                    id: of,
-                    stream,
-                    text,
-                } if of == id => {
+        let status =
+            self.wait("running a program in the guest", limit, |_, message| match message? {
+                ToHost::Output { id: of, stream, text } if of == id => {
                     match stream {
                         Stream::Stdout => stdout.push_str(&text),
                         Stream::Stderr => stderr.push_str(&text),
@@ -253,38 +228,28 @@ impl Guest {
                 ToHost::Exited { id: of, status, .. } if of == id => Some(Ok(status)),
                 ToHost::Refused { id: of, reason } if of == Some(id) => Some(Err(reason)),
                 _ => None,
-            },
-        )?;
-        Ok(Executed {
-            status,
-            stdout,
-            stderr,
-        })
+            })?;
+        Ok(Executed { status, stdout, stderr })
     }
 
     /// Powers the guest off and waits for it.
     pub fn shutdown(mut self) -> Result<(), GuestError> {
         self.send(&ToGuest::Shutdown)?;
         let ended = |notice: &Notice| matches!(notice, Notice::VmExited(_)).then_some(());
-        self.inbox
-            .wait_for("waiting for the guest to power off", OFF_LIMIT, ended)?;
+        self.inbox.wait_for("waiting for the guest to power off", OFF_LIMIT, ended)?;
         Ok(())
     }
 
     /// Learns how the guest's clock stands to the device's.
     fn synchronise(&mut self) -> Result<ClockMap, GuestError> {
-        self.send(&ToGuest::Sync {
-            rounds: CLOCK_ROUNDS,
-        })?;
+        self.send(&ToGuest::Sync { rounds: CLOCK_ROUNDS })?;
         let mut sync = ClockSync::default();
         self.wait("synchronising clocks", ANSWER_LIMIT, |event, message| {
             let Some(ToHost::Clock { round, previous }) = message else {
                 return None;
             };
             sync.round(round, event.at, previous);
-            let map = sync
-                .map()
-                .ok_or_else(|| "the agent's rounds do not follow".to_owned());
+            let map = sync.map().ok_or_else(|| "the agent's rounds do not follow".to_owned());
             (round + 1 == CLOCK_ROUNDS).then_some(map)
         })
     }

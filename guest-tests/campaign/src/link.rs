@@ -77,23 +77,12 @@ mod tests {
 
     #[test]
     fn messages_are_found_and_misunderstandings_told() {
-        let event = |message| Event {
-            seq: 1,
-            at: Nanos(5),
-            what: What::Agent { message },
-        };
+        let event = |message| Event { seq: 1, at: Nanos(5), what: What::Agent { message } };
         let bye = event(serde_json::json!({"kind": "bye"}));
         assert_eq!(message_of(&bye), Some(Ok(ToHost::Bye)));
         let strange = event(serde_json::json!({"kind": "sing"}));
         assert!(message_of(&strange).unwrap().unwrap_err().contains("sing"));
-        assert_eq!(
-            message_of(&Event {
-                seq: 1,
-                at: Nanos(5),
-                what: What::Tick
-            }),
-            None
-        );
+        assert_eq!(message_of(&Event { seq: 1, at: Nanos(5), what: What::Tick }), None);
     }
 
     proptest! {

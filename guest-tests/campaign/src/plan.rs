@@ -90,10 +90,7 @@ impl Guest {
 
 impl Default for Guest {
     fn default() -> Guest {
-        Guest {
-            trial_limit: Guest::default_limit(),
-            cmdline: Vec::new(),
-        }
+        Guest { trial_limit: Guest::default_limit(), cmdline: Vec::new() }
     }
 }
 
@@ -169,10 +166,8 @@ impl Plan {
         if !is_file {
             return Err(PlanError::unknown(name));
         }
-        let text = fs::read_to_string(name).map_err(|source| PlanError::Read {
-            file: name.into(),
-            source,
-        })?;
+        let text = fs::read_to_string(name)
+            .map_err(|source| PlanError::Read { file: name.into(), source })?;
         Plan::parse(&text, name)
     }
 
@@ -188,10 +183,7 @@ impl Plan {
         };
         let plan: File = toml::from_str(text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
-            at(
-                offset,
-                PlanProblem::Syntax(error.message().trim().replace('\n', "; ")),
-            )
+            at(offset, PlanProblem::Syntax(error.message().trim().replace('\n', "; ")))
         })?;
         let rate = plan.rate_if_affected;
         // The verdict's other hypothesis is 1 %; a plan must promise more to tell them apart.
@@ -203,13 +195,10 @@ impl Plan {
         }
         let workload_at = plan.workload.span().start;
         let workload = plan.workload.into_inner();
-        workload
-            .check()
-            .map_err(|error| at(workload_at, PlanProblem::Workload(error)))?;
+        workload.check().map_err(|error| at(workload_at, PlanProblem::Workload(error)))?;
         let hit_at = plan.hit.span().start;
         let hit = plan.hit.into_inner();
-        hit.check(&workload)
-            .map_err(|problem| at(hit_at, problem))?;
+        hit.check(&workload).map_err(|problem| at(hit_at, problem))?;
         let mut arms: Vec<Arm> = Vec::new();
         for arm in plan.arms {
             let name_at = arm.name.span().start;
@@ -217,10 +206,7 @@ impl Plan {
             if arms.iter().any(|other| other.name == name) {
                 return Err(at(name_at, PlanProblem::DuplicateArm(name)));
             }
-            arms.push(Arm {
-                name,
-                rules: rules(text, file, arm.rules)?,
-            });
+            arms.push(Arm { name, rules: rules(text, file, arm.rules)? });
         }
         if !arms.iter().any(|arm| arm.name == RULES_ARM) {
             return Err(at(0, PlanProblem::NoRulesArm));
@@ -273,19 +259,13 @@ fn rules(text: &str, file: &str, rules: Option<Spanned<String>>) -> Result<RuleS
 
 /// The line of a byte offset, from 1.
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text
-        .bytes()
-        .take(offset)
-        .filter(|&byte| byte == b'\n')
-        .count()
+    1 + text.bytes().take(offset).filter(|&byte| byte == b'\n').count()
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(from)?;
     humantime::parse_duration(&text).map_err(|error| {
-        serde::de::Error::custom(format!(
-            "\"{text}\" is no duration ({error}); write \"60s\""
-        ))
+        serde::de::Error::custom(format!("\"{text}\" is no duration ({error}); write \"60s\""))
     })
 }
 

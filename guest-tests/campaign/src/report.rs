@@ -70,10 +70,7 @@ pub fn text(campaign: &Campaign) -> String {
     let mut text = table(&campaign.arms);
     if let Some((kernel, timeline)) = campaign.timelines.first() {
         // Writing to a String does not fail.
-        let _ = write!(
-            text,
-            "\nThe first hit of {kernel} with the plan's rules:\n{timeline}\n"
-        );
+        let _ = write!(text, "\nThe first hit of {kernel} with the plan's rules:\n{timeline}\n");
     }
     for arm in &campaign.arms {
         let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {
@@ -81,9 +78,7 @@ pub fn text(campaign: &Campaign) -> String {
             _ => None,
         });
         if let Some((trial, evidence)) = invalid {
-            let ArmOutcome {
-                kernel, arm: name, ..
-            } = arm;
+            let ArmOutcome { kernel, arm: name, .. } = arm;
             let count = arm.invalid();
             let _ = write!(
                 text,
@@ -103,26 +98,14 @@ pub fn text(campaign: &Campaign) -> String {
     }
     text += "\n";
     for (kernel, verdict, error) in &campaign.verdicts {
-        let _ = writeln!(
-            text,
-            "{kernel}: {verdict} (error probability {})",
-            probability(*error)
-        );
+        let _ = writeln!(text, "{kernel}: {verdict} (error probability {})", probability(*error));
     }
     text
 }
 
 fn table(arms: &[ArmOutcome]) -> String {
     let mut rows = vec![
-        [
-            "kernel",
-            "arm",
-            "hits/trials",
-            "rate",
-            "95 % interval",
-            "s/trial",
-        ]
-        .map(str::to_owned),
+        ["kernel", "arm", "hits/trials", "rate", "95 % interval", "s/trial"].map(str::to_owned),
     ];
     for arm in arms {
         let tally = arm.tally();
@@ -140,12 +123,8 @@ fn table(arms: &[ArmOutcome]) -> String {
             format!("{:.2}", arm.seconds_per_trial()),
         ]);
     }
-    let widths: [usize; 6] = std::array::from_fn(|i| {
-        rows.iter()
-            .map(|row| row[i].chars().count())
-            .max()
-            .unwrap_or(0)
-    });
+    let widths: [usize; 6] =
+        std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
     rows.iter().fold(String::new(), |text, row| {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
@@ -156,11 +135,7 @@ fn table(arms: &[ArmOutcome]) -> String {
 }
 
 fn probability(error: f64) -> String {
-    if error > 0.0 && error < 1e-3 {
-        format!("{error:.0e}")
-    } else {
-        format!("{error:.3}")
-    }
+    if error > 0.0 && error < 1e-3 { format!("{error:.0e}") } else { format!("{error:.3}") }
 }
 
 #[cfg(test)]

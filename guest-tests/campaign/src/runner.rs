@@ -93,10 +93,7 @@ impl ArmOutcome {
     /// Hits among the trials that tell something.
     pub fn tally(&self) -> Tally {
         let hits = self.count(|outcome| matches!(outcome, Outcome::Hit { .. }));
-        Tally {
-            hits,
-            trials: self.trials.len() as u64 - self.invalid(),
-        }
+        Tally { hits, trials: self.trials.len() as u64 - self.invalid() }
     }
 
     /// Trials that tell nothing.
@@ -107,18 +104,11 @@ impl ArmOutcome {
     /// Mean wall-clock time of a trial; 0 without trials.
     pub fn seconds_per_trial(&self) -> f64 {
         let seconds: f64 = self.trials.iter().map(|trial| trial.seconds).sum();
-        if self.trials.is_empty() {
-            0.0
-        } else {
-            seconds / self.trials.len() as f64
-        }
+        if self.trials.is_empty() { 0.0 } else { seconds / self.trials.len() as f64 }
     }
 
     fn count(&self, pick: impl Fn(&Outcome) -> bool) -> u64 {
-        self.trials
-            .iter()
-            .filter(|trial| pick(&trial.outcome))
-            .count() as u64
+        self.trials.iter().filter(|trial| pick(&trial.outcome)).count() as u64
     }
 }
 
@@ -208,12 +198,7 @@ pub enum RunError {
 pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Campaign, RunError> {
     for arm in &order.only_arms {
         if !order.plan.arms.iter().any(|known| known.name == *arm) {
-            let known: Vec<&str> = order
-                .plan
-                .arms
-                .iter()
-                .map(|arm| arm.name.as_str())
-                .collect();
+            let known: Vec<&str> = order.plan.arms.iter().map(|arm| arm.name.as_str()).collect();
             return Err(RunError::UnknownArm {
                 plan: order.plan.name.clone(),
                 arm: arm.clone(),
@@ -237,9 +222,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
                     if outcome.is_err() {
                         failed.store(true, Ordering::Relaxed);
                     }
-                    let mut done = done
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     done[index] = Some(outcome);
                 }
             });
@@ -253,9 +236,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         timelines: Vec::new(),
         findings: Vec::new(),
     };
-    let done = done
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A session that stopped because another failed is not what went wrong.
     let (mut sessions, mut interrupted) = (Vec::new(), None);
     for outcome in done.into_iter().flatten() {
@@ -274,9 +255,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
                 verdict::judge(arm.tally(), arm.invalid(), order.plan.rate_if_affected);
             campaign.verdicts.push((arm.kernel.clone(), verdict, error));
             let kernel = arm.kernel.clone();
-            campaign
-                .timelines
-                .extend(session.timeline.map(|timeline| (kernel, timeline)));
+            campaign.timelines.extend(session.timeline.map(|timeline| (kernel, timeline)));
         }
         campaign.arms.extend(session.arms);
         campaign.findings.extend(session.findings);
@@ -287,11 +266,8 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
 /// The seed of a trial: the same in every arm and on every kernel.
 pub fn trial_seed(seed: u64, trial: u32) -> u64 {
     // SplitMix64: neighbouring trials get unrelated seeds.
-    let mut z = seed.wrapping_add(
-        u64::from(trial)
-            .wrapping_add(1)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15),
-    );
+    let mut z =
+        seed.wrapping_add(u64::from(trial).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

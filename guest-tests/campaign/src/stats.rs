@@ -17,11 +17,7 @@ pub struct Tally {
 impl Tally {
     /// Share of the trials that hit; 0 without trials.
     pub fn rate(self) -> f64 {
-        if self.trials == 0 {
-            0.0
-        } else {
-            self.hits as f64 / self.trials as f64
-        }
+        if self.trials == 0 { 0.0 } else { self.hits as f64 / self.trials as f64 }
     }
 
     /// The exact (Clopper and Pearson, 1934) 95 % interval of the rate.
@@ -34,22 +30,11 @@ impl Tally {
     /// `[0, 1]` without trials.
     pub fn interval(self, confidence: f64) -> (f64, f64) {
         let tail = (1.0 - confidence) / 2.0;
-        let (hits, misses) = (
-            self.hits as f64,
-            self.trials.saturating_sub(self.hits) as f64,
-        );
+        let (hits, misses) = (self.hits as f64, self.trials.saturating_sub(self.hits) as f64);
         let quantile =
             |a: f64, b: f64, at: f64| Beta::new(a, b).ok().map(|beta| beta.inverse_cdf(at));
-        let low = if self.hits == 0 {
-            None
-        } else {
-            quantile(hits, misses + 1.0, tail)
-        };
-        let high = if misses == 0.0 {
-            None
-        } else {
-            quantile(hits + 1.0, misses, 1.0 - tail)
-        };
+        let low = if self.hits == 0 { None } else { quantile(hits, misses + 1.0, tail) };
+        let high = if misses == 0.0 { None } else { quantile(hits + 1.0, misses, 1.0 - tail) };
         (low.unwrap_or(0.0), high.unwrap_or(1.0))
     }
 
@@ -97,30 +82,9 @@ mod tests {
                 "{low} {high}"
             );
         };
-        near(
-            Tally {
-                hits: 30,
-                trials: 30,
-            }
-            .interval95(),
-            (0.8843, 1.0),
-        );
-        near(
-            Tally {
-                hits: 0,
-                trials: 50,
-            }
-            .interval95(),
-            (0.0, 0.0711),
-        );
-        near(
-            Tally {
-                hits: 5,
-                trials: 50,
-            }
-            .interval95(),
-            (0.0333, 0.2181),
-        );
+        near(Tally { hits: 30, trials: 30 }.interval95(), (0.8843, 1.0));
+        near(Tally { hits: 0, trials: 50 }.interval95(), (0.0, 0.0711));
+        near(Tally { hits: 5, trials: 50 }.interval95(), (0.0333, 0.2181));
         near(Tally { hits: 0, trials: 0 }.interval95(), (0.0, 1.0));
     }
 

@@ -60,9 +60,7 @@ impl Timeline {
         for step in steps.filter(|step| columns.contains(&step.thread) && shown(&step.op)) {
             let thread = &step.thread;
             let (begin, end) = (clock.to_device(step.begin_ns), clock.to_device(step.end_ns));
-            let failed = step
-                .errno
-                .map_or_else(String::new, |errno| format!(", errno {errno}"));
+            let failed = step.errno.map_or_else(String::new, |errno| format!(", errno {errno}"));
             let took = step.end_ns.saturating_sub(step.begin_ns);
             if took < SHORT_NS {
                 let text = format!("{} ({} us{failed})", step.op, took / 1000);
@@ -77,9 +75,7 @@ impl Timeline {
         let last = entries.iter().map(|(at, ..)| *at).max();
         if let (Some(first), Some(last)) = (first, last) {
             let device = device(events);
-            let meanwhile = device
-                .into_iter()
-                .filter(|(at, _)| (first..=last).contains(at));
+            let meanwhile = device.into_iter().filter(|(at, _)| (first..=last).contains(at));
             entries.extend(meanwhile.map(|(at, text)| (at, DEVICE.to_owned(), text)));
         }
         entries.sort_by_key(|(at, ..)| *at);
@@ -89,11 +85,7 @@ impl Timeline {
             columns,
             entries: entries
                 .into_iter()
-                .map(|(at, column, text)| Entry {
-                    at_us: (at - first) / 1000,
-                    column,
-                    text,
-                })
+                .map(|(at, column, text)| Entry { at_us: (at - first) / 1000, column, text })
                 .collect(),
             error_us: clock.error_ns.div_ceil(1000),
         }
@@ -108,36 +100,16 @@ fn device(events: &[Event]) -> Vec<(i64, String)> {
     for event in events {
         let at = event.at.0.cast_signed();
         match &event.what {
-            What::Request {
-                id,
-                op,
-                sector,
-                sectors,
-                classes,
-                ..
-            } => {
+            What::Request { id, op, sector, sectors, classes, .. } => {
                 let op = format!("{op:?}").to_lowercase();
-                seen.insert(
-                    *id,
-                    format!("{op} {} at {sector}+{sectors}", touches(classes)),
-                );
+                seen.insert(*id, format!("{op} {} at {sector}+{sectors}", touches(classes)));
             }
-            What::Decision {
-                id, rule, verdict, ..
-            } => {
-                let request = seen
-                    .remove(id)
-                    .unwrap_or_else(|| format!("request {}", id.0));
+            What::Decision { id, rule, verdict, .. } => {
+                let request = seen.remove(id).unwrap_or_else(|| format!("request {}", id.0));
                 lines.push((at, format!("{request}: {rule}, {}", does(verdict))));
                 touched.insert(*id, request);
             }
-            What::Released {
-                id,
-                rule,
-                cause,
-                waited_ns,
-                ..
-            } if touched.contains_key(id) => {
+            What::Released { id, rule, cause, waited_ns, .. } if touched.contains_key(id) => {
                 let us = waited_ns / 1000;
                 lines.push((at, format!("{rule} lets go after {us} us ({})", why(cause))));
             }
@@ -224,20 +196,12 @@ impl fmt::Display for Timeline {
         for entry in &self.entries {
             let mut line = format!("{:>9}", entry.at_us);
             for (column, width) in &columns {
-                let text = if **column == entry.column {
-                    entry.text.as_str()
-                } else {
-                    ""
-                };
+                let text = if **column == entry.column { entry.text.as_str() } else { "" };
                 write!(line, "  {text:<width$}")?;
             }
             writeln!(f, "{}", line.trim_end())?;
         }
-        write!(
-            f,
-            "Guest times are within {} us of the device's clock.",
-            self.error_us
-        )
+        write!(f, "Guest times are within {} us of the device's clock.", self.error_us)
     }
 }
 

@@ -96,30 +96,8 @@ mod tests {
 
     #[test]
     fn invalid_trials_are_not_passed_over() {
-        assert_eq!(
-            judge(
-                Tally {
-                    hits: 0,
-                    trials: 20
-                },
-                21,
-                0.8
-            )
-            .0,
-            Verdict::Inconclusive
-        );
-        assert_eq!(
-            judge(
-                Tally {
-                    hits: 0,
-                    trials: 20
-                },
-                20,
-                0.8
-            )
-            .0,
-            Verdict::NotAffected
-        );
+        assert_eq!(judge(Tally { hits: 0, trials: 20 }, 21, 0.8).0, Verdict::Inconclusive);
+        assert_eq!(judge(Tally { hits: 0, trials: 20 }, 20, 0.8).0, Verdict::NotAffected);
     }
 
     /// Probability of the counts for which `pick` holds, as a plain sum.

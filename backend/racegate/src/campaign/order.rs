@@ -89,10 +89,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
         None => Qemu::find()?,
     };
     let accel = qemu.accel()?;
-    let spec = ImageSpec {
-        bytes: plan.filesystem.bytes,
-        mkfs: plan.filesystem.mkfs.clone(),
-    };
+    let spec = ImageSpec { bytes: plan.filesystem.bytes, mkfs: plan.filesystem.mkfs.clone() };
     let seed = options.seed.unwrap_or_else(seed_from_clock);
     let keep = options.keep.then(|| keep_folder(&plan, seed)).transpose()?;
     let order = Order {
@@ -122,29 +119,20 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     );
     let outcome = run_with_progress(&order);
     if let Some(keep) = &order.keep {
-        eprintln!(
-            "consoles, event logs and trials are kept in {}",
-            keep.display()
-        );
+        eprintln!("consoles, event logs and trials are kept in {}", keep.display());
     }
     let campaign = match outcome {
         Ok(campaign) => campaign,
         Err(error) => return Err(replayable(error, &order, options, command)),
     };
     print(&campaign, options.json.as_deref())?;
-    Ok(Finished {
-        plan: order.plan,
-        campaign,
-    })
+    Ok(Finished { plan: order.plan, campaign })
 }
 
 fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<Kernel>> {
     let known = plan.kernels.affected.iter().chain(&plan.kernels.fixed);
-    let names: Vec<&String> = if options.kernels.is_empty() {
-        known.collect()
-    } else {
-        options.kernels.iter().collect()
-    };
+    let names: Vec<&String> =
+        if options.kernels.is_empty() { known.collect() } else { options.kernels.iter().collect() };
     if names.is_empty() {
         bail!("plan {} names no kernels; give --kernel NAME", plan.name);
     }
@@ -156,16 +144,9 @@ fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<
 }
 
 fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
-    let arms = if order.only_arms.is_empty() {
-        order.plan.arms.len()
-    } else {
-        order.only_arms.len()
-    };
-    let trials = if order.only_trial.is_some() {
-        1
-    } else {
-        order.trials as usize
-    };
+    let arms =
+        if order.only_arms.is_empty() { order.plan.arms.len() } else { order.only_arms.len() };
+    let trials = if order.only_trial.is_some() { 1 } else { order.trials as usize };
     let bar = ProgressBar::new((arms * trials * order.kernels.len()) as u64);
     // A constant; the default style serves if it were wrong.
     if let Ok(style) =
@@ -189,17 +170,11 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
                 *done += 1;
             }
         }
-        let so_far = counts
-            .iter()
-            .map(|(key, hits, done)| format!("{key} {hits}/{done}"));
+        let so_far = counts.iter().map(|(key, hits, done)| format!("{key} {hits}/{done}"));
         let so_far = so_far.collect::<Vec<_>>().join(", ");
         bar.inc(1);
         if lines && bar.position().is_multiple_of(30) {
-            eprintln!(
-                "{}/{}: {so_far}",
-                bar.position(),
-                bar.length().unwrap_or_default()
-            );
+            eprintln!("{}/{}: {so_far}", bar.position(), bar.length().unwrap_or_default());
         }
         bar.set_message(so_far);
     });
@@ -210,17 +185,15 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
 /// Adds the one command that runs the failed trial again.
 fn replayable(error: RunError, order: &Order, options: &Options, command: &str) -> anyhow::Error {
     let (kernel, what) = match &error {
-        RunError::Guest {
-            kernel, arm, trial, ..
-        } => (kernel, format!(" --arm {arm} --trial {trial}")),
+        RunError::Guest { kernel, arm, trial, .. } => {
+            (kernel, format!(" --arm {arm} --trial {trial}"))
+        }
         RunError::Boot { kernel, .. } => (kernel, " --trials 1".to_owned()),
         _ => return error.into(),
     };
     // As it was asked for: the name in the table may be that of a path, shortened.
     let index = order.kernels.iter().position(|known| known.name == *kernel);
-    let given = index
-        .and_then(|index| options.kernels.get(index))
-        .unwrap_or(kernel);
+    let given = index.and_then(|index| options.kernels.get(index)).unwrap_or(kernel);
     let modules = options.modules.as_ref();
     let modules = modules.map_or_else(String::new, |path| format!(" --modules {}", path.display()));
     let line = format!(
@@ -236,18 +209,14 @@ fn print(campaign: &Campaign, json: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = json {
         let text = format!("{:#}\n", report::json(campaign));
         if to_stdout {
-            std::io::stdout()
-                .write_all(text.as_bytes())
-                .context("Could not write the report")?;
+            std::io::stdout().write_all(text.as_bytes()).context("Could not write the report")?;
         } else {
             fs::write(path, text).with_context(|| format!("Could not write {}", path.display()))?;
         }
     }
     if !to_stdout {
         let text = report::text(campaign);
-        std::io::stdout()
-            .write_all(text.as_bytes())
-            .context("Could not write the report")?;
+        std::io::stdout().write_all(text.as_bytes()).context("Could not write the report")?;
     }
     Ok(())
 }
@@ -257,17 +226,11 @@ fn keep_folder(plan: &Plan, seed: u64) -> anyhow::Result<PathBuf> {
 }
 
 fn names(kernels: &[Kernel]) -> String {
-    kernels
-        .iter()
-        .map(|kernel| kernel.name.as_str())
-        .collect::<Vec<_>>()
-        .join(", ")
+    kernels.iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// A seed that is short enough to type.
 fn seed_from_clock() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }

@@ -76,9 +76,6 @@ pub enum PlanProblem {
 impl PlanError {
     pub(super) fn unknown(name: &str) -> PlanError {
         let known = super::names().collect::<Vec<_>>().join(", ");
-        PlanError::Unknown {
-            name: name.to_owned(),
-            known,
-        }
+        PlanError::Unknown { name: name.to_owned(), known }
     }
 }

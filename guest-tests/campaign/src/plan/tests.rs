@@ -23,9 +23,7 @@ kernel_log = ["x"]
 
 fn mistake(from: &str, to: &str) -> String {
     assert!(GOOD.contains(from), "{from}");
-    Plan::parse(&GOOD.replacen(from, to, 1), "p.toml")
-        .unwrap_err()
-        .to_string()
+    Plan::parse(&GOOD.replacen(from, to, 1), "p.toml").unwrap_err().to_string()
 }
 
 #[test]
@@ -41,15 +39,7 @@ fn every_built_in_plan_is_sound() {
         let plan = Plan::find(name).unwrap();
         assert_eq!(plan.name, name);
         assert!(!plan.kernels.affected.is_empty() && !plan.kernels.fixed.is_empty());
-        assert!(
-            !plan
-                .arms
-                .iter()
-                .find(|arm| arm.name == RULES_ARM)
-                .unwrap()
-                .rules
-                .is_empty()
-        );
+        assert!(!plan.arms.iter().find(|arm| arm.name == RULES_ARM).unwrap().rules.is_empty());
     }
 }
 
@@ -70,16 +60,11 @@ fn mistakes_are_told_with_file_and_line() {
                 "counter_rises = { before = \"b\", after = \"after\" }"
             ),
             mistake("[workload]", "[[arm]]\nname = \"rules\"\n[workload]"),
-            mistake(
-                "finish = [",
-                "finish = [{ store = { file = \"f\", value = 1 } }, "
-            ),
+            mistake("finish = [", "finish = [{ store = { file = \"f\", value = 1 } }, "),
             mistake("[workload]", "[guest]\ntrial_limit = \"soon\"\n[workload]"),
             mistake("[hit]", "[hit"),
             Plan::find("mkwrite-falocate").unwrap_err().to_string(),
-            Plan::find("/nonexistent/plan.toml")
-                .unwrap_err()
-                .to_string(),
+            Plan::find("/nonexistent/plan.toml").unwrap_err().to_string(),
         ]
         .join("\n")
     );

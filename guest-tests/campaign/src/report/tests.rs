@@ -5,47 +5,26 @@ use crate::timeline::Timeline;
 use crate::verdict::{self, Verdict};
 
 fn arm(kernel: &str, name: &str, outcomes: &str) -> ArmOutcome {
-    let trials = outcomes
-        .chars()
-        .enumerate()
-        .map(|(trial, outcome)| TrialRecord {
-            kernel: kernel.into(),
-            arm: name.into(),
-            trial: trial as u32,
-            seed: 1,
-            outcome: match outcome {
-                'h' => Outcome::Hit {
-                    evidence: "kernel: not cleared!".into(),
-                },
-                'm' => Outcome::Miss {
-                    evidence: "kernel log: nothing".into(),
-                },
-                _ => Outcome::Invalid {
-                    evidence: "rule r did not fire".into(),
-                },
-            },
-            seconds: 0.5,
-        });
-    ArmOutcome {
+    let trials = outcomes.chars().enumerate().map(|(trial, outcome)| TrialRecord {
         kernel: kernel.into(),
         arm: name.into(),
-        trials: trials.collect(),
-    }
+        trial: trial as u32,
+        seed: 1,
+        outcome: match outcome {
+            'h' => Outcome::Hit { evidence: "kernel: not cleared!".into() },
+            'm' => Outcome::Miss { evidence: "kernel log: nothing".into() },
+            _ => Outcome::Invalid { evidence: "rule r did not fire".into() },
+        },
+        seconds: 0.5,
+    });
+    ArmOutcome { kernel: kernel.into(), arm: name.into(), trials: trials.collect() }
 }
 
 fn campaign() -> Campaign {
     let arms = vec![
         arm("debian-5.10.223", "rules", &"h".repeat(50)),
-        arm(
-            "debian-5.10.223",
-            "none",
-            &("h".to_owned() + &"m".repeat(49)),
-        ),
-        arm(
-            "debian-5.10.262",
-            "rules",
-            &("?".to_owned() + &"m".repeat(49)),
-        ),
+        arm("debian-5.10.223", "none", &("h".to_owned() + &"m".repeat(49))),
+        arm("debian-5.10.262", "rules", &("?".to_owned() + &"m".repeat(49))),
     ];
     let verdicts = [0, 2]
         .map(|i: usize| {
@@ -53,10 +32,7 @@ fn campaign() -> Campaign {
             (arms[i].kernel.clone(), verdict, error)
         })
         .to_vec();
-    let clock = ClockMap {
-        offset_ns: 0,
-        error_ns: 60_000,
-    };
+    let clock = ClockMap { offset_ns: 0, error_ns: 60_000 };
     let threads = std::iter::once("storer".to_owned());
     let timeline = Timeline::new(threads, &agent::wire::TrialResult::default(), &[], clock);
     Campaign {
@@ -100,10 +76,7 @@ fn the_json_report_has_the_keys_that_scripts_rely_on() {
     }
     assert_eq!(arm["ci95"][0], 0.0);
     assert!(arm["ci95"][1].as_f64().unwrap() > 0.07);
-    assert_eq!(
-        report["verdicts"][0]["verdict"],
-        json!(Verdict::Affected.name())
-    );
+    assert_eq!(report["verdicts"][0]["verdict"], json!(Verdict::Affected.name()));
     assert_eq!(report["verdicts"][1]["verdict"], "not-affected");
     assert!(report["verdicts"][1]["error"].as_f64().unwrap() < 0.01);
     assert_eq!(report["findings"][0]["trial"], 3);

@@ -69,11 +69,7 @@ pub(super) fn judge(hit: &Hit, arm: &Arm, result: &TrialResult, events: &[Event]
         }
     }
     let evidence = |findings: &[(bool, String)]| {
-        findings
-            .iter()
-            .map(|(_, text)| text.as_str())
-            .collect::<Vec<_>>()
-            .join("; ")
+        findings.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ")
     };
     let all = findings.iter().all(|(hit, _)| *hit);
     let none = findings.iter().all(|(hit, _)| !*hit);
@@ -92,18 +88,12 @@ pub(super) fn is_hit(hit: &Hit, line: &KernelLine) -> bool {
 
 fn rises(counter: &CounterRises, result: &TrialResult) -> Result<(bool, String), String> {
     let value = |name: &str| {
-        let text = result
-            .values
-            .get(name)
-            .ok_or_else(|| format!("value {name} was not read"))?;
+        let text = result.values.get(name).ok_or_else(|| format!("value {name} was not read"))?;
         let number = text.parse::<i64>();
         number.map_err(|_| format!("value {name} is \"{text}\", not a number"))
     };
     let (before, after) = (value(&counter.before)?, value(&counter.after)?);
-    Ok((
-        after > before,
-        format!("{}: {before}, {}: {after}", counter.before, counter.after),
-    ))
+    Ok((after > before, format!("{}: {before}, {}: {after}", counter.before, counter.after)))
 }
 
 #[cfg(test)]
@@ -116,27 +106,17 @@ mod tests {
     fn hit() -> Hit {
         Hit {
             kernel_log: vec!["i_reserved_data_blocks (".into(), "not cleared!".into()],
-            counter_rises: Some(CounterRises {
-                before: "before".into(),
-                after: "after".into(),
-            }),
+            counter_rises: Some(CounterRises { before: "before".into(), after: "after".into() }),
         }
     }
 
     fn arm(rules: &str) -> Arm {
-        Arm {
-            name: "rules".into(),
-            rules: RuleSet::parse(rules, "r.toml").unwrap(),
-        }
+        Arm { name: "rules".into(), rules: RuleSet::parse(rules, "r.toml").unwrap() }
     }
 
     fn result(line: &str, before: &str, after: &str) -> TrialResult {
         TrialResult {
-            kernel: vec![KernelLine {
-                at_us: 1,
-                level: 3,
-                text: line.into(),
-            }],
+            kernel: vec![KernelLine { at_us: 1, level: 3, text: line.into() }],
             values: [("before", before), ("after", after)]
                 .map(|(name, value)| (name.into(), value.into()))
                 .into(),
@@ -156,11 +136,9 @@ mod tests {
         assert!(matches!(judge(COMPLAINT, "3", "4"), Outcome::Hit { .. }));
         assert!(matches!(judge("mounted", "0", "0"), Outcome::Miss { .. }));
         assert!(matches!(judge("mounted", "7", "7"), Outcome::Miss { .. }));
-        for (line, before, after) in [
-            (COMPLAINT, "0", "0"),
-            ("mounted", "0", "1"),
-            (COMPLAINT, "0", "?"),
-        ] {
+        for (line, before, after) in
+            [(COMPLAINT, "0", "0"), ("mounted", "0", "1"), (COMPLAINT, "0", "?")]
+        {
             let outcome = judge(line, before, after);
             assert!(matches!(outcome, Outcome::Invalid { .. }), "{outcome:?}");
         }
@@ -170,10 +148,7 @@ mod tests {
     fn a_trial_that_failed_or_whose_rule_was_idle_is_invalid() {
         let mut failed = result(COMPLAINT, "0", "1");
         failed.error = Some("storer: store: no".into());
-        assert!(matches!(
-            judge(&hit(), &arm(""), &failed, &[]),
-            Outcome::Invalid { .. }
-        ));
+        assert!(matches!(judge(&hit(), &arm(""), &failed, &[]), Outcome::Invalid { .. }));
 
         let decision = Event {
             seq: 1,
@@ -187,15 +162,7 @@ mod tests {
         };
         let good = result(COMPLAINT, "0", "1");
         let idle = judge(&hit(), &arm(RULE), &good, &[]);
-        assert_eq!(
-            idle,
-            Outcome::Invalid {
-                evidence: "rule r did not fire".into()
-            }
-        );
-        assert!(matches!(
-            judge(&hit(), &arm(RULE), &good, &[decision]),
-            Outcome::Hit { .. }
-        ));
+        assert_eq!(idle, Outcome::Invalid { evidence: "rule r did not fire".into() });
+        assert!(matches!(judge(&hit(), &arm(RULE), &good, &[decision]), Outcome::Hit { .. }));
     }
 }

@@ -113,10 +113,7 @@ impl<'a> Runner<'a> {
                 // What never came up is not worth a second try.
                 Err(error) if !self.booted => {
                     let kernel = self.kernel.name.clone();
-                    return Err(RunError::Boot {
-                        kernel,
-                        source: Box::new(error),
-                    });
+                    return Err(RunError::Boot { kernel, source: Box::new(error) });
                 }
                 Err(error) => {
                     self.keep_console()?;
@@ -189,11 +186,7 @@ impl<'a> Runner<'a> {
         observed: &Observed,
         seconds: f64,
     ) -> Result<TrialRecord, RunError> {
-        let Observed {
-            result,
-            events,
-            clock,
-        } = observed;
+        let Observed { result, events, clock } = observed;
         let hit = &self.order.plan.hit;
         let outcome = judge::judge(hit, arm, result, events);
         for line in result.kernel.iter().filter(|line| is_complaint(hit, line)) {
@@ -201,13 +194,7 @@ impl<'a> Runner<'a> {
         }
         let is_hit = matches!(outcome, Outcome::Hit { .. });
         if is_hit && arm.name == RULES_ARM && self.session.timeline.is_none() {
-            let threads = self
-                .order
-                .plan
-                .workload
-                .threads
-                .iter()
-                .map(|t| t.name.clone());
+            let threads = self.order.plan.workload.threads.iter().map(|t| t.name.clone());
             self.session.timeline = Some(Timeline::new(threads, result, events, *clock));
         }
         let record = TrialRecord {
@@ -247,17 +234,13 @@ impl<'a> Runner<'a> {
 
     fn kept(&self, name: &str) -> Option<PathBuf> {
         let keep = self.order.keep.as_ref()?;
-        Some(
-            keep.join(crate::cache::file_name(&self.kernel.name))
-                .join(name),
-        )
+        Some(keep.join(crate::cache::file_name(&self.kernel.name)).join(name))
     }
 
     fn keep_console(&self) -> Result<(), RunError> {
-        let (Some(path), Some(guest)) = (
-            self.kept(&format!("console-{}.log", self.boots.saturating_sub(1))),
-            &self.guest,
-        ) else {
+        let (Some(path), Some(guest)) =
+            (self.kept(&format!("console-{}.log", self.boots.saturating_sub(1))), &self.guest)
+        else {
             return Ok(());
         };
         written(&path, fs::write(&path, guest.console()))
@@ -273,10 +256,7 @@ impl<'a> Runner<'a> {
             "guest": observed.result,
         });
         let append = || {
-            let mut file = fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(&path)?;
+            let mut file = fs::OpenOptions::new().append(true).create(true).open(&path)?;
             writeln!(file, "{line}")
         };
         written(&path, append())
@@ -284,10 +264,7 @@ impl<'a> Runner<'a> {
 }
 
 fn written(path: &Path, result: std::io::Result<()>) -> Result<(), RunError> {
-    result.map_err(|source| RunError::Keep {
-        path: path.to_owned(),
-        source,
-    })
+    result.map_err(|source| RunError::Keep { path: path.to_owned(), source })
 }
 
 /// Whether the kernel complains about something that is not the plan's hit.

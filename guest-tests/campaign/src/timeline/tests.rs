@@ -15,31 +15,19 @@ fn step(thread: &str, op: &str, begin_us: u64, end_us: u64) -> Step {
 }
 
 fn event(at_us: u64, what: What) -> Event {
-    Event {
-        seq: at_us,
-        at: Nanos(at_us * 1000),
-        what,
-    }
+    Event { seq: at_us, at: Nanos(at_us * 1000), what }
 }
 
 const BITMAP: Home = Home::BlockBitmap { group: 0 };
 
 fn span(class: Class) -> SpanRecord {
-    SpanRecord::from(Span {
-        first_sector: 2064,
-        sectors: 8,
-        class,
-    })
+    SpanRecord::from(Span { first_sector: 2064, sectors: 8, class })
 }
 
 #[test]
 fn a_request_is_named_by_what_it_touches() {
     let copy = |of| span(Class::JournalCopy { tid: 3, of });
-    let table = Home::InodeTable {
-        group: 0,
-        first_inode: 1,
-        last_inode: 16,
-    };
+    let table = Home::InodeTable { group: 0, first_inode: 1, last_inode: 16 };
     let spans = [
         span(Class::JournalDescriptor { tid: 3 }),
         copy(BITMAP),
@@ -55,10 +43,7 @@ fn a_request_is_named_by_what_it_touches() {
 }
 
 /// Guest time 0 is device time 1 s.
-const CLOCK: ClockMap = ClockMap {
-    offset_ns: 1_000_000_000,
-    error_ns: 41_500,
-};
+const CLOCK: ClockMap = ClockMap { offset_ns: 1_000_000_000, error_ns: 41_500 };
 
 fn example() -> (TrialResult, Vec<Event>) {
     let result = TrialResult {
@@ -94,11 +79,7 @@ fn example() -> (TrialResult, Vec<Event>) {
         waited_ns: 80_004_000,
         fail: None,
     };
-    let done = What::Complete {
-        id,
-        outcome: Outcome::Ok,
-        submitted: None,
-    };
+    let done = What::Complete { id, outcome: Outcome::Ok, submitted: None };
     let events = vec![
         event(1_002_000, request(RequestId(8))),
         event(1_005_400, request(id)),
@@ -106,13 +87,7 @@ fn example() -> (TrialResult, Vec<Event>) {
         event(1_085_404, due("delay-bitmap-read")),
         event(1_085_500, done),
         // After the threads have ended: not part of the picture.
-        event(
-            1_090_000,
-            What::AgentMark {
-                name: "late".into(),
-                guest_ns: 0,
-            },
-        ),
+        event(1_090_000, What::AgentMark { name: "late".into(), guest_ns: 0 }),
     ];
     (result, events)
 }

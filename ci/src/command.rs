@@ -8,9 +8,7 @@ use anyhow::{Context, Result, bail};
 /// The top of the source tree, from where this crate was built.
 pub(crate) fn top() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest
-        .parent()
-        .map_or_else(|| manifest.to_path_buf(), Path::to_path_buf)
+    manifest.parent().map_or_else(|| manifest.to_path_buf(), Path::to_path_buf)
 }
 
 /// Runs `cargo` with these arguments at the top of the tree.

@@ -8,12 +8,5 @@ use crate::command::cargo;
 
 /// Runs the guest tests, two virtual machines at a time.
 pub(crate) fn run() -> Result<()> {
-    cargo(&[
-        "test",
-        "--package",
-        "guest-tests",
-        "--",
-        "--test-threads",
-        "2",
-    ])
+    cargo(&["test", "--package", "guest-tests", "--", "--test-threads", "2"])
 }

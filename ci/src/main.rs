@@ -16,10 +16,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo ci",
-    about = "The checks of racegate; without a task: all of them"
-)]
+#[command(name = "cargo ci", about = "The checks of racegate; without a task: all of them")]
 struct Args {
     #[command(subcommand)]
     task: Option<Task>,

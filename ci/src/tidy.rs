@@ -21,19 +21,12 @@ pub(crate) fn run() -> Result<()> {
         .output()
         .context("cannot list the tracked files: git is needed")?;
     if !listed.status.success() {
-        bail!(
-            "git ls-files: {}",
-            String::from_utf8_lossy(&listed.stderr).trim()
-        );
+        bail!("git ls-files: {}", String::from_utf8_lossy(&listed.stderr).trim());
     }
     let hosts = rules::archive_hosts();
     let mut breaches: Vec<Breach> = Vec::new();
     let mut files = 0;
-    for path in listed
-        .stdout
-        .split(|byte| *byte == 0)
-        .filter(|path| !path.is_empty())
-    {
+    for path in listed.stdout.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
         let path = String::from_utf8_lossy(path).into_owned();
         // A file may be deleted and not yet committed, or may not be text.
         let Ok(text) = std::fs::read_to_string(top.join(&path)) else {

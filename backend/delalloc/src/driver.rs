@@ -60,11 +60,7 @@ pub struct Driver {
 impl Driver {
     /// An empty file.
     pub fn new(kernel: Kernel, geo: Geometry) -> Driver {
-        Driver {
-            kernel,
-            geo,
-            state: State::new(&geo),
-        }
+        Driver { kernel, geo, state: State::new(&geo) }
     }
 
     /// Runs one operation to its end.

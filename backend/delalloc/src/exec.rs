@@ -5,10 +5,7 @@
 //! do is decided by [`Engine::enabled`], what it does by [`Engine::apply`]; neither allocates.
 //! Must not know: invariants that are judged on whole states, text, the search.
 
-#![allow(
-    clippy::unused_self,
-    reason = "instructions share one calling convention"
-)]
+#![allow(clippy::unused_self, reason = "instructions share one calling convention")]
 
 use crate::footprint::{self, Footprints};
 use crate::geometry::{Geometry, each};
@@ -115,9 +112,8 @@ impl Engine {
             fill(&mut asm);
             asm.finish()
         };
-        let mut programs: Vec<_> = (0..users)
-            .map(|user| assemble(&|asm| emit(user, asm)))
-            .collect();
+        let mut programs: Vec<_> =
+            (0..users).map(|user| assemble(&|asm| emit(user, asm))).collect();
         programs.push(assemble(&crate::ops::writepages::end_io_worker));
         let footprints = programs
             .iter()
@@ -380,10 +376,9 @@ impl Engine {
             Instr::DioDrain => state.inode.dio == 0,
             Instr::WbSubmit { .. } => self.can_submit(state),
             Instr::DropFolios { blocks, .. } => self.can_drop(state, blocks),
-            Instr::EndIoWait => state
-                .io
-                .iter()
-                .any(|io| matches!(io.state, IoState::ToConvert | IoState::Failed)),
+            Instr::EndIoWait => {
+                state.io.iter().any(|io| matches!(io.state, IoState::ToConvert | IoState::Failed))
+            }
             Instr::EvictWait => {
                 (0..self.users).all(|other| other == slot || self.done(state, other))
                     && state.io.iter().all(|io| io.state == IoState::Idle)
@@ -452,16 +447,10 @@ impl Engine {
             Instr::Allocate(need) => self.allocate(state, slot, need, fault),
             Instr::UpdateReserve(need) => self.update_reserve(state, slot, need),
             Instr::InsertAllocated(need) => self.insert_allocated(state, slot, need),
-            Instr::DaLookup {
-                delayed,
-                mapped,
-                hole,
+            Instr::DaLookup { delayed, mapped, hole }
+            | Instr::DaRecheck { delayed, mapped, hole } => {
+                self.da_lookup(state, slot, [delayed, mapped, hole])
             }
-            | Instr::DaRecheck {
-                delayed,
-                mapped,
-                hole,
-            } => self.da_lookup(state, slot, [delayed, mapped, hole]),
             Instr::Reserve => self.reserve(state, slot),
             Instr::InsertDelayed => self.insert_delayed(state, slot, fault),
             Instr::FolioCreate => self.folio_create(state, slot),
@@ -472,12 +461,9 @@ impl Engine {
             Instr::Fill => meta::issue(state, slot, Wait::Data),
             Instr::Filled => self.filled(state, slot),
             Instr::IfCached(to) => self.if_cached(state, slot, to),
-            Instr::Store {
-                first,
-                end,
-                content,
-                size,
-            } => self.store(state, slot, first..end, content, size),
+            Instr::Store { first, end, content, size } => {
+                self.store(state, slot, first..end, content, size)
+            }
             Instr::IfDisksizeCovers { size, last, skip } => {
                 cache::if_disksize_covers(state, size, last, skip)
             }
@@ -498,20 +484,13 @@ impl Engine {
             Instr::EndIoWait => writeback::end_io_wait(state, slot),
             Instr::EndIoNext(none) => self.end_io_next(state, slot, none),
             Instr::EndIoFinish => self.end_io_finish(state, slot),
-            Instr::SetSize {
-                size,
-                disksize,
-                grow,
-            } => meta::set_size(state, size, disksize, grow),
+            Instr::SetSize { size, disksize, grow } => meta::set_size(state, size, disksize, grow),
             Instr::IfPunchCovers(from, to, skip) => self.if_punch_covers(state, from, to, skip),
             Instr::PunchDisksize(to) => meta::punch_disksize(state, to),
             Instr::EsRemove(first, end) => self.es_remove_step(state, slot, first, end, fault),
-            Instr::RemoveLeaf {
-                first,
-                end,
-                restart,
-                ..
-            } => self.remove_leaf(state, slot, first, end, fault.map(|_| restart)),
+            Instr::RemoveLeaf { first, end, restart, .. } => {
+                self.remove_leaf(state, slot, first, end, fault.map(|_| restart))
+            }
             Instr::RefreshPath => self.refresh_path(state, slot),
             Instr::InsertHole(first, end) => free::insert_hole(state, first, end),
             Instr::Shift { first, by } => self.shift(state, first, by),

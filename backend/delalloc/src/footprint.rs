@@ -42,10 +42,7 @@ fn slot(slot: usize) -> u128 {
 
 fn touches(reads: u128, writes: u128) -> Footprint {
     let verdict = if writes & JUDGED != 0 { VERDICT } else { 0 };
-    Footprint {
-        reads,
-        writes: writes | verdict,
-    }
+    Footprint { reads, writes: writes | verdict }
 }
 
 /// What one instruction touches, its enabledness included.
@@ -170,12 +167,9 @@ impl Footprints {
     /// Analyses a program.
     pub(crate) fn of(program: &[Instr], number: usize) -> Footprints {
         let own = touches(slot(number), slot(number));
-        let next: Vec<Vec<usize>> = (0..program.len())
-            .map(|at| successors(program, at))
-            .collect();
-        let settle: Vec<_> = (0..program.len())
-            .map(|at| settle_from(program, &next, at).with(own))
-            .collect();
+        let next: Vec<Vec<usize>> = (0..program.len()).map(|at| successors(program, at)).collect();
+        let settle: Vec<_> =
+            (0..program.len()).map(|at| settle_from(program, &next, at).with(own)).collect();
         let step = (0..program.len())
             .map(|at| {
                 let mut all = instruction(program[at]).with(own);
@@ -196,11 +190,7 @@ impl Footprints {
                 all.fold(own, Footprint::with)
             })
             .collect();
-        Footprints {
-            step,
-            settle,
-            future,
-        }
+        Footprints { step, settle, future }
     }
 
     /// The step of a thread that is at an instruction; `fails`: with a fault.
@@ -234,10 +224,7 @@ pub(crate) fn io_done(fails: bool) -> Footprint {
 
 /// The shrinker's step.
 pub(crate) fn shrink() -> Footprint {
-    Footprint {
-        reads: DONE,
-        writes: ES | SHRINKS | VERDICT,
-    }
+    Footprint { reads: DONE, writes: ES | SHRINKS | VERDICT }
 }
 
 fn successors(program: &[Instr], at: usize) -> Vec<usize> {

@@ -151,10 +151,7 @@ impl Geometry {
     /// Blocks of a logical cluster.
     #[inline]
     pub const fn cluster_set(&self, cluster: u8) -> Set {
-        span(
-            cluster << self.cluster_shift,
-            (cluster + 1) << self.cluster_shift,
-        )
+        span(cluster << self.cluster_shift, (cluster + 1) << self.cluster_shift)
     }
 
     /// The clusters that hold any of `blocks`.
@@ -195,10 +192,6 @@ impl Geometry {
     #[inline]
     pub const fn blocks_for(&self, bytes: u32) -> u8 {
         let blocks = bytes.div_ceil(self.block_bytes);
-        if blocks > BLOCKS_MAX as u32 {
-            BLOCKS_MAX
-        } else {
-            blocks as u8
-        }
+        if blocks > BLOCKS_MAX as u32 { BLOCKS_MAX } else { blocks as u8 }
     }
 }

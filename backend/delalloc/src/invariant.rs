@@ -83,20 +83,12 @@ pub type Finding = (Invariant, u8);
 /// The lowest block of a set that must be empty.
 #[inline]
 fn empty(set: Set, invariant: Invariant) -> Result<(), Finding> {
-    if set == 0 {
-        Ok(())
-    } else {
-        Err((invariant, set.trailing_zeros() as u8))
-    }
+    if set == 0 { Ok(()) } else { Err((invariant, set.trailing_zeros() as u8)) }
 }
 
 #[inline]
 fn holds(condition: bool, invariant: Invariant) -> Result<(), Finding> {
-    if condition {
-        Ok(())
-    } else {
-        Err((invariant, 0))
-    }
+    if condition { Ok(()) } else { Err((invariant, 0)) }
 }
 
 impl Engine {
@@ -124,10 +116,7 @@ impl Engine {
     #[inline]
     fn dropped_folios(&self, state: &State) -> Result<(), Finding> {
         let guarded = state.threads.iter().fold(0, |set, t| set | t.guard);
-        empty(
-            self.geo.blocks_of(state.cache.present & guarded),
-            Invariant::A7,
-        )
+        empty(self.geo.blocks_of(state.cache.present & guarded), Invariant::A7)
     }
 
     #[inline]
@@ -168,11 +157,7 @@ impl Engine {
         }
         empty(delayed & state.disk.mapped, Invariant::A4)?;
         if state.inode.reserved != state.reservation_due(geo) && !self.reserving(state) {
-            let first = if delayed == 0 {
-                0
-            } else {
-                delayed.trailing_zeros() as u8
-            };
+            let first = if delayed == 0 { 0 } else { delayed.trailing_zeros() as u8 };
             return Err((Invariant::A3, first));
         }
         // A folio in somebody's hands, or a cache that is being dropped, says nothing yet.
@@ -182,10 +167,7 @@ impl Engine {
         let visible = !geo.blocks_of(cache.locked);
         let dirty_delay = cache.buf_dirty & cache.delay;
         empty(delayed & !dirty_delay & visible, Invariant::A4)?;
-        empty(
-            dirty_delay & !(delayed | state.disk.mapped) & visible,
-            Invariant::A4,
-        )
+        empty(dirty_delay & !(delayed | state.disk.mapped) & visible, Invariant::A4)
     }
 
     /// Whether a thread has reserved and not yet inserted: only a kernel with M02 can be seen so.

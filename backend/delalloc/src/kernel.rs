@@ -125,13 +125,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// The versions known, oldest first.
-    pub const NAMES: [&'static str; 5] = [
-        "linux-5.10.223",
-        "linux-5.10.262",
-        "linux-6.1.192",
-        "linux-6.12.107",
-        "linux-7.3.4",
-    ];
+    pub const NAMES: [&'static str; 5] =
+        ["linux-5.10.223", "linux-5.10.262", "linux-6.1.192", "linux-6.12.107", "linux-7.3.4"];
 
     /// Every version, oldest first.
     pub fn all() -> [Kernel; 5] {
@@ -143,10 +138,7 @@ impl Kernel {
             .iter()
             .filter(|flag| flag.in_versions()[index] != 0)
             .fold(0, |bits, &flag| bits | 1 << flag as u8);
-        Kernel {
-            name: Kernel::NAMES[index],
-            bits,
-        }
+        Kernel { name: Kernel::NAMES[index], bits }
     }
 
     /// The version called `name`, or the list of what exists.
@@ -155,9 +147,7 @@ impl Kernel {
             .iter()
             .position(|&known| known == name)
             .map(Kernel::nth)
-            .ok_or_else(|| UnknownKernel {
-                name: name.to_owned(),
-            })
+            .ok_or_else(|| UnknownKernel { name: name.to_owned() })
     }
 
     /// Name, e.g. `linux-5.10.223`.
@@ -175,19 +165,14 @@ impl Kernel {
     #[must_use]
     pub fn without(self, flags: &[Flag]) -> Kernel {
         Kernel {
-            bits: flags
-                .iter()
-                .fold(self.bits, |bits, &flag| bits & !(1 << flag as u8)),
+            bits: flags.iter().fold(self.bits, |bits, &flag| bits & !(1 << flag as u8)),
             ..self
         }
     }
 
     /// Names of the flags that are on, in order of declaration.
     pub fn flags(&self) -> impl Iterator<Item = &'static str> + '_ {
-        Flag::ALL
-            .iter()
-            .filter(|&&flag| self.has(flag))
-            .map(|flag| flag.name())
+        Flag::ALL.iter().filter(|&&flag| self.has(flag)).map(|flag| flag.name())
     }
 }
 

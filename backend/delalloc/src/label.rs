@@ -26,9 +26,7 @@ pub(crate) fn step(engine: &Engine, before: &State, thread: u8, choice: u8) -> S
     if let Some(fault) = Fault::of_choice(choice) {
         text = format!("{text} -> {}", fault_text(fault));
     }
-    text.push_str(&released(
-        before.threads[slot].held & !after.threads[slot].held,
-    ));
+    text.push_str(&released(before.threads[slot].held & !after.threads[slot].held));
     text
 }
 
@@ -43,17 +41,8 @@ fn released(held: u8) -> String {
             String::new()
         }
     };
-    let stop = if held & Locks::HANDLE != 0 {
-        "; ext4_journal_stop"
-    } else {
-        ""
-    };
-    format!(
-        "{}{stop}{}{}",
-        up(Rwsem::Data),
-        up(Rwsem::Invalidate),
-        up(Rwsem::Inode)
-    )
+    let stop = if held & Locks::HANDLE != 0 { "; ext4_journal_stop" } else { "" };
+    format!("{}{stop}{}{}", up(Rwsem::Data), up(Rwsem::Invalidate), up(Rwsem::Inode))
 }
 
 fn fault_text(fault: Fault) -> &'static str {
@@ -69,11 +58,7 @@ fn fault_text(fault: Fault) -> &'static str {
 
 fn device(before: &State, choice: u8) -> String {
     let index = usize::from(choice & 15);
-    let end = if choice & DEVICE_FAILS != 0 {
-        "fails"
-    } else {
-        "done"
-    };
+    let end = if choice & DEVICE_FAILS != 0 { "fails" } else { "done" };
     if choice & DEVICE_IO != 0 {
         let blocks = State::blocks_text(before.io[index].blocks);
         return format!("write of data {blocks} {end}");
@@ -115,11 +100,7 @@ fn found_text(state: &State, block: u8) -> &'static str {
 }
 
 fn range_text(first: u8, end: u8) -> String {
-    if end <= first + 1 {
-        format!("{first}")
-    } else {
-        format!("{first}-{}", end - 1)
-    }
+    if end <= first + 1 { format!("{first}") } else { format!("{first}-{}", end - 1) }
 }
 
 fn map_text(map: Map) -> String {
@@ -144,11 +125,7 @@ fn errno_text(errno: Errno) -> &'static str {
     }
 }
 
-#[allow(
-    clippy::too_many_lines,
-    clippy::match_same_arms,
-    reason = "one line an instruction"
-)]
+#[allow(clippy::too_many_lines, clippy::match_same_arms, reason = "one line an instruction")]
 fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> String {
     let t = &before.threads[slot];
     let now = &after.threads[slot];
@@ -162,11 +139,7 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
     };
     match engine.at(before, slot) {
         Instr::Lock(lock, mode) => {
-            let call = if mode == Mode::Read {
-                "down_read"
-            } else {
-                "down_write"
-            };
+            let call = if mode == Mode::Read { "down_read" } else { "down_write" };
             let taken = now.held & Locks::held_bit(lock, mode) != 0;
             let wait = if taken { "" } else { ": waits" };
             let walk = if taken && after.threads[slot].pc > before.threads[slot].pc + 1 {
@@ -178,21 +151,16 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         }
         Instr::HandleStart => "ext4_journal_start".into(),
         Instr::EsLookup { .. } | Instr::DaLookup { .. } => {
-            format!(
-                "ext4_es_lookup_extent({block}) -> {}",
-                found_text(before, block)
-            )
+            format!("ext4_es_lookup_extent({block}) -> {}", found_text(before, block))
         }
-        Instr::DaRecheck { .. } => format!(
-            "ext4_es_lookup_extent({block}) again -> {}",
-            found_text(before, block)
-        ),
+        Instr::DaRecheck { .. } => {
+            format!("ext4_es_lookup_extent({block}) again -> {}", found_text(before, block))
+        }
         Instr::LeafRead => "read_extent_tree_block: submit".into(),
         Instr::LeafCache { .. } => "ext4_cache_extents".into(),
-        Instr::Walk { .. } => format!(
-            "ext4_ext_map_blocks({block}) -> {}",
-            map_text(walked(engine, before, slot))
-        ),
+        Instr::Walk { .. } => {
+            format!("ext4_ext_map_blocks({block}) -> {}", map_text(walked(engine, before, slot)))
+        }
         Instr::CacheFound => format!("ext4_es_insert_extent({})", map_text(t.map)),
         Instr::BitmapRead => "ext4_read_block_bitmap: submit".into(),
         Instr::Allocate(need) => {
@@ -236,10 +204,9 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         Instr::EndIoFinish => "end writeback".into(),
         Instr::SetSize { size, .. } => format!("size -> {size}"),
         Instr::PunchDisksize(_) => "i_disksize moves up".into(),
-        Instr::EsRemove(first, end) => failed(&format!(
-            "ext4_es_remove_extent({})",
-            range_text(first, end)
-        )),
+        Instr::EsRemove(first, end) => {
+            failed(&format!("ext4_es_remove_extent({})", range_text(first, end)))
+        }
         Instr::RemoveLeaf { first, end, .. } => {
             format!("ext4_ext_remove_space({})", range_text(first, end))
         }
@@ -325,35 +292,16 @@ pub(crate) fn changed(engine: &Engine, before: &State, after: &State) -> String 
             parts.push(format!("{name}: {old} -> {new}"));
         }
     };
-    number(
-        "reserved",
-        before.inode.reserved.into(),
-        after.inode.reserved.into(),
-    );
-    number(
-        "i_size",
-        before.inode.i_size.into(),
-        after.inode.i_size.into(),
-    );
-    number(
-        "i_disksize",
-        before.inode.i_disksize.into(),
-        after.inode.i_disksize.into(),
-    );
-    number(
-        "i_blocks",
-        before.inode.i_blocks.into(),
-        after.inode.i_blocks.into(),
-    );
+    number("reserved", before.inode.reserved.into(), after.inode.reserved.into());
+    number("i_size", before.inode.i_size.into(), after.inode.i_size.into());
+    number("i_disksize", before.inode.i_disksize.into(), after.inode.i_disksize.into());
+    number("i_blocks", before.inode.i_blocks.into(), after.inode.i_blocks.into());
     let mut set = |name: &str, old: Set, new: Set| {
         if new & !old != 0 {
             parts.push(format!("{name} {}", State::blocks_text(new & !old)));
         }
         if old & !new != 0 {
-            parts.push(format!(
-                "no longer {name} {}",
-                State::blocks_text(old & !new)
-            ));
+            parts.push(format!("no longer {name} {}", State::blocks_text(old & !new)));
         }
     };
     set("cached", before.cache.present, after.cache.present);
@@ -411,16 +359,8 @@ fn conflicting(model: &DelallocModel, history: &[Step], block: u8) -> Vec<(usize
         let b = usize::from(block);
         let folio = engine.geo.folio(block);
         (
-            (
-                status_text(state, block),
-                state.es.pblk[b],
-                disk_text(state, block),
-            ),
-            (
-                state.inode.reserved,
-                state.inode.i_disksize,
-                state.es.pending,
-            ),
+            (status_text(state, block), state.es.pblk[b], disk_text(state, block)),
+            (state.inode.reserved, state.inode.i_disksize, state.es.pending),
             (
                 state.cache.present & bit(folio),
                 state.cache.dirty & bit(folio),
@@ -441,9 +381,6 @@ fn conflicting(model: &DelallocModel, history: &[Step], block: u8) -> Vec<(usize
     let Some(last) = writers.pop() else {
         return Vec::new();
     };
-    let other = writers
-        .into_iter()
-        .rev()
-        .find(|(_, step, _)| step.thread != last.1.thread);
+    let other = writers.into_iter().rev().find(|(_, step, _)| step.thread != last.1.thread);
     other.into_iter().chain([last]).collect()
 }

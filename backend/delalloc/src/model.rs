@@ -70,11 +70,7 @@ impl DelallocModel {
             .scenario
             .or(mutant.map(|mutant| mutant.scenario))
             .ok_or(BuildError::Nothing)?;
-        Ok(DelallocModel::new(
-            Scenario::find(scenario)?,
-            Kernel::find(variant)?,
-            mutant,
-        ))
+        Ok(DelallocModel::new(Scenario::find(scenario)?, Kernel::find(variant)?, mutant))
     }
 
     /// A scenario on a kernel, with a mutant's fixes taken out.
@@ -103,12 +99,7 @@ impl DelallocModel {
         );
         let mut initial = scenario.initial(!kernel.has(Flag::ExclusiveTypes));
         engine.settle_all(&mut initial);
-        DelallocModel {
-            scenario,
-            mutant: None,
-            engine,
-            initial,
-        }
+        DelallocModel { scenario, mutant: None, engine, initial }
     }
 
     /// The scenario.
@@ -130,9 +121,7 @@ impl DelallocModel {
         let broken = self.engine.check(state).err();
         broken.or_else(|| {
             let finished = self.finished(state);
-            finished
-                .then(|| self.engine.check_final(state).err())
-                .flatten()
+            finished.then(|| self.engine.check_final(state).err()).flatten()
         })
     }
 }
@@ -162,8 +151,7 @@ impl Model for DelallocModel {
 
     #[inline]
     fn enabled(&self, state: &State, out: &mut StepBuf) {
-        self.engine
-            .enabled(state, |thread, choice| out.push(thread, choice));
+        self.engine.enabled(state, |thread, choice| out.push(thread, choice));
     }
 
     #[inline]
@@ -219,9 +207,7 @@ impl Model for DelallocModel {
             "shrinker".to_owned()
         } else {
             let ops = self.scenario.thread[slot].ops.iter();
-            ops.map(crate::ops::Op::label)
-                .collect::<Vec<_>>()
-                .join("; ")
+            ops.map(crate::ops::Op::label).collect::<Vec<_>>().join("; ")
         }
     }
 

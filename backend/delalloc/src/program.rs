@@ -394,16 +394,8 @@ impl Instr {
                 f(hit);
                 f(gap);
             }
-            Instr::DaLookup {
-                delayed,
-                mapped,
-                hole,
-            }
-            | Instr::DaRecheck {
-                delayed,
-                mapped,
-                hole,
-            } => {
+            Instr::DaLookup { delayed, mapped, hole }
+            | Instr::DaRecheck { delayed, mapped, hole } => {
                 f(delayed);
                 f(mapped);
                 f(hole);
@@ -426,12 +418,7 @@ pub struct Asm<'a> {
 impl<'a> Asm<'a> {
     /// An empty program.
     pub fn new(kernel: &'a Kernel, geo: &'a Geometry) -> Asm<'a> {
-        Asm {
-            kernel,
-            geo,
-            code: Vec::new(),
-            labels: Vec::new(),
-        }
+        Asm { kernel, geo, code: Vec::new(), labels: Vec::new() }
     }
 
     /// Whether the kernel has a flag.

@@ -193,10 +193,7 @@ pub const fn initial_data(block: u8) -> Content {
 /// Every built-in scenario.
 pub fn scenarios() -> Vec<Scenario> {
     // A built-in scenario that does not parse is left out here and fails the test `all_parse`.
-    BUILT_IN
-        .iter()
-        .filter_map(|text| Scenario::parse(text).ok())
-        .collect()
+    BUILT_IN.iter().filter_map(|text| Scenario::parse(text).ok()).collect()
 }
 
 fn names() -> Vec<String> {
@@ -209,9 +206,7 @@ impl Scenario {
         scenarios()
             .into_iter()
             .find(|scenario| scenario.name == name)
-            .ok_or_else(|| UnknownScenario {
-                name: name.to_owned(),
-            })
+            .ok_or_else(|| UnknownScenario { name: name.to_owned() })
     }
 
     /// Reads and checks a scenario.
@@ -242,12 +237,7 @@ impl Scenario {
     fn validate(&self) -> Result<(), ScenarioError> {
         let (fs, file) = (&self.fs, &self.file);
         let blocks = file.blocks;
-        self.refuse(
-            (1..=BLOCKS_MAX).contains(&blocks),
-            "file.blocks",
-            &blocks,
-            "use 1 to 16",
-        )?;
+        self.refuse((1..=BLOCKS_MAX).contains(&blocks), "file.blocks", &blocks, "use 1 to 16")?;
         self.refuse(
             [1024, 2048, 4096].contains(&fs.block_bytes),
             "fs.block-bytes",
@@ -305,12 +295,7 @@ impl Scenario {
                 "keep it within file.blocks",
             )?;
             let data = op.data().unwrap_or(1);
-            self.refuse(
-                (1..=13).contains(&data),
-                "data",
-                &data,
-                "use a number from 1 to 13",
-            )?;
+            self.refuse((1..=13).contains(&data), "data", &data, "use a number from 1 to 13")?;
         }
         Ok(())
     }
@@ -345,15 +330,11 @@ impl Scenario {
         for block in each(all(&file.known) & mapped) {
             let pblk = state.disk.pblk[usize::from(block)];
             let is_unwritten = unwritten & bit(block) != 0;
-            state
-                .es
-                .insert_mapped(block, block + 1, pblk, is_unwritten, false);
+            state.es.insert_mapped(block, block + 1, pblk, is_unwritten, false);
         }
         for block in each(unwritten_delayed) {
             let pblk = state.disk.pblk[usize::from(block)];
-            state
-                .es
-                .insert_mapped(block, block + 1, pblk, true, combined);
+            state.es.insert_mapped(block, block + 1, pblk, true, combined);
         }
         state.es.insert_hole(all(&file.known_holes));
         let delayed = all(&file.delayed);

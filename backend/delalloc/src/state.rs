@@ -254,14 +254,9 @@ impl Thread {
             self.wb,
             self.wb_end,
         ];
-        let packed = small
-            .iter()
-            .fold(0, |word, &number| word << 5 | u64::from(number));
+        let packed = small.iter().fold(0, |word, &number| word << 5 | u64::from(number));
         let how = u16::from_le_bytes([self.held, self.wait as u8 | (self.errno as u8) << 4]);
-        mix.pair(
-            packed << 16 | u64::from(self.pc),
-            four(self.folios, self.guard, self.aside, how),
-        );
+        mix.pair(packed << 16 | u64::from(self.pc), four(self.folios, self.guard, self.aside, how));
     }
 }
 
@@ -429,10 +424,7 @@ impl State {
 
     /// Blocks of a set as text: `0,2,3`.
     pub(crate) fn blocks_text(set: Set) -> String {
-        each(set)
-            .map(|b| b.to_string())
-            .collect::<Vec<_>>()
-            .join(",")
+        each(set).map(|b| b.to_string()).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -456,9 +448,7 @@ struct Mixer {
 impl Default for Mixer {
     #[inline]
     fn default() -> Mixer {
-        Mixer {
-            lanes: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344],
-        }
+        Mixer { lanes: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344] }
     }
 }
 

@@ -9,16 +9,9 @@ use delalloc::{DelallocModel, Kernel, Mutant, Scenario, mutants, scenarios};
 use explorer::{OneWorker, Options, Report, explore};
 
 fn search(model: &DelallocModel) -> Report {
-    let options = Options {
-        stop_at_first: false,
-        shrink_states: 0,
-        count_states: 0,
-        ..Options::default()
-    };
-    explore(model, &options, &OneWorker, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap()
+    let options =
+        Options { stop_at_first: false, shrink_states: 0, count_states: 0, ..Options::default() };
+    explore(model, &options, &OneWorker, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Names of the invariants broken, after a search that nothing cut.
@@ -59,11 +52,7 @@ fn the_fix_makes_the_difference() {
         // What the bug needs besides, and later kernels have, is no bug in this scenario.
         let kernel = base.without(mutant.also);
         let model = DelallocModel::with_flags(own_scenario(mutant), kernel);
-        assert_eq!(
-            broken(&model),
-            BTreeSet::new(),
-            "{mutant} without the mutation"
-        );
+        assert_eq!(broken(&model), BTreeSet::new(), "{mutant} without the mutation");
     }
 }
 
@@ -104,15 +93,8 @@ fn real_kernels_show_the_bugs_of_their_sources() {
                 }
                 _ => present,
             };
-            assert_eq!(
-                !found.is_empty(),
-                expected,
-                "{mutant} on {kernel}: {found:?}"
-            );
-            assert!(
-                found.is_subset(&named(mutant)),
-                "{mutant} on {kernel}: {found:?}"
-            );
+            assert_eq!(!found.is_empty(), expected, "{mutant} on {kernel}: {found:?}");
+            assert!(found.is_subset(&named(mutant)), "{mutant} on {kernel}: {found:?}");
         }
     }
 }
@@ -135,13 +117,7 @@ fn every_scenario_parses_and_every_mutant_has_one_of_its_own() {
 fn names_that_do_not_exist_are_refused_with_what_does() {
     use delalloc::Selection;
     let select = |scenario, variant, mutant| {
-        DelallocModel::select(Selection {
-            scenario,
-            variant,
-            mutant,
-        })
-        .unwrap_err()
-        .to_string()
+        DelallocModel::select(Selection { scenario, variant, mutant }).unwrap_err().to_string()
     };
     assert_eq!(
         select(Some("mkwrite-fallocate"), Some("linux-5.10.1"), None),
@@ -152,8 +128,5 @@ fn names_that_do_not_exist_are_refused_with_what_does() {
         select(None, None, Some("M99")).starts_with("unknown mutant `M99`; known: M01, M01s, ")
     );
     assert!(select(Some("x"), None, None).contains("mkwrite-fallocate, "));
-    assert_eq!(
-        select(None, None, None),
-        "nothing to explore: name a scenario or a mutant"
-    );
+    assert_eq!(select(None, None, None), "nothing to explore: name a scenario or a mutant");
 }

@@ -18,19 +18,12 @@ fn run(driver: &mut Driver, ops: &[Op]) {
 }
 
 fn write(at: u8, len: u8) -> Op {
-    Op::Write {
-        at,
-        len,
-        data: 9,
-        partial: false,
-    }
+    Op::Write { at, len, data: 9, partial: false }
 }
 
 fn statuses(driver: &Driver) -> Vec<(u8, u8, Status, bool)> {
     let extents = driver.es_extents().into_iter();
-    extents
-        .map(|e: EsExtent| (e.lblk, e.len, e.status, e.with_delayed))
-        .collect()
+    extents.map(|e: EsExtent| (e.lblk, e.len, e.status, e.with_delayed)).collect()
 }
 
 #[test]
@@ -41,19 +34,11 @@ fn a_write_is_delayed_until_fsync() {
         // The lookup of block 0 has cached the hole around it.
         let expected = [(0, 2, Status::Delayed, false), (2, 2, Status::Hole, false)];
         assert_eq!(statuses(&file), expected, "{kernel}");
-        assert_eq!(
-            (file.size(), file.reserved(), file.dirty_clusters()),
-            (8192, 2, 2)
-        );
+        assert_eq!((file.size(), file.reserved(), file.dirty_clusters()), (8192, 2, 2));
         assert_eq!(file.extents(), []);
         run(&mut file, &[Op::Fsync]);
         assert_eq!((file.reserved(), file.dirty_clusters()), (0, 0));
-        let extent = Extent {
-            lblk: 0,
-            len: 2,
-            pblk: 1,
-            unwritten: false,
-        };
+        let extent = Extent { lblk: 0, len: 2, pblk: 1, unwritten: false };
         assert_eq!(file.extents(), [extent], "{kernel}");
     }
 }
@@ -67,17 +52,9 @@ fn fallocate_over_a_delayed_block_keeps_d_in_old_kernels_only() {
         ("linux-7.3.4", false),
     ] {
         let mut file = driver(kernel);
-        let allocate = Op::Fallocate {
-            at: 0,
-            len: 1,
-            keep_size: false,
-        };
+        let allocate = Op::Fallocate { at: 0, len: 1, keep_size: false };
         run(&mut file, &[write(0, 1), allocate]);
-        assert_eq!(
-            statuses(&file)[0],
-            (0, 1, Status::Unwritten, with_delayed),
-            "{kernel}"
-        );
+        assert_eq!(statuses(&file)[0], (0, 1, Status::Unwritten, with_delayed), "{kernel}");
         // Either way the reservation is gone.
         assert_eq!(file.reserved(), 0);
     }
@@ -85,15 +62,9 @@ fn fallocate_over_a_delayed_block_keeps_d_in_old_kernels_only() {
 
 #[test]
 fn punch_leaves_a_hole_in_extent_status_from_6_12_on() {
-    for (kernel, status) in [
-        ("linux-6.1.192", Status::None),
-        ("linux-6.12.107", Status::Hole),
-    ] {
+    for (kernel, status) in [("linux-6.1.192", Status::None), ("linux-6.12.107", Status::Hole)] {
         let mut file = driver(kernel);
-        run(
-            &mut file,
-            &[write(0, 2), Op::Fsync, Op::PunchHole { at: 0, len: 1 }],
-        );
+        run(&mut file, &[write(0, 2), Op::Fsync, Op::PunchHole { at: 0, len: 1 }]);
         assert_eq!(file.state().es.status(0), status, "{kernel}");
         assert_eq!(file.extents().len(), 1);
     }
@@ -110,24 +81,11 @@ fn remount_is_refused_by_7_3_only() {
 fn operation() -> impl Strategy<Value = Op> {
     let range = (0u8..8, 1u8..8).prop_map(|(at, len)| (at, len.min(8 - at)));
     (0u8..14, range, 1u8..13).prop_map(|(kind, (at, len), data)| match kind {
-        0 => Op::Write {
-            at,
-            len,
-            data,
-            partial: false,
-        },
+        0 => Op::Write { at, len, data, partial: false },
         1 => Op::Mkwrite { at, data },
         2 => Op::Read { at, len },
-        3 => Op::Fallocate {
-            at,
-            len,
-            keep_size: data % 2 == 0,
-        },
-        4 => Op::ZeroRange {
-            at,
-            len,
-            keep_size: data % 2 == 0,
-        },
+        3 => Op::Fallocate { at, len, keep_size: data % 2 == 0 },
+        4 => Op::ZeroRange { at, len, keep_size: data % 2 == 0 },
         5 => Op::PunchHole { at, len },
         6 => Op::CollapseRange { at, len },
         7 => Op::InsertRange { at, len },

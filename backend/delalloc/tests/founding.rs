@@ -18,10 +18,7 @@ fn model(scenario: &str, variant: &str) -> DelallocModel {
 }
 
 fn search(model: &DelallocModel) -> Report {
-    explore(model, &Options::default(), &OneWorker, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap()
+    explore(model, &Options::default(), &OneWorker, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// A is fallocate, B page_mkwrite, D the device.
@@ -55,11 +52,8 @@ fn the_schedule_reads_like_the_figure() {
     let trace = replay(&model, &schedule).unwrap();
     let mut figure = String::new();
     for row in &trace.rows {
-        let changed = if row.changed.is_empty() {
-            String::new()
-        } else {
-            format!(" | {}", row.changed)
-        };
+        let changed =
+            if row.changed.is_empty() { String::new() } else { format!(" | {}", row.changed) };
         writeln!(figure, "{} {}{changed}", row.step, row.label).unwrap();
     }
     assert_eq!(figure, FIGURE);
@@ -83,17 +77,9 @@ fn fixed_kernels_are_clean_over_every_interleaving() {
         ("linux-7.3.4", 3809),
     ] {
         let report = search(&model("mkwrite-fallocate", variant));
-        assert!(
-            report.violations.is_empty(),
-            "{variant}: {:?}",
-            report.violations
-        );
+        assert!(report.violations.is_empty(), "{variant}: {:?}", report.violations);
         assert!(report.coverage.complete());
-        assert_eq!(
-            report.coverage.interleavings,
-            Some(interleavings),
-            "{variant}"
-        );
+        assert_eq!(report.coverage.interleavings, Some(interleavings), "{variant}");
     }
 }
 

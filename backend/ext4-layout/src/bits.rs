@@ -68,11 +68,7 @@ impl Bitmaps {
             Bits::Raw(raw) => raw,
         };
         raw[offset..end].copy_from_slice(bytes);
-        *bits = if raw.iter().all(|byte| *byte == 0xff) {
-            Bits::Set
-        } else {
-            Bits::Raw(raw)
-        };
+        *bits = if raw.iter().all(|byte| *byte == 0xff) { Bits::Set } else { Bits::Raw(raw) };
         true
     }
 
@@ -95,10 +91,7 @@ impl Bitmaps {
 }
 
 fn run(raw: &[u8], start: u32, limit: u32) -> (bool, u32) {
-    let bit = |at: u32| {
-        raw.get(at as usize / 8)
-            .is_some_and(|byte| byte >> (at % 8) & 1 == 1)
-    };
+    let bit = |at: u32| raw.get(at as usize / 8).is_some_and(|byte| byte >> (at % 8) & 1 == 1);
     let used = bit(start);
     let same = if used { 0xff } else { 0 };
     let mut at = start.saturating_add(1);

@@ -54,13 +54,7 @@ mod tests {
     fn checksums_chain_and_holes_read_as_zero() {
         // The check value of CRC-32C, which inverts at both ends.
         assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
-        assert_eq!(
-            crc32c(crc32c(!0, b"1234"), b"56789"),
-            crc32c(!0, b"123456789")
-        );
-        assert_eq!(
-            crc32c_with_hole(7, &[1, 2, 9, 9, 3], 2..4),
-            crc32c(7, &[1, 2, 0, 0, 3])
-        );
+        assert_eq!(crc32c(crc32c(!0, b"1234"), b"56789"), crc32c(!0, b"123456789"));
+        assert_eq!(crc32c_with_hole(7, &[1, 2, 9, 9, 3], 2..4), crc32c(7, &[1, 2, 0, 0, 3]));
     }
 }

@@ -142,10 +142,7 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
-#[allow(
-    missing_docs,
-    reason = "each is documented at the variant of `Home` or `Class` it names"
-)]
+#[allow(missing_docs, reason = "each is documented at the variant of `Home` or `Class` it names")]
 pub enum Kind {
     Superblock,
     GroupDescriptors,
@@ -273,11 +270,9 @@ impl Home {
     /// that stores it.
     pub const fn concerns_inode(self, ino: Ino) -> bool {
         match self {
-            Home::InodeTable {
-                first_inode,
-                last_inode,
-                ..
-            } => first_inode <= ino && ino <= last_inode,
+            Home::InodeTable { first_inode, last_inode, .. } => {
+                first_inode <= ino && ino <= last_inode
+            }
             Home::ExtentNode { inode, .. }
             | Home::IndirectBlock { inode }
             | Home::Directory { inode }

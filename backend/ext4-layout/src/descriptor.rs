@@ -36,11 +36,7 @@ impl Descriptor {
             let high = if wide { u32_le(raw, high)? } else { 0 };
             Some(u64::from(high) << 32 | u64::from(u32_le(raw, low)?))
         };
-        let flags = if geometry.uninit_groups {
-            u16_le(raw, 0x12)?
-        } else {
-            0
-        };
+        let flags = if geometry.uninit_groups { u16_le(raw, 0x12)? } else { 0 };
         let unused_high = if wide { u16_le(raw, 0x32)? } else { 0 };
         let unused = u32::from(unused_high) << 16 | u32::from(u16_le(raw, 0x1c)?);
         let inodes_used = if !geometry.uninit_groups {
@@ -62,10 +58,8 @@ impl Descriptor {
             && descriptor.inode_table != 0
             && geometry.contains(descriptor.block_bitmap)
             && geometry.contains(descriptor.inode_bitmap)
-            && geometry.contains_run(
-                descriptor.inode_table,
-                u64::from(geometry.inode_table_blocks()),
-            );
+            && geometry
+                .contains_run(descriptor.inode_table, u64::from(geometry.inode_table_blocks()));
         usable.then_some(descriptor)
     }
 

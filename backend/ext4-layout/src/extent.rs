@@ -61,25 +61,16 @@ pub(crate) fn parse(bytes: &[u8], geometry: &Geometry, depth: Option<u16>) -> Op
     if depth.is_some_and(|depth| depth != header.depth) {
         return None;
     }
-    let entries = bytes
-        .get(HEADER_BYTES..)?
-        .chunks_exact(ENTRY_BYTES)
-        .take(header.entries);
+    let entries = bytes.get(HEADER_BYTES..)?.chunks_exact(ENTRY_BYTES).take(header.entries);
     if header.depth == 0 {
         let extents = entries.filter_map(leaf_entry);
         let extents =
             extents.filter(|extent| geometry.contains_run(extent.pblk, extent.len.into()));
-        return Some(Mapping {
-            extents: extents.collect(),
-            children: Box::default(),
-        });
+        return Some(Mapping { extents: extents.collect(), children: Box::default() });
     }
     let children = entries.filter_map(|entry| index_entry(entry, header.depth - 1));
     let children = children.filter(|child| geometry.contains(child.pblk));
-    Some(Mapping {
-        extents: Box::default(),
-        children: children.collect(),
-    })
+    Some(Mapping { extents: Box::default(), children: children.collect() })
 }
 
 fn leaf_entry(entry: &[u8]) -> Option<Extent> {
@@ -92,12 +83,7 @@ fn leaf_entry(entry: &[u8]) -> Option<Extent> {
     };
     let pblk = u64::from(u16_le(entry, 6)?) << 32 | u64::from(u32_le(entry, 8)?);
     let sound = len > 0 && lblk.checked_add(len - 1).is_some();
-    sound.then_some(Extent {
-        lblk,
-        len,
-        pblk,
-        state,
-    })
+    sound.then_some(Extent { lblk, len, pblk, state })
 }
 
 fn index_entry(entry: &[u8], depth: u16) -> Option<Child> {
@@ -113,9 +99,7 @@ mod tests {
     use crate::superblock::tests::sample;
 
     fn geometry() -> Geometry {
-        Superblock::parse(&sample(), 24_577 * 1024)
-            .unwrap()
-            .geometry
+        Superblock::parse(&sample(), 24_577 * 1024).unwrap().geometry
     }
 
     /// A root of four entries with `ee_len` and the low half of `ee_start`.
@@ -134,44 +118,19 @@ mod tests {
 
     #[test]
     fn lengths_above_32768_are_unwritten() {
-        let geometry = Geometry {
-            blocks_count: 1 << 20,
-            ..geometry()
-        };
-        let bytes = root(
-            3,
-            &[
-                (0, 32_768, 100),
-                (40_000, 32_769, 200),
-                (50_000, 65_535, 300),
-            ],
-        );
+        let geometry = Geometry { blocks_count: 1 << 20, ..geometry() };
+        let bytes = root(3, &[(0, 32_768, 100), (40_000, 32_769, 200), (50_000, 65_535, 300)]);
         let extents = parse(&bytes, &geometry, None).unwrap().extents;
-        let states: Vec<_> = extents
-            .iter()
-            .map(|extent| (extent.len, extent.state))
-            .collect();
+        let states: Vec<_> = extents.iter().map(|extent| (extent.len, extent.state)).collect();
         assert_eq!(
             states,
-            [
-                (32_768, Written::Written),
-                (1, Written::Unwritten),
-                (32_767, Written::Unwritten)
-            ]
+            [(32_768, Written::Written), (1, Written::Unwritten), (32_767, Written::Unwritten)]
         );
     }
 
     #[test]
     fn entries_outside_the_file_system_are_left_out() {
-        let bytes = root(
-            4,
-            &[
-                (0, 1, 24_576),
-                (1, 2, 24_576),
-                (2, 0, 100),
-                (u32::MAX, 2, 100),
-            ],
-        );
+        let bytes = root(4, &[(0, 1, 24_576), (1, 2, 24_576), (2, 0, 100), (u32::MAX, 2, 100)]);
         let extents = parse(&bytes, &geometry(), None).unwrap().extents;
         assert_eq!(extents.len(), 1);
     }
@@ -179,18 +138,9 @@ mod tests {
     #[test]
     fn a_header_that_cannot_be_is_no_node() {
         assert!(parse(&root(4, &[]), &geometry(), Some(0)).is_some());
-        assert!(
-            parse(&root(5, &[]), &geometry(), None).is_none(),
-            "more entries than fit"
-        );
-        assert!(
-            parse(&root(1, &[]), &geometry(), Some(1)).is_none(),
-            "another depth"
-        );
-        assert!(
-            parse(&root(0, &[])[..11], &geometry(), None).is_none(),
-            "too short"
-        );
+        assert!(parse(&root(5, &[]), &geometry(), None).is_none(), "more entries than fit");
+        assert!(parse(&root(1, &[]), &geometry(), Some(1)).is_none(), "another depth");
+        assert!(parse(&root(0, &[])[..11], &geometry(), None).is_none(), "too short");
         let mut deep = root(0, &[]);
         deep[6] = 6;
         assert!(parse(&deep, &geometry(), None).is_none());

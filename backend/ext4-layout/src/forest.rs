@@ -120,13 +120,7 @@ impl Forest {
         let room = ENTRIES_MAX.saturating_sub(self.entries);
         let new = new.filter(|mapping| mapping.len() <= room);
         let empty = Mapping::default();
-        self.replace(
-            runs,
-            Source::node(pblk),
-            &context,
-            &old,
-            new.as_ref().unwrap_or(&empty),
-        );
+        self.replace(runs, Source::node(pblk), &context, &old, new.as_ref().unwrap_or(&empty));
         match &new {
             Some(mapping) => self.entries += mapping.len(),
             None => self.unknown += 1,
@@ -145,11 +139,7 @@ impl Forest {
     /// The next tree block whose bytes are not known.
     pub(crate) fn next_wanted(&mut self) -> Option<u64> {
         while let Some(pblk) = self.wanted.pop() {
-            if self
-                .nodes
-                .get(&pblk)
-                .is_some_and(|node| node.content.is_none())
-            {
+            if self.nodes.get(&pblk).is_some_and(|node| node.content.is_none()) {
                 return Some(pblk);
             }
         }
@@ -174,12 +164,7 @@ impl Forest {
             runs.release(extent.pblk, extent.len.into(), source);
         }
         for extent in come {
-            runs.claim(
-                extent.pblk,
-                extent.len.into(),
-                context.owner(extent),
-                source,
-            );
+            runs.claim(extent.pblk, extent.len.into(), context.owner(extent), source);
         }
         let (gone, come) = differing(&old.children, &new.children);
         for child in gone {
@@ -218,11 +203,7 @@ impl Forest {
             parent,
             content: None,
         };
-        let owner = Owner {
-            role: node.role(),
-            ino: node.ino,
-            lblk: 0,
-        };
+        let owner = Owner { role: node.role(), ino: node.ino, lblk: 0 };
         runs.claim(pblk, 1, owner, Source::node(pblk));
         let known = self.limbo.remove(&pblk);
         let Some(known) = known.filter(|known| known.same_place(&node)) else {
@@ -236,13 +217,7 @@ impl Forest {
         let below = Context::of_node(&node);
         node.content = Some(Mapping::default());
         self.nodes.insert(pblk, node);
-        self.replace(
-            runs,
-            Source::node(pblk),
-            &below,
-            &Mapping::default(),
-            &mapping,
-        );
+        self.replace(runs, Source::node(pblk), &below, &Mapping::default(), &mapping);
         if let Some(node) = self.nodes.get_mut(&pblk) {
             node.content = Some(mapping);
         }
@@ -250,11 +225,7 @@ impl Forest {
 
     /// Takes a block out of its tree, if it is still its parent's.
     fn detach(&mut self, runs: &mut Runs, parent: Source, pblk: u64) {
-        if self
-            .nodes
-            .get(&pblk)
-            .is_none_or(|node| node.parent != parent)
-        {
+        if self.nodes.get(&pblk).is_none_or(|node| node.parent != parent) {
             return;
         }
         let Some(node) = self.nodes.remove(&pblk) else {
@@ -300,11 +271,7 @@ impl Forest {
     fn claim_xattr(&mut self, runs: &mut Runs, pblk: u64) {
         match self.xattrs.range((pblk, 0)..=(pblk, Ino::MAX)).next() {
             Some((_, ino)) => {
-                let owner = Owner {
-                    role: Role::Xattr,
-                    ino: *ino,
-                    lblk: 0,
-                };
+                let owner = Owner { role: Role::Xattr, ino: *ino, lblk: 0 };
                 runs.claim(pblk, 1, owner, Source::XATTR);
             }
             None => runs.release(pblk, 1, Source::XATTR),
@@ -344,11 +311,7 @@ impl Node {
                 let sound = geometry.checksum_seed.is_none_or(|seed| {
                     extent::checksum_fits(bytes, seed, self.ino, self.generation)
                 });
-                if sound {
-                    extent::parse(bytes, geometry, Some(self.depth))
-                } else {
-                    None
-                }
+                if sound { extent::parse(bytes, geometry, Some(self.depth)) } else { None }
             }
             Tree::Indirect => Some(indirect::parse(bytes, geometry, self.depth, self.lblk)),
         }
@@ -371,21 +334,11 @@ struct Context {
 
 impl Context {
     fn of_inode(ino: Ino, inode: &Inode) -> Context {
-        Context {
-            ino,
-            usage: inode.usage,
-            tree: inode.tree,
-            generation: inode.generation,
-        }
+        Context { ino, usage: inode.usage, tree: inode.tree, generation: inode.generation }
     }
 
     fn of_node(node: &Node) -> Context {
-        Context {
-            ino: node.ino,
-            usage: node.usage,
-            tree: node.tree,
-            generation: node.generation,
-        }
+        Context { ino: node.ino, usage: node.usage, tree: node.tree, generation: node.generation }
     }
 
     fn owner(&self, extent: &Extent) -> Owner {
@@ -397,28 +350,15 @@ impl Context {
             Use::OrphanFile => Role::OrphanFile,
             Use::Resize => Role::Indirect,
         };
-        Owner {
-            role,
-            ino: self.ino,
-            lblk: extent.lblk,
-        }
+        Owner { role, ino: self.ino, lblk: extent.lblk }
     }
 }
 
 /// The parts in which two lists differ, common start and end left out.
 fn differing<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> (&'a [T], &'a [T]) {
-    let start = old
-        .iter()
-        .zip(new)
-        .take_while(|(old, new)| old == new)
-        .count();
+    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
     let (old, new) = (&old[start..], &new[start..]);
-    let end = old
-        .iter()
-        .rev()
-        .zip(new.iter().rev())
-        .take_while(|(old, new)| old == new)
-        .count();
+    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
     (&old[..old.len() - end], &new[..new.len() - end])
 }
 

@@ -119,10 +119,7 @@ impl Geometry {
         let in_meta_bg = self.first_meta_bg.is_some_and(|first| meta_group >= first);
         let (gdt, reserved) = if in_meta_bg {
             let place = group % self.descs_per_block;
-            (
-                u64::from(place <= 1 || place == self.descs_per_block - 1),
-                0,
-            )
+            (u64::from(place <= 1 || place == self.descs_per_block - 1), 0)
         } else if has_superblock {
             let gdt = self.first_meta_bg.unwrap_or(self.gdt_blocks);
             (u64::from(gdt), u64::from(self.reserved_gdt_blocks))
@@ -155,14 +152,8 @@ impl Geometry {
             }
         }
         if (base.gdt.0..base.gdt.1).contains(&at) {
-            let meta = self
-                .first_meta_bg
-                .is_some_and(|meta| group / self.descs_per_block >= meta);
-            let backup = if meta {
-                !group.is_multiple_of(self.descs_per_block)
-            } else {
-                backup
-            };
+            let meta = self.first_meta_bg.is_some_and(|meta| group / self.descs_per_block >= meta);
+            let backup = if meta { !group.is_multiple_of(self.descs_per_block) } else { backup };
             return (Some(Home::GroupDescriptors { backup }), until(base.gdt.1));
         }
         if (base.reserved.0..base.reserved.1).contains(&at) {
@@ -195,14 +186,9 @@ impl Geometry {
             return None;
         }
         let start = self.group_first(0) + self.base(0).gdt.0;
-        let flat = pblk
-            .checked_sub(start)
-            .and_then(|index| u32::try_from(index).ok());
+        let flat = pblk.checked_sub(start).and_then(|index| u32::try_from(index).ok());
         let meta = self.group_of(pblk) / self.descs_per_block;
-        [flat, Some(meta)]
-            .into_iter()
-            .flatten()
-            .find(|index| self.gdt_block(*index) == Some(pblk))
+        [flat, Some(meta)].into_iter().flatten().find(|index| self.gdt_block(*index) == Some(pblk))
     }
 
     /// The block that holds the primary superblock.
@@ -215,9 +201,7 @@ impl Geometry {
         let per_block = u64::from(self.inodes_per_block());
         let first = u64::from(group) * u64::from(self.inodes_per_group);
         let start = u64::from(index) * per_block;
-        let end = (start + per_block)
-            .min(u64::from(self.inodes_per_group))
-            .max(start + 1);
+        let end = (start + per_block).min(u64::from(self.inodes_per_group)).max(start + 1);
         ((first + start + 1) as u32, (first + end) as u32)
     }
 }
@@ -229,9 +213,7 @@ mod tests {
     use crate::superblock::tests::sample;
 
     fn geometry() -> Geometry {
-        Superblock::parse(&sample(), 24_577 * 1024)
-            .unwrap()
-            .geometry
+        Superblock::parse(&sample(), 24_577 * 1024).unwrap().geometry
     }
 
     /// The class of each block from `first` on, as far as arithmetic goes.
@@ -251,26 +233,13 @@ mod tests {
 
     #[test]
     fn backups_are_where_sparse_super_has_them() {
-        let geometry = Geometry {
-            groups: 130,
-            ..geometry()
-        };
-        let groups: Vec<Group> = (0..130)
-            .filter(|group| geometry.has_superblock(*group))
-            .collect();
+        let geometry = Geometry { groups: 130, ..geometry() };
+        let groups: Vec<Group> = (0..130).filter(|group| geometry.has_superblock(*group)).collect();
         assert_eq!(groups, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
-        let all = Geometry {
-            sparse_super: false,
-            ..geometry.clone()
-        };
+        let all = Geometry { sparse_super: false, ..geometry.clone() };
         assert!((0..130).all(|group| all.has_superblock(group)));
-        let two = Geometry {
-            sparse_super2: Some([1, 129]),
-            ..geometry
-        };
-        let groups: Vec<Group> = (0..130)
-            .filter(|group| two.has_superblock(*group))
-            .collect();
+        let two = Geometry { sparse_super2: Some([1, 129]), ..geometry };
+        let groups: Vec<Group> = (0..130).filter(|group| two.has_superblock(*group)).collect();
         assert_eq!(groups, [0, 1, 129]);
     }
 
@@ -301,22 +270,11 @@ mod tests {
         let descriptors = |group| {
             let first = geometry.group_first(group);
             let homes = homes(&geometry, first, 4);
-            homes
-                .iter()
-                .position(|home| matches!(home, Some(Home::GroupDescriptors { .. })))
+            homes.iter().position(|home| matches!(home, Some(Home::GroupDescriptors { .. })))
         };
         assert_eq!(
             [0, 1, 2, 15, 16, 17, 31, 32].map(descriptors),
-            [
-                Some(1),
-                Some(1),
-                None,
-                Some(0),
-                Some(0),
-                Some(0),
-                Some(0),
-                Some(0)
-            ]
+            [Some(1), Some(1), None, Some(0), Some(0), Some(0), Some(0), Some(0)]
         );
         let primary: Vec<_> = (0..3).map(|index| geometry.gdt_block(index)).collect();
         assert_eq!(primary, [Some(2), Some(16 * 8192 + 1), Some(32 * 8192 + 1)]);

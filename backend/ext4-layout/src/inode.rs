@@ -74,11 +74,7 @@ impl Inode {
         let flags = u32_le(raw, 0x20)?;
         let size = u64::from(u32_le(raw, 0x6c)?) << 32 | u64::from(u32_le(raw, 0x4)?);
         let i_block = raw.get(0x28..0x64)?;
-        let tree = if flags & FLAG_EXTENTS != 0 {
-            Tree::Extents
-        } else {
-            Tree::Indirect
-        };
+        let tree = if flags & FLAG_EXTENTS != 0 { Tree::Extents } else { Tree::Indirect };
         let usage = match mode & FORMAT_MASK {
             _ if ino == RESIZE_INODE => Use::Resize,
             _ if flags & FLAG_INLINE_DATA != 0 => Use::Nothing,
@@ -113,17 +109,9 @@ impl Inode {
 
 fn resize_root(i_block: &[u8], geometry: &Geometry) -> Mapping {
     let double = u32_le(i_block, 13 * 4).map_or(0, u64::from);
-    let block = Extent {
-        lblk: 0,
-        len: 1,
-        pblk: double,
-        state: Written::Written,
-    };
+    let block = Extent { lblk: 0, len: 1, pblk: double, state: Written::Written };
     let extents = (double != 0 && geometry.contains(double)).then_some(block);
-    Mapping {
-        extents: extents.into_iter().collect(),
-        children: Box::default(),
-    }
+    Mapping { extents: extents.into_iter().collect(), children: Box::default() }
 }
 
 /// `ext4_inode_csum_verify`.
@@ -155,9 +143,7 @@ mod tests {
     use crate::superblock::tests::sample;
 
     fn geometry() -> Geometry {
-        Superblock::parse(&sample(), 24_577 * 1024)
-            .unwrap()
-            .geometry
+        Superblock::parse(&sample(), 24_577 * 1024).unwrap().geometry
     }
 
     /// An inode whose first direct pointer is block 500.
@@ -180,11 +166,7 @@ mod tests {
         assert_eq!(usage(&raw(0x41ed, 0), 2), Some(Use::Directory));
         assert_eq!(usage(&raw(0x8180, 0), 8), Some(Use::Journal));
         assert_eq!(usage(&raw(0x8180, FLAG_EA_INODE), 12), Some(Use::Xattr));
-        assert_eq!(
-            usage(&raw(0x2180, 0), 12),
-            None,
-            "a device number is no block"
-        );
+        assert_eq!(usage(&raw(0x2180, 0), 12), None, "a device number is no block");
         assert_eq!(usage(&raw(0x8180, FLAG_INLINE_DATA), 12), None);
     }
 
@@ -203,11 +185,7 @@ mod tests {
         unlinked[0x1a] = 0;
         assert_eq!(usage(&unlinked, 12), Some(Use::Data));
         unlinked[0x14] = 13;
-        assert_eq!(
-            usage(&unlinked, 12),
-            Some(Use::Data),
-            "13 is the next orphan"
-        );
+        assert_eq!(usage(&unlinked, 12), Some(Use::Data), "13 is the next orphan");
         unlinked[0x17] = 0x65;
         assert_eq!(usage(&unlinked, 12), None, "a time");
     }
@@ -217,9 +195,6 @@ mod tests {
         let mut geometry = geometry();
         geometry.checksum_seed = Some(7);
         assert!(Inode::parse(&raw(0x81a4, 0), &geometry, 12).is_none());
-        assert!(
-            Inode::parse(&raw(0x81a4, 0)[..128], &geometry, 12).is_some(),
-            "a part has none"
-        );
+        assert!(Inode::parse(&raw(0x81a4, 0)[..128], &geometry, 12).is_some(), "a part has none");
     }
 }

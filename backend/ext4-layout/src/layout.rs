@@ -103,11 +103,7 @@ impl Layout {
         let partitions = open::partitions(dev, self.device_bytes)?;
         let starts = partitions.iter().map(|partition| partition.first).collect();
         self.map = Arc::new(LayoutMap::blank(self.device_bytes, starts));
-        let Opened {
-            map,
-            tracker,
-            bytes_read,
-        } = open::open(dev, self.device_bytes, &partitions)?;
+        let Opened { map, tracker, bytes_read } = open::open(dev, self.device_bytes, &partitions)?;
         self.map = Arc::new(map);
         self.tracker = Some(Box::new(tracker));
         self.allowance.opened(bytes_read);
@@ -121,11 +117,7 @@ impl Layout {
 
     /// Bytes on the heap, the current map included; shared parts count in full.
     pub fn heap_bytes(&self) -> usize {
-        self.map.heap_bytes()
-            + self
-                .tracker
-                .as_ref()
-                .map_or(0, |tracker| tracker.heap_bytes())
+        self.map.heap_bytes() + self.tracker.as_ref().map_or(0, |tracker| tracker.heap_bytes())
     }
 
     /// Learns from a write that has arrived and is not yet stored, before it is classified:
@@ -183,18 +175,14 @@ impl Layout {
             return Change::None;
         };
         let mut effect = Effect::default();
-        self.map
-            .classify(sector, sectors, &mut |span| match span.class {
-                Class::Home(crate::Home::Superblock { backup: false }) => effect.gone = true,
-                class => effect.reopen |= class.kind().bit() & HELD_KINDS != 0,
-            });
+        self.map.classify(sector, sectors, &mut |span| match span.class {
+            Class::Home(crate::Home::Superblock { backup: false }) => effect.gone = true,
+            class => effect.reopen |= class.kind().bit() & HELD_KINDS != 0,
+        });
         if let Some(fs) = &self.map.fs {
             let per_block = fs.geometry.block_bytes() as u64 / SECTOR_BYTES;
             let block = |sector: u64| sector.saturating_sub(self.map.base_sector) / per_block;
-            tracker.forget(
-                block(sector),
-                block(sector.saturating_add(sectors)).saturating_add(1),
-            );
+            tracker.forget(block(sector), block(sector.saturating_add(sectors)).saturating_add(1));
         }
         self.conclude(effect)
     }
@@ -241,16 +229,10 @@ fn parts(
     sector: u64,
     bytes: &[u8],
 ) -> impl Iterator<Item = Part<'_>> {
-    let skipped = base_sector
-        .saturating_sub(sector)
-        .saturating_mul(SECTOR_BYTES);
-    let skipped = usize::try_from(skipped)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
+    let skipped = base_sector.saturating_sub(sector).saturating_mul(SECTOR_BYTES);
+    let skipped = usize::try_from(skipped).unwrap_or(usize::MAX).min(bytes.len());
     let mut rest = &bytes[skipped..];
-    let mut at = sector
-        .saturating_sub(base_sector)
-        .saturating_mul(SECTOR_BYTES);
+    let mut at = sector.saturating_sub(base_sector).saturating_mul(SECTOR_BYTES);
     std::iter::from_fn(move || {
         let offset = (at % block_bytes as u64) as usize;
         let len = rest.len().min(block_bytes - offset);
@@ -258,11 +240,7 @@ fn parts(
         let pblk = at / block_bytes as u64;
         rest = after;
         at = at.saturating_add(len as u64);
-        (len > 0).then_some(Part {
-            pblk,
-            offset,
-            bytes: part,
-        })
+        (len > 0).then_some(Part { pblk, offset, bytes: part })
     })
 }
 
@@ -311,9 +289,7 @@ fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) 
         }
         &assembled
     };
-    match journal.stored(index, block, |pblk, block| {
-        Tracker::needs_bytes(fs, pblk, block)
-    }) {
+    match journal.stored(index, block, |pblk, block| Tracker::needs_bytes(fs, pblk, block)) {
         Stage::Quiet => {}
         Stage::Lost => effect |= Effect::REOPEN,
         Stage::Superblock(block) => {

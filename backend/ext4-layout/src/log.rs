@@ -63,12 +63,7 @@ pub(crate) struct Log {
 impl Log {
     pub(crate) fn new(blocks: u32, fast_commit: u32, tail: Tid) -> Log {
         let pages = u64::from(blocks).div_ceil(PAGE_ENTRIES as u64);
-        Log {
-            pages: Radix::new(pages),
-            blocks,
-            fast_commit,
-            tail,
-        }
+        Log { pages: Radix::new(pages), blocks, fast_commit, tail }
     }
 
     /// Blocks of the log.
@@ -79,10 +74,7 @@ impl Log {
     /// The entry of a block; that of a transaction before the tail is idle.
     pub(crate) fn get(&self, index: u32) -> Entry {
         let (page, slot) = place(index);
-        let entry = self
-            .pages
-            .get(page)
-            .map_or(Entry::Idle, |page| page.0[slot]);
+        let entry = self.pages.get(page).map_or(Entry::Idle, |page| page.0[slot]);
         match entry.tid() {
             Some(tid) if not_older(tid, self.tail) => entry,
             _ => Entry::Idle,
@@ -92,10 +84,7 @@ impl Log {
     /// Returns whether the entry is another one now.
     pub(crate) fn set(&mut self, index: u32, entry: Entry) -> bool {
         let (page, slot) = place(index);
-        let old = self
-            .pages
-            .get(page)
-            .map_or(Entry::Idle, |page| page.0[slot]);
+        let old = self.pages.get(page).map_or(Entry::Idle, |page| page.0[slot]);
         if old == entry || index >= self.blocks {
             return false;
         }
@@ -132,10 +121,7 @@ impl Log {
 }
 
 fn place(index: u32) -> (u64, usize) {
-    (
-        u64::from(index) / PAGE_ENTRIES as u64,
-        index as usize % PAGE_ENTRIES,
-    )
+    (u64::from(index) / PAGE_ENTRIES as u64, index as usize % PAGE_ENTRIES)
 }
 
 #[cfg(test)]

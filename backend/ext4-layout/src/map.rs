@@ -59,11 +59,8 @@ impl FsMap {
     pub(crate) fn at(&self, pblk: u64, limit: u64) -> (Spot, u64) {
         let geometry = &*self.geometry;
         if !geometry.contains(pblk) {
-            let end = if pblk < geometry.first_data_block {
-                geometry.first_data_block
-            } else {
-                limit
-            };
+            let end =
+                if pblk < geometry.first_data_block { geometry.first_data_block } else { limit };
             return (Spot::Home(Home::Unknown), end.min(limit));
         }
         let (base, end) = geometry.base_at(pblk);
@@ -86,11 +83,7 @@ impl FsMap {
                     let last = place.index + (end - pblk - 1) as u32;
                     let (first_inode, _) = geometry.inodes_of_table_block(group, place.index);
                     let (_, last_inode) = geometry.inodes_of_table_block(group, last);
-                    Home::InodeTable {
-                        group,
-                        first_inode,
-                        last_inode,
-                    }
+                    Home::InodeTable { group, first_inode, last_inode }
                 }
             };
             return (Spot::Home(home), end);
@@ -101,10 +94,7 @@ impl FsMap {
             return (Spot::Home(Home::Free), end);
         }
         let (owner, end) = self.runs.at(pblk, end);
-        (
-            owner.map_or(Spot::Home(Home::Unknown), |owner| spot(owner, end - pblk)),
-            end,
-        )
+        (owner.map_or(Spot::Home(Home::Unknown), |owner| spot(owner, end - pblk)), end)
     }
 
     /// Whether the block bitmap has the block in use, and how far that holds. `limit` lies in the
@@ -114,13 +104,8 @@ impl FsMap {
         let group = geometry.group_of(pblk);
         let first = geometry.group_first(group);
         let cluster = |block: u64| ((block - first) >> geometry.cluster_bits) as u32;
-        let (used, end) = self
-            .bitmaps
-            .at(group, cluster(pblk), cluster(limit - 1) + 1);
-        (
-            used,
-            limit.min(first + (u64::from(end) << geometry.cluster_bits)),
-        )
+        let (used, end) = self.bitmaps.at(group, cluster(pblk), cluster(limit - 1) + 1);
+        (used, limit.min(first + (u64::from(end) << geometry.cluster_bits)))
     }
 
     /// Whether a write to any block may matter. Without a journal a block of a tree may be written
@@ -149,24 +134,16 @@ impl FsMap {
             return (Class::JournalIdle, blocks);
         };
         if index >= log.fast_commit {
-            return (
-                Class::JournalFastCommit,
-                blocks.min(u64::from(log.blocks() - index)),
-            );
+            return (Class::JournalFastCommit, blocks.min(u64::from(log.blocks() - index)));
         }
         let class = match log.get(index) {
             Entry::Idle => {
-                let limit = u64::from(index)
-                    .saturating_add(blocks)
-                    .min(log.fast_commit.into());
+                let limit = u64::from(index).saturating_add(blocks).min(log.fast_commit.into());
                 let end = log.idle_until(index, limit as u32);
                 return (Class::JournalIdle, u64::from(end - index).max(1));
             }
             Entry::Descriptor(tid) => Class::JournalDescriptor { tid },
-            Entry::Copy { tid, pblk } => Class::JournalCopy {
-                tid,
-                of: self.home(pblk),
-            },
+            Entry::Copy { tid, pblk } => Class::JournalCopy { tid, of: self.home(pblk) },
             Entry::Commit(tid) => Class::JournalCommit { tid },
             Entry::Revoke(tid) => Class::JournalRevoke { tid },
         };
@@ -196,44 +173,20 @@ fn spot(owner: Owner, blocks: u64) -> Spot {
 fn joined(left: Class, right: Class) -> Option<Class> {
     match (left, right) {
         (
-            Class::Home(Home::FileData {
-                inode,
-                first_lblk,
-                last_lblk,
-                state,
-            }),
+            Class::Home(Home::FileData { inode, first_lblk, last_lblk, state }),
             Class::Home(Home::FileData {
                 inode: other,
                 first_lblk: next,
                 last_lblk: last,
                 state: s,
             }),
-        ) => (inode == other && state == s && last_lblk.checked_add(1) == Some(next)).then_some(
-            Class::Home(Home::FileData {
-                inode,
-                first_lblk,
-                last_lblk: last,
-                state,
-            }),
-        ),
+        ) => (inode == other && state == s && last_lblk.checked_add(1) == Some(next))
+            .then_some(Class::Home(Home::FileData { inode, first_lblk, last_lblk: last, state })),
         (
-            Class::Home(Home::InodeTable {
-                group,
-                first_inode,
-                last_inode,
-            }),
-            Class::Home(Home::InodeTable {
-                group: other,
-                first_inode: next,
-                last_inode: last,
-            }),
-        ) => (group == other && last_inode.checked_add(1) == Some(next)).then_some(Class::Home(
-            Home::InodeTable {
-                group,
-                first_inode,
-                last_inode: last,
-            },
-        )),
+            Class::Home(Home::InodeTable { group, first_inode, last_inode }),
+            Class::Home(Home::InodeTable { group: other, first_inode: next, last_inode: last }),
+        ) => (group == other && last_inode.checked_add(1) == Some(next))
+            .then_some(Class::Home(Home::InodeTable { group, first_inode, last_inode: last })),
         _ => (left == right).then_some(left),
     }
 }
@@ -241,12 +194,7 @@ fn joined(left: Class, right: Class) -> Option<Class> {
 impl LayoutMap {
     pub(crate) fn blank(device_bytes: u64, partitions: Arc<[u64]>) -> LayoutMap {
         let device_sectors = device_bytes / SECTOR_BYTES;
-        LayoutMap {
-            device_sectors,
-            base_sector: 0,
-            partitions,
-            fs: None,
-        }
+        LayoutMap { device_sectors, base_sector: 0, partitions, fs: None }
     }
 
     /// Sectors of 512 bytes that the device has.
@@ -301,11 +249,7 @@ impl LayoutMap {
         let mut at = sector;
         let mut emit = |from: u64, to: u64, class: Class| {
             if from < to {
-                out(Span {
-                    first_sector: from,
-                    sectors: to - from,
-                    class,
-                });
+                out(Span { first_sector: from, sectors: to - from, class });
             }
         };
         let unknown = Class::Home(Home::Unknown);
@@ -329,10 +273,7 @@ impl LayoutMap {
             while pblk < spot_end {
                 let (class, blocks) = fs.class(spot, spot_end - pblk);
                 pblk += blocks;
-                let to = pblk
-                    .saturating_mul(per_block)
-                    .saturating_add(self.base_sector)
-                    .min(end);
+                let to = pblk.saturating_mul(per_block).saturating_add(self.base_sector).min(end);
                 emit(at, to, class);
                 at = to;
                 if let Spot::Log(index) = &mut spot {
@@ -371,10 +312,7 @@ impl LayoutMap {
             return self.base_sector > 0 && touches(0, PARTITION_TABLE_SECTORS);
         }
         touches(0, PARTITION_TABLE_SECTORS)
-            || self
-                .partitions
-                .iter()
-                .any(|first| touches(first.saturating_add(2), 2))
+            || self.partitions.iter().any(|first| touches(first.saturating_add(2), 2))
     }
 
     /// Bytes that the map has on the heap; shared parts count in full.

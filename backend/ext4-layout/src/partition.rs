@@ -56,9 +56,7 @@ fn gpt(head: &[u8]) -> Option<Vec<Partition>> {
         return None;
     }
     let table = usize::try_from(u64_le(header, 72)?.checked_mul(SECTOR_BYTES)?).ok()?;
-    let entry_bytes = usize::try_from(u32_le(header, 84)?)
-        .ok()
-        .filter(|bytes| *bytes >= 128)?;
+    let entry_bytes = usize::try_from(u32_le(header, 84)?).ok().filter(|bytes| *bytes >= 128)?;
     let count = u32_le(header, 80)? as usize;
     let entries = head.get(table..)?.chunks_exact(entry_bytes).take(count);
     let partition = |entry: &[u8]| {
@@ -82,13 +80,7 @@ mod tests {
         head[MBR_ENTRIES + 12..MBR_ENTRIES + 16].copy_from_slice(&4096_u32.to_le_bytes());
         assert_eq!(parse(&head, 10_000), []);
         head[510..512].copy_from_slice(&[0x55, 0xaa]);
-        assert_eq!(
-            parse(&head, 10_000),
-            [Partition {
-                first: 2048,
-                sectors: 4096
-            }]
-        );
+        assert_eq!(parse(&head, 10_000), [Partition { first: 2048, sectors: 4096 }]);
         assert_eq!(parse(&head, 6143), []);
     }
 

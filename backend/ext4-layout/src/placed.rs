@@ -61,13 +61,7 @@ impl Placed {
                 (Part::InodeBitmap, descriptor.inode_bitmap, 1),
                 (Part::InodeTable, descriptor.inode_table, table_blocks),
             ] {
-                rows.push(Row {
-                    first,
-                    part,
-                    group,
-                    count: 1,
-                    len,
-                });
+                rows.push(Row { first, part, group, count: 1, len });
             }
         }
         rows.sort_unstable_by_key(|row| (row.first, row.part, row.group));
@@ -88,10 +82,7 @@ impl Placed {
     /// that starts last has the block.
     pub(crate) fn at(&self, pblk: u64) -> Option<Place> {
         let after = self.rows.partition_point(|row| row.first <= pblk);
-        let row = self
-            .rows
-            .get(after.checked_sub(1)?)
-            .filter(|row| pblk < row.end())?;
+        let row = self.rows.get(after.checked_sub(1)?).filter(|row| pblk < row.end())?;
         let offset = pblk - row.first;
         let number = offset / u64::from(row.len);
         let next = self.rows.get(after).map_or(u64::MAX, |row| row.first);

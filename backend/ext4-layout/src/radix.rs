@@ -17,18 +17,14 @@ pub(crate) struct Radix<T> {
 
 impl<T> Clone for Radix<T> {
     fn clone(&self) -> Self {
-        Radix {
-            top: Arc::clone(&self.top),
-        }
+        Radix { top: Arc::clone(&self.top) }
     }
 }
 
 impl<T: Clone + Default> Radix<T> {
     /// Room for `pages` pages, all absent.
     pub(crate) fn new(pages: u64) -> Self {
-        Radix {
-            top: Arc::new(vec![None; pages.div_ceil(FANOUT as u64) as usize]),
-        }
+        Radix { top: Arc::new(vec![None; pages.div_ceil(FANOUT as u64) as usize]) }
     }
 
     pub(crate) fn get(&self, index: u64) -> Option<&T> {
@@ -81,9 +77,7 @@ impl<T: Clone + Default> Radix<T> {
         let pages = branches.clone().flat_map(|branch| branch.iter().flatten());
         self.top.capacity() * size_of::<usize>()
             + branches.count() * (size_of::<Branch<T>>() + 16)
-            + pages
-                .map(|page| size_of::<T>() + 16 + page_bytes(page))
-                .sum::<usize>()
+            + pages.map(|page| size_of::<T>() + 16 + page_bytes(page)).sum::<usize>()
     }
 }
 

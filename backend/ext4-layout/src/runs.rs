@@ -77,12 +77,7 @@ struct Run {
 impl Run {
     fn cut(self, first: u16, end: u16) -> Run {
         let lblk = self.owner.lblk.wrapping_add(u32::from(first - self.first));
-        Run {
-            first,
-            end,
-            owner: Owner { lblk, ..self.owner },
-            ..self
-        }
+        Run { first, end, owner: Owner { lblk, ..self.owner }, ..self }
     }
 }
 
@@ -98,16 +93,8 @@ struct TakenOver {
 impl TakenOver {
     fn cut(self, pblk: u64, end: u64) -> Option<TakenOver> {
         let (pblk, end) = (pblk.max(self.pblk), end.min(self.end));
-        let lblk = self
-            .owner
-            .lblk
-            .wrapping_add(pblk.wrapping_sub(self.pblk) as u32);
-        (pblk < end).then_some(TakenOver {
-            pblk,
-            end,
-            owner: Owner { lblk, ..self.owner },
-            ..self
-        })
+        let lblk = self.owner.lblk.wrapping_add(pblk.wrapping_sub(self.pblk) as u32);
+        (pblk < end).then_some(TakenOver { pblk, end, owner: Owner { lblk, ..self.owner }, ..self })
     }
 }
 
@@ -120,10 +107,7 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) fn new(blocks: u64) -> Runs {
-        Runs {
-            pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)),
-            taken_over: Arc::default(),
-        }
+        Runs { pages: Radix::new(blocks.div_ceil(PAGE_BLOCKS)), taken_over: Arc::default() }
     }
 
     /// Makes `owner` the owner of `len` blocks from `pblk` on; `owner.lblk` is the first block's.
@@ -141,15 +125,7 @@ impl Runs {
                 }));
                 let at = page.partition_point(|run| run.first < first);
                 let lblk = owner.lblk.wrapping_add(skipped as u32);
-                page.insert(
-                    at,
-                    Run {
-                        first,
-                        end,
-                        owner: Owner { lblk, ..owner },
-                        source,
-                    },
-                );
+                page.insert(at, Run { first, end, owner: Owner { lblk, ..owner }, source });
             }
         });
         if !lost.is_empty() && self.taken_over.len() + lost.len() <= TAKEN_OVER_MAX {
@@ -179,11 +155,7 @@ impl Runs {
         });
         // The claim taken over last comes first.
         let mut waiting_still = Vec::new();
-        for claim in waiting
-            .into_iter()
-            .rev()
-            .filter(|claim| claim.source != source)
-        {
+        for claim in waiting.into_iter().rev().filter(|claim| claim.source != source) {
             self.give_back(claim, &mut waiting_still);
         }
         if !waiting_still.is_empty() {
@@ -193,18 +165,12 @@ impl Runs {
 
     /// Removes and returns the claims taken over in `from..to`; what sticks out stays.
     fn take_overlapping(&mut self, from: u64, to: u64) -> Vec<TakenOver> {
-        if !self
-            .taken_over
-            .iter()
-            .any(|claim| claim.pblk < to && from < claim.end)
-        {
+        if !self.taken_over.iter().any(|claim| claim.pblk < to && from < claim.end) {
             return Vec::new();
         }
         let claims = Arc::make_mut(&mut self.taken_over);
         let all = std::mem::take(claims);
-        let outside = all
-            .iter()
-            .flat_map(|claim| [claim.cut(0, from), claim.cut(to, u64::MAX)]);
+        let outside = all.iter().flat_map(|claim| [claim.cut(0, from), claim.cut(to, u64::MAX)]);
         *claims = outside.flatten().take(2 * TAKEN_OVER_MAX).collect();
         all.iter().filter_map(|claim| claim.cut(from, to)).collect()
     }
@@ -230,10 +196,7 @@ impl Runs {
         let index = pblk >> PAGE_BITS;
         let start = index << PAGE_BITS;
         let Some(page) = self.pages.get(index) else {
-            let next = self
-                .pages
-                .next_present(index)
-                .map_or(limit, |index| index << PAGE_BITS);
+            let next = self.pages.next_present(index).map_or(limit, |index| index << PAGE_BITS);
             return (None, next.min(limit));
         };
         let at = (pblk - start) as u16;
@@ -241,10 +204,7 @@ impl Runs {
         match page.get(found) {
             Some(run) if run.first <= at => {
                 let lblk = run.owner.lblk.wrapping_add(u32::from(at - run.first));
-                (
-                    Some(Owner { lblk, ..run.owner }),
-                    limit.min(start + u64::from(run.end)),
-                )
+                (Some(Owner { lblk, ..run.owner }), limit.min(start + u64::from(run.end)))
             }
             Some(run) => (None, limit.min(start + u64::from(run.first))),
             None => (None, limit.min(start + PAGE_BLOCKS)),
@@ -252,8 +212,7 @@ impl Runs {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.pages
-            .heap_bytes(|page| page.capacity() * size_of::<Run>())
+        self.pages.heap_bytes(|page| page.capacity() * size_of::<Run>())
     }
 }
 
@@ -308,11 +267,7 @@ mod tests {
     const BLOCKS: u64 = 3 * PAGE_BLOCKS;
 
     fn owner(ino: Ino, lblk: u32) -> Owner {
-        Owner {
-            role: Role::Data(Written::Written),
-            ino,
-            lblk,
-        }
+        Owner { role: Role::Data(Written::Written), ino, lblk }
     }
 
     proptest! {

@@ -102,9 +102,7 @@ impl Superblock {
         let raw = raw
             .first_chunk::<SUPERBLOCK_BYTES>()
             .filter(|raw| has_magic(&raw[..]))
-            .ok_or(OpenError::NotExt4 {
-                looked_at: "no superblock magic",
-            })?;
+            .ok_or(OpenError::NotExt4 { looked_at: "no superblock magic" })?;
         let fields = Fields(raw);
         refuse(&fields)?;
         let blocks = Blocks::parse(&fields, room_bytes)?;
@@ -113,11 +111,7 @@ impl Superblock {
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&raw[0x68..0x78]);
         let checksum_seed = fields.ro_compat(RO_COMPAT_METADATA_CSUM).then(|| {
-            if fields.incompat(INCOMPAT_CSUM_SEED) {
-                fields.word(0x270)
-            } else {
-                crc32c(!0, &uuid)
-            }
+            if fields.incompat(INCOMPAT_CSUM_SEED) { fields.word(0x270) } else { crc32c(!0, &uuid) }
         });
         Ok(Superblock {
             needs_recovery: fields.incompat(INCOMPAT_RECOVER),
@@ -145,9 +139,7 @@ impl Superblock {
                     .then(|| u64_le(raw, 0x168).unwrap_or(0))
                     .filter(|block| *block < blocks.count),
                 journal_inode: fields.compat(COMPAT_HAS_JOURNAL).then(|| fields.word(0xe0)),
-                orphan_inode: fields
-                    .compat(COMPAT_ORPHAN_FILE)
-                    .then(|| fields.word(0x280)),
+                orphan_inode: fields.compat(COMPAT_ORPHAN_FILE).then(|| fields.word(0x280)),
                 checksum_seed,
                 uuid,
                 features: [
@@ -167,9 +159,7 @@ fn refuse(fields: &Fields<'_>) -> Result<(), OpenError> {
         return Err(OpenError::JournalDevice);
     }
     if incompat & !INCOMPAT_KNOWN != 0 {
-        return Err(OpenError::Unsupported {
-            bits: incompat & !INCOMPAT_KNOWN,
-        });
+        return Err(OpenError::Unsupported { bits: incompat & !INCOMPAT_KNOWN });
     }
     let checksum = fields.word(0x3fc);
     if fields.ro_compat(RO_COMPAT_METADATA_CSUM) && crc32c(!0, &fields.0[..0x3fc]) != checksum {
@@ -202,11 +192,7 @@ impl Blocks {
             n >= BLOCKS_PER_GROUP_MIN
                 && u64::from(n) == u64::from(clusters_per_group) << cluster_bits
         })?;
-        let high = if fields.incompat(INCOMPAT_64BIT) {
-            fields.word(0x150)
-        } else {
-            0
-        };
+        let high = if fields.incompat(INCOMPAT_64BIT) { fields.word(0x150) } else { 0 };
         let count = u64::from(high) << 32 | u64::from(fields.word(0x4));
         let first = check("s_first_data_block", fields.word(0x14), |n| n <= 1)?.into();
         if count <= first || count > room_bytes >> bits {
@@ -216,14 +202,7 @@ impl Blocks {
         if groups > GROUPS_MAX {
             return corrupt("the number of groups", groups);
         }
-        Ok(Blocks {
-            bits,
-            count,
-            first,
-            per_group,
-            cluster_bits,
-            groups: groups as u32,
-        })
+        Ok(Blocks { bits, count, first, per_group, cluster_bits, groups: groups as u32 })
     }
 
     fn bytes(&self) -> u32 {
@@ -234,14 +213,8 @@ impl Blocks {
 /// Bytes of an inode, and inodes of a group.
 fn inodes(fields: &Fields<'_>, blocks: &Blocks) -> Result<(usize, u32), OpenError> {
     let old_revision = fields.word(0x4c) == 0;
-    let bytes = if old_revision {
-        128
-    } else {
-        fields.half(0x58).into()
-    };
-    check("s_inode_size", bytes, |n| {
-        n.is_power_of_two() && n >= 128 && n <= blocks.bytes()
-    })?;
+    let bytes = if old_revision { 128 } else { fields.half(0x58).into() };
+    check("s_inode_size", bytes, |n| n.is_power_of_two() && n >= 128 && n <= blocks.bytes())?;
     let per_group = check("s_inodes_per_group", fields.word(0x28), |n| {
         n >= blocks.bytes() / bytes && n <= 8 * blocks.bytes()
     })?;
@@ -262,22 +235,13 @@ impl Descriptors {
         let per_block = blocks.bytes() / u32::from(bytes);
         let gdt_blocks = blocks.groups.div_ceil(per_block);
         let first_meta_bg = if fields.incompat(INCOMPAT_META_BG) {
-            Some(check("s_first_meta_bg", fields.word(0x104), |n| {
-                n <= gdt_blocks
-            })?)
+            Some(check("s_first_meta_bg", fields.word(0x104), |n| n <= gdt_blocks)?)
         } else {
             None
         };
-        let reserved_blocks = check("s_reserved_gdt_blocks", fields.half(0xce).into(), |n| {
-            n <= blocks.bytes() / 4
-        })?;
-        Ok(Descriptors {
-            bytes,
-            per_block,
-            blocks: gdt_blocks,
-            reserved_blocks,
-            first_meta_bg,
-        })
+        let reserved_blocks =
+            check("s_reserved_gdt_blocks", fields.half(0xce).into(), |n| n <= blocks.bytes() / 4)?;
+        Ok(Descriptors { bytes, per_block, blocks: gdt_blocks, reserved_blocks, first_meta_bg })
     }
 }
 
@@ -286,11 +250,7 @@ fn corrupt<T>(field: &'static str, value: u64) -> Result<T, OpenError> {
 }
 
 fn check(field: &'static str, value: u32, good: impl Fn(u32) -> bool) -> Result<u32, OpenError> {
-    if good(value) {
-        Ok(value)
-    } else {
-        corrupt(field, value.into())
-    }
+    if good(value) { Ok(value) } else { corrupt(field, value.into()) }
 }
 
 #[cfg(test)]
@@ -333,18 +293,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sound_superblock_gives_its_geometry() {
-        let Superblock {
-            geometry,
-            needs_recovery,
-        } = parse(&sample()).unwrap();
-        assert_eq!(
-            (geometry.groups, geometry.gdt_blocks, geometry.inode_bytes),
-            (3, 1, 256)
-        );
-        assert_eq!(
-            (geometry.journal_inode, geometry.checksum_seed),
-            (Some(8), None)
-        );
+        let Superblock { geometry, needs_recovery } = parse(&sample()).unwrap();
+        assert_eq!((geometry.groups, geometry.gdt_blocks, geometry.inode_bytes), (3, 1, 256));
+        assert_eq!((geometry.journal_inode, geometry.checksum_seed), (Some(8), None));
         assert!(!needs_recovery);
     }
 
@@ -389,18 +340,9 @@ pub(crate) mod tests {
             parse(&raw).unwrap_err()
         };
         assert!(matches!(with(0xe0, 0), OpenError::ExternalJournal));
-        assert!(matches!(
-            with(0x60, INCOMPAT_JOURNAL_DEV),
-            OpenError::JournalDevice
-        ));
-        assert!(matches!(
-            with(0x60, 0x8000_0040),
-            OpenError::Unsupported { bits: 0x8000_0000 }
-        ));
+        assert!(matches!(with(0x60, INCOMPAT_JOURNAL_DEV), OpenError::JournalDevice));
+        assert!(matches!(with(0x60, 0x8000_0040), OpenError::Unsupported { bits: 0x8000_0000 }));
         assert!(matches!(with(0x38, 0), OpenError::NotExt4 { .. }));
-        assert!(matches!(
-            parse(&sample()[..1000]),
-            Err(OpenError::NotExt4 { .. })
-        ));
+        assert!(matches!(parse(&sample()[..1000]), Err(OpenError::NotExt4 { .. })));
     }
 }

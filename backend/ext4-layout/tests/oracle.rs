@@ -3,10 +3,7 @@
 //! block with dumpe2fs and debugfs. The canaries alter an image after it was mapped, and must be
 //! noticed.
 
-#![allow(
-    clippy::format_push_string,
-    reason = "debugfs scripts are easiest to read so"
-)]
+#![allow(clippy::format_push_string, reason = "debugfs scripts are easiest to read so")]
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -14,11 +11,7 @@ use std::os::unix::fs::FileExt;
 use ext4_layout::{Class, Home, Kind, OpenError};
 
 #[path = "../../../guest-tests/campaign/src"]
-#[allow(
-    unreachable_pub,
-    dead_code,
-    reason = "public where it lives, in the crate campaign"
-)]
+#[allow(unreachable_pub, dead_code, reason = "public where it lives, in the crate campaign")]
 mod campaign {
     pub mod oracle;
 }
@@ -43,18 +36,8 @@ fn filled(bytes: u64, block: usize, extents: bool, options: &[&str]) -> OracleRe
     let image = Image::make(bytes, options);
     image.fill(block, extents);
     let report = check(&image);
-    for kind in [
-        "file_data",
-        "directory",
-        "free",
-        "inode_table",
-        "block_bitmap",
-    ] {
-        assert!(
-            report.kinds.contains_key(kind),
-            "no {kind} in {:?}",
-            report.kinds
-        );
+    for kind in ["file_data", "directory", "free", "inode_table", "block_bitmap"] {
+        assert!(report.kinds.contains_key(kind), "no {kind} in {:?}", report.kinds);
     }
     report
 }
@@ -163,10 +146,7 @@ fn in_the_second_gpt_partition() {
     header[80..84].copy_from_slice(&128_u32.to_le_bytes());
     header[84..88].copy_from_slice(&128_u32.to_le_bytes());
     file.write_all_at(&header, 512).unwrap();
-    for (index, first, last) in [
-        (0, 2048_u64, 16 * MIB / 512 - 1),
-        (1, 16 * MIB / 512, 131_000),
-    ] {
+    for (index, first, last) in [(0, 2048_u64, 16 * MIB / 512 - 1), (1, 16 * MIB / 512, 131_000)] {
         let mut entry = [0; 128];
         entry[..16].fill(7);
         entry[32..40].copy_from_slice(&first.to_le_bytes());
@@ -177,16 +157,9 @@ fn in_the_second_gpt_partition() {
     let error = oracle::compare(&image.path()).unwrap_err();
     assert!(matches!(
         error,
-        OracleError::Layout {
-            source: OpenError::Corrupt {
-                field: "s_blocks_count",
-                ..
-            },
-            ..
-        }
+        OracleError::Layout { source: OpenError::Corrupt { field: "s_blocks_count", .. }, .. }
     ));
-    file.write_all_at(&131_071_u64.to_le_bytes(), 1024 + 128 + 40)
-        .unwrap();
+    file.write_all_at(&131_071_u64.to_le_bytes(), 1024 + 128 + 40).unwrap();
     check(&image);
 }
 
@@ -204,16 +177,11 @@ fn a_log_with_transactions_counts() {
         let scratch = Image::make(48 * MIB, &options);
         std::fs::write(scratch.path(), &before).unwrap();
         let large = scratch.host_file("more", 200 * 1024);
-        scratch.debugfs(&format!(
-            "write {} more\nrm fragmented\nmkdir new\n",
-            large.display()
-        ));
+        scratch.debugfs(&format!("write {} more\nrm fragmented\nmkdir new\n", large.display()));
         let after = image::bytes(&scratch.path());
         let blocks = before.chunks(1024).zip(after.chunks(1024)).enumerate();
-        let changed: Vec<usize> = blocks
-            .filter(|(_, (old, new))| old != new)
-            .map(|(block, _)| block)
-            .collect();
+        let changed: Vec<usize> =
+            blocks.filter(|(_, (old, new))| old != new).map(|(block, _)| block).collect();
         // debugfs writes data too; all of it goes through the log, as with data=journal.
         let mut commands = match version {
             1 => "journal_open\n".to_owned(),
@@ -222,11 +190,8 @@ fn a_log_with_transactions_counts() {
         for run in changed.chunks(100) {
             let list: Vec<String> = run.iter().map(usize::to_string).collect();
             let host = image.host_file("blocks", 0);
-            let content: Vec<u8> = run
-                .iter()
-                .flat_map(|block| &after[block * 1024..][..1024])
-                .copied()
-                .collect();
+            let content: Vec<u8> =
+                run.iter().flat_map(|block| &after[block * 1024..][..1024]).copied().collect();
             let host = host.with_file_name(format!("blocks-{}", run[0]));
             std::fs::write(&host, content).unwrap();
             commands += &format!("journal_write -b {} {}\n", list.join(","), host.display());
@@ -234,16 +199,8 @@ fn a_log_with_transactions_counts() {
         commands += "journal_write -r 7000\njournal_close\n";
         image.debugfs(&commands);
         let report = check(&image);
-        assert!(
-            report.kinds["journal_copy"] as usize >= changed.len(),
-            "{:?}",
-            report.kinds
-        );
-        assert!(
-            report.kinds.contains_key("journal_revoke"),
-            "{:?}",
-            report.kinds
-        );
+        assert!(report.kinds["journal_copy"] as usize >= changed.len(), "{:?}", report.kinds);
+        assert!(report.kinds.contains_key("journal_revoke"), "{:?}", report.kinds);
     }
 }
 
@@ -265,12 +222,7 @@ fn canary_an_altered_bitmap_is_noticed() {
     let image = Image::make(32 * MIB, &["-b", "4096"]);
     image.fill(4096, true);
     let map = oracle::open_map(&image.path()).unwrap();
-    assert_eq!(
-        oracle::compare_map(&image.path(), &map)
-            .unwrap()
-            .difference_count,
-        0
-    );
+    assert_eq!(oracle::compare_map(&image.path(), &map).unwrap().difference_count, 0);
     image.debugfs("setb 6000\n");
     let report = oracle::compare_map(&image.path(), &map).unwrap();
     assert_eq!(report.difference_count, 1, "{report}");
@@ -286,10 +238,5 @@ fn canary_an_altered_extent_is_noticed() {
     image.debugfs("sif preallocated block[4] 2\n");
     let report = oracle::compare_map(&image.path(), &map).unwrap();
     assert!(report.difference_count > 0, "{report}");
-    assert!(
-        report
-            .differences
-            .iter()
-            .all(|found| found.map.kind() == Kind::FileData)
-    );
+    assert!(report.differences.iter().all(|found| found.map.kind() == Kind::FileData));
 }

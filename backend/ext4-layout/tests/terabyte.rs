@@ -27,11 +27,7 @@ impl ReadAt for Device {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let length = buf.len();
         let read = self.0.read_exact_at(buf, offset);
-        read.map_err(|source| ReadError {
-            offset,
-            length,
-            source: source.into(),
-        })
+        read.map_err(|source| ReadError { offset, length, source: source.into() })
     }
 }
 
@@ -65,10 +61,7 @@ fn eight_thousand_groups_are_cheap() {
     assert_eq!(map.group_count(), Some(8192));
 
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak_kib: usize = peak.trim().trim_end_matches(" kB").trim().parse().unwrap();
     println!(
         "1 TiB: opened in {large_took:?} (64 GiB: {small_took:?}), layout {} KiB, peak {} MiB, \
@@ -80,10 +73,7 @@ fn eight_thousand_groups_are_cheap() {
     assert!(layout.heap_bytes() < 128 * MIB);
     assert!(peak_kib < 128 * 1024, "peak {peak_kib} KiB");
     let fair = small_took.max(Duration::from_millis(20)) * 16;
-    assert!(
-        large_took < fair * 4,
-        "{large_took:?} against {small_took:?} for a sixteenth"
-    );
+    assert!(large_took < fair * 4, "{large_took:?} against {small_took:?} for a sixteenth");
 
     let mut runs = 0;
     let mut next = 0;

@@ -4,10 +4,7 @@
 //! and in between, the layout is compared with a fresh one over every sector. Garbage must do no
 //! more than lose labels.
 
-#![allow(
-    clippy::format_push_string,
-    reason = "debugfs scripts are easiest to read so"
-)]
+#![allow(clippy::format_push_string, reason = "debugfs scripts are easiest to read so")]
 
 use std::fs;
 use std::path::Path;
@@ -56,10 +53,7 @@ fn change(image: &Image, commands: &str) -> (Vec<u8>, Vec<u8>) {
 /// Byte offsets of the blocks that differ.
 fn differing(before: &[u8], after: &[u8], block: usize) -> Vec<usize> {
     let blocks = before.chunks(block).zip(after.chunks(block)).enumerate();
-    blocks
-        .filter(|(_, (old, new))| old != new)
-        .map(|(at, _)| at * block)
-        .collect()
+    blocks.filter(|(_, (old, new))| old != new).map(|(at, _)| at * block).collect()
 }
 
 fn restless_commands(image: &Image, block: usize) -> String {
@@ -69,10 +63,8 @@ fn restless_commands(image: &Image, block: usize) -> String {
     for file in (1..80).step_by(4) {
         commands += &format!("rm holes/{file}\nwrite {} new/{file}\n", small.display());
     }
-    commands += &format!(
-        "write {} again\nrm deep/er/straight\nea_rm many user.small\n",
-        large.display()
-    );
+    commands +=
+        &format!("write {} again\nrm deep/er/straight\nea_rm many user.small\n", large.display());
     commands
 }
 
@@ -80,15 +72,7 @@ fn restless_commands(image: &Image, block: usize) -> String {
 fn in_place_writes_in_any_order() {
     for (seed, options) in [
         (1, &["-b", "1024", "-O", "^has_journal"][..]),
-        (
-            2,
-            &[
-                "-b",
-                "1024",
-                "-O",
-                "^has_journal,^extents,^64bit,^metadata_csum",
-            ],
-        ),
+        (2, &["-b", "1024", "-O", "^has_journal,^extents,^64bit,^metadata_csum"]),
         (3, &["-b", "1024"]),
         (4, &["-b", "4096", "-O", "^has_journal,bigalloc"]),
     ] {
@@ -125,15 +109,9 @@ fn logged_change(version: u32) -> (Vec<u8>, Vec<u8>) {
     };
     let blocks = differing(&before, &after, 1024);
     for run in blocks.chunks(90) {
-        let list: Vec<String> = run
-            .iter()
-            .map(|offset| (offset / 1024).to_string())
-            .collect();
-        let content: Vec<u8> = run
-            .iter()
-            .flat_map(|offset| &after[*offset..offset + 1024])
-            .copied()
-            .collect();
+        let list: Vec<String> = run.iter().map(|offset| (offset / 1024).to_string()).collect();
+        let content: Vec<u8> =
+            run.iter().flat_map(|offset| &after[*offset..offset + 1024]).copied().collect();
         let host = image.host_file(&format!("blocks-{}", run[0]), 0);
         write_file(&host, &content);
         commands += &format!("journal_write -b {} {}\n", list.join(","), host.display());
@@ -165,10 +143,7 @@ fn transactions_take_effect_at_their_commit_record() {
             }
         }
         device.check(&format!("csum v{version}, in the end"));
-        let kinds = device
-            .layout
-            .map()
-            .kinds(0, device.bytes.len() as u64 / 512);
+        let kinds = device.layout.map().kinds(0, device.bytes.len() as u64 / 512);
         let journal = Kind::JournalCopy.bit() | Kind::JournalCommit.bit();
         assert_eq!(kinds & journal, journal);
         assert!(device.reopened <= 1, "{} openings", device.reopened);
@@ -178,17 +153,11 @@ fn transactions_take_effect_at_their_commit_record() {
 #[test]
 fn a_late_copy_holds_up_its_transaction() {
     let (before, after) = logged_change(3);
-    let opened = Layout::open(&mut after.as_slice(), after.len() as u64)
-        .unwrap()
-        .map();
+    let opened = Layout::open(&mut after.as_slice(), after.len() as u64).unwrap().map();
     let kind = |offset: usize| opened.kinds(offset as u64 / 512, 2);
     let blocks = differing(&before, &after, 1024);
-    let log = blocks
-        .iter()
-        .position(|offset| kind(*offset) == Kind::JournalDescriptor.bit());
-    let commit = blocks
-        .iter()
-        .position(|offset| kind(*offset) == Kind::JournalCommit.bit());
+    let log = blocks.iter().position(|offset| kind(*offset) == Kind::JournalDescriptor.bit());
+    let commit = blocks.iter().position(|offset| kind(*offset) == Kind::JournalCommit.bit());
     let (log, commit) = (log.unwrap(), commit.unwrap());
     let late = blocks[log + 1];
     let mut device = Device::new(before.clone());
@@ -197,18 +166,11 @@ fn a_late_copy_holds_up_its_transaction() {
     }
     let homes = |device: &Device| {
         let log = |span: &ext4_layout::Span| span.class.tid().is_some();
-        let spans = spans(&device.layout.map())
-            .into_iter()
-            .filter(|span| !log(span));
-        spans
-            .filter(|span| span.class.kind() != Kind::JournalIdle)
-            .collect::<Vec<_>>()
+        let spans = spans(&device.layout.map()).into_iter().filter(|span| !log(span));
+        spans.filter(|span| span.class.kind() != Kind::JournalIdle).collect::<Vec<_>>()
     };
     let old = homes(&device);
-    for offset in blocks[log..=commit]
-        .iter()
-        .filter(|offset| **offset != late)
-    {
+    for offset in blocks[log..=commit].iter().filter(|offset| **offset != late) {
         device.write(*offset, &after[*offset..*offset + 1024]);
     }
     assert_eq!(homes(&device), old, "nothing takes effect");
@@ -304,10 +266,6 @@ thread_local! {
 fn interesting(device: &Device) -> Vec<(u64, u64)> {
     let dull = Kind::Free.bit() | Kind::Unknown.bit() | Kind::FileData.bit();
     let spans = spans(&device.layout.map());
-    let metadata = spans
-        .iter()
-        .filter(|span| span.class.kind().bit() & dull == 0);
-    metadata
-        .map(|span| (span.first_sector, span.sectors))
-        .collect()
+    let metadata = spans.iter().filter(|span| span.class.kind().bit() & dull == 0);
+    metadata.map(|span| (span.first_sector, span.sectors)).collect()
 }

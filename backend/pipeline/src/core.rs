@@ -93,13 +93,7 @@ impl Core {
     /// anew.
     pub fn load(&mut self, now: Nanos, rules: RuleSet, out: &mut Outbox) {
         if self.logging {
-            self.note(
-                now,
-                What::Rules {
-                    rules: rules.text().clone(),
-                },
-                out,
-            );
+            self.note(now, What::Rules { rules: rules.text().clone() }, out);
         }
         self.let_go_all(now, &Cause::Reload, |_| true, out);
         self.parked.forget_released();
@@ -122,21 +116,9 @@ impl Core {
         self.steps += 1;
         match input {
             Input::Arrive(request) => self.arrive(now, &request, out),
-            Input::Complete {
-                id,
-                outcome,
-                submitted,
-            } => {
+            Input::Complete { id, outcome, submitted } => {
                 if self.logging {
-                    self.note(
-                        now,
-                        What::Complete {
-                            id,
-                            outcome,
-                            submitted,
-                        },
-                        out,
-                    );
+                    self.note(now, What::Complete { id, outcome, submitted }, out);
                 }
                 if let Some(entry) = self.parked.complete(id) {
                     self.states[entry.rule].achieved(&entry, submitted);
@@ -144,39 +126,19 @@ impl Core {
             }
             Input::AgentMark { name, guest_ns } => {
                 if self.logging {
-                    self.note(
-                        now,
-                        What::AgentMark {
-                            name: name.to_owned(),
-                            guest_ns,
-                        },
-                        out,
-                    );
+                    self.note(now, What::AgentMark { name: name.to_owned(), guest_ns }, out);
                 }
                 self.agent_mark(now, name, out);
             }
             Input::Release { rule } => {
                 if self.logging {
-                    self.note(
-                        now,
-                        What::Release {
-                            rule: rule.map(str::to_owned),
-                        },
-                        out,
-                    );
+                    self.note(now, What::Release { rule: rule.map(str::to_owned) }, out);
                 }
                 self.release(now, rule, out);
             }
             Input::Arm { rule, armed } => {
                 if self.logging {
-                    self.note(
-                        now,
-                        What::Arm {
-                            rule: rule.to_owned(),
-                            armed,
-                        },
-                        out,
-                    );
+                    self.note(now, What::Arm { rule: rule.to_owned(), armed }, out);
                 }
                 if let Some(index) = self.index_of(rule) {
                     self.set_armed(now, index, armed, &Cause::Control, out);
@@ -210,17 +172,9 @@ impl Core {
     /// The first line for a sink that begins now.
     pub fn header(&self, now: Nanos) -> Event {
         let rules = self.rules.text().clone();
-        let what = What::Log {
-            schema: SCHEMA,
-            seed: self.seed,
-            from_start: self.steps == 0,
-            rules,
-        };
-        Event {
-            seq: self.seq,
-            at: now,
-            what,
-        }
+        let what =
+            What::Log { schema: SCHEMA, seed: self.seed, from_start: self.steps == 0, rules };
+        Event { seq: self.seq, at: now, what }
     }
 
     /// Puts an event of the device layer ([`What::Agent`], [`What::Layout`]) into the one order
@@ -228,11 +182,7 @@ impl Core {
     pub fn note(&mut self, now: Nanos, what: What, out: &mut Outbox) {
         if self.logging {
             self.seq += 1;
-            out.events.push(Event {
-                seq: self.seq,
-                at: now,
-                what,
-            });
+            out.events.push(Event { seq: self.seq, at: now, what });
         }
     }
 
@@ -249,18 +199,11 @@ impl Core {
     /// The rules in force, in words and with their counts.
     pub fn list(&self) -> Vec<RuleInfo> {
         let meanings = self.rules.meanings();
-        self.rule_stats()
-            .zip(meanings)
-            .map(|(s, meaning)| RuleInfo::new(&s, meaning))
-            .collect()
+        self.rule_stats().zip(meanings).map(|(s, meaning)| RuleInfo::new(&s, meaning)).collect()
     }
 
     fn rule_stats(&self) -> impl Iterator<Item = RuleStats> {
-        self.rules
-            .rules
-            .iter()
-            .zip(&self.states)
-            .map(|(rule, state)| state.stats(&rule.name))
+        self.rules.rules.iter().zip(&self.states).map(|(rule, state)| state.stats(&rule.name))
     }
 
     /// The rules in force.
@@ -277,10 +220,7 @@ impl Core {
             return Ok(());
         }
         let nearest = nearest(name, self.rules.names()).map(str::to_owned);
-        Err(UnknownRule {
-            name: name.to_owned(),
-            nearest,
-        })
+        Err(UnknownRule { name: name.to_owned(), nearest })
     }
 
     fn index_of(&self, name: &str) -> Option<usize> {
@@ -291,25 +231,9 @@ impl Core {
         self.requests += 1;
         self.arrivals += 1;
         if self.logging {
-            let Request {
-                id,
-                queue,
-                head,
-                op,
-                sector,
-                sectors,
-                spans,
-            } = *request;
+            let Request { id, queue, head, op, sector, sectors, spans } = *request;
             let classes = spans.iter().map(|span| (*span).into()).collect();
-            let what = What::Request {
-                id,
-                queue,
-                head,
-                op,
-                sector,
-                sectors,
-                classes,
-            };
+            let what = What::Request { id, queue, head, op, sector, sectors, classes };
             self.note(now, what, out);
         }
         self.count_gates(now, out);
@@ -360,24 +284,13 @@ impl Core {
                 state.requested(ns);
                 (Verdict::Delay { ns }, ns, u64::MAX)
             }
-            Wait::Hold {
-                until,
-                spelling,
-                at_most_ns,
-            } => {
+            Wait::Hold { until, spelling, at_most_ns } => {
                 let requests = match until {
                     Until::Requests(count) => self.arrivals.saturating_add(*count),
                     _ => u64::MAX,
                 };
                 let until = Arc::clone(spelling);
-                (
-                    Verdict::Hold {
-                        until,
-                        at_most_ns: *at_most_ns,
-                    },
-                    *at_most_ns,
-                    requests,
-                )
+                (Verdict::Hold { until, at_most_ns: *at_most_ns }, *at_most_ns, requests)
             }
         };
         let parks = wait_ns > 0
@@ -405,16 +318,7 @@ impl Core {
             .then(|| format!("{}:{}", if parks { "held" } else { "fired" }, rule.name));
         if self.logging {
             let (rule, matched) = (Arc::clone(&rule.name), state.matched);
-            self.note(
-                now,
-                What::Decision {
-                    id,
-                    rule,
-                    matched,
-                    verdict,
-                },
-                out,
-            );
+            self.note(now, What::Decision { id, rule, matched, verdict }, out);
         }
         self.tell_agent(now, signal, out);
         self.fired_gates(now, index, out);
@@ -423,13 +327,7 @@ impl Core {
     fn tell_agent(&mut self, now: Nanos, signal: Option<String>, out: &mut Outbox) {
         let Some(signal) = signal else { return };
         if self.logging {
-            self.note(
-                now,
-                What::ToldAgent {
-                    signal: signal.clone(),
-                },
-                out,
-            );
+            self.note(now, What::ToldAgent { signal: signal.clone() }, out);
         }
         out.actions.push(Action::TellAgent { signal });
     }
@@ -458,11 +356,7 @@ impl Core {
             Filter::logging()
         } else {
             let rules = || self.rules.rules.iter().zip(&self.states);
-            let armed = || {
-                rules()
-                    .filter(|(_, state)| state.armed)
-                    .map(|(rule, _)| rule)
-            };
+            let armed = || rules().filter(|(_, state)| state.armed).map(|(rule, _)| rule);
             Filter::new(armed, self.count_all)
         });
     }

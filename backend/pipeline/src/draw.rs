@@ -35,9 +35,7 @@ pub(crate) fn stream(seed: u64, rule: &str) -> u64 {
 impl Draw {
     /// For the match with that number in a stream.
     pub(crate) const fn new(stream: u64, number: u64) -> Draw {
-        Draw {
-            state: mix(stream ^ mix(number.wrapping_add(STEP))),
-        }
+        Draw { state: mix(stream ^ mix(number.wrapping_add(STEP))) }
     }
 
     fn next(&mut self) -> u64 {

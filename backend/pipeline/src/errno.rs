@@ -38,10 +38,7 @@ const NAMES: [(&str, i32); 17] = [
 impl Errno {
     /// The error with that name.
     pub fn parse(name: &str) -> Option<Errno> {
-        NAMES
-            .iter()
-            .find(|known| known.0 == name)
-            .map(|known| Errno(known.1))
+        NAMES.iter().find(|known| known.0 == name).map(|known| Errno(known.1))
     }
 
     /// Every name that [`Errno::parse`] knows.
@@ -57,10 +54,7 @@ impl Errno {
     /// The name.
     pub fn name(self) -> &'static str {
         // Always found: the only way to make an `Errno` is from an entry of the table.
-        NAMES
-            .iter()
-            .find(|known| known.1 == self.0)
-            .map_or("EIO", |known| known.0)
+        NAMES.iter().find(|known| known.1 == self.0).map_or("EIO", |known| known.0)
     }
 }
 

@@ -264,10 +264,7 @@ impl What {
 
     /// Whether the event is a note of the device layer that decides nothing.
     pub const fn is_note(&self) -> bool {
-        matches!(
-            self,
-            What::Agent { .. } | What::Layout { .. } | What::Lost { .. }
-        )
+        matches!(self, What::Agent { .. } | What::Layout { .. } | What::Lost { .. })
     }
 }
 

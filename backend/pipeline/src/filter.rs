@@ -57,21 +57,13 @@ impl OpFilter {
 impl Filter {
     /// A filter that lets nothing through: no rules, no log.
     pub fn nothing() -> Filter {
-        Filter {
-            ops: [OpFilter::NOTHING; Op::ALL.len()],
-        }
+        Filter { ops: [OpFilter::NOTHING; Op::ALL.len()] }
     }
 
     /// A filter that wants every request with its classes, as a log does.
     pub(crate) fn logging() -> Filter {
-        let every = OpFilter {
-            want: Want::Classes,
-            every: true,
-            ..OpFilter::NOTHING
-        };
-        Filter {
-            ops: std::array::from_fn(|_| every.clone()),
-        }
+        let every = OpFilter { want: Want::Classes, every: true, ..OpFilter::NOTHING };
+        Filter { ops: std::array::from_fn(|_| every.clone()) }
     }
 
     /// The filter for these rules. With `count_all`, every request is wanted (without its
@@ -90,10 +82,7 @@ impl Filter {
     }
 
     fn for_op<'a>(rules: impl Iterator<Item = &'a Rule>, count_all: bool) -> OpFilter {
-        let mut op = OpFilter {
-            every: count_all,
-            ..OpFilter::NOTHING
-        };
+        let mut op = OpFilter { every: count_all, ..OpFilter::NOTHING };
         if count_all {
             op.want = Want::Range;
         }
@@ -103,10 +92,8 @@ impl Filter {
             if matches.kinds != 0 {
                 op.want = Want::Classes;
                 op.kinds |= matches.kinds;
-                let (first, last) = matches
-                    .sector
-                    .as_ref()
-                    .map_or((0, u64::MAX), |s| (s.min(), s.max()));
+                let (first, last) =
+                    matches.sector.as_ref().map_or((0, u64::MAX), |s| (s.min(), s.max()));
                 op.first = op.first.min(first);
                 op.last = op.last.max(last);
             } else {
@@ -139,16 +126,10 @@ impl Filter {
             return true;
         }
         // A flush has no sectors and touches nothing; only `every` can want it.
-        let Some(last) = sectors
-            .checked_sub(1)
-            .map(|more| sector.saturating_add(more))
-        else {
+        let Some(last) = sectors.checked_sub(1).map(|more| sector.saturating_add(more)) else {
             return false;
         };
         (filter.kinds & kinds != 0 && filter.first <= last && sector <= filter.last)
-            || filter
-                .sectors
-                .as_ref()
-                .is_some_and(|wanted| wanted.overlaps(sector, last))
+            || filter.sectors.as_ref().is_some_and(|wanted| wanted.overlaps(sector, last))
     }
 }

@@ -37,9 +37,7 @@ impl Ranges {
     pub(crate) fn covers(&self, other: &Ranges) -> bool {
         other.0.iter().all(|&(first, last)| {
             let next = self.0.partition_point(|range| range.1 < first);
-            self.0
-                .get(next)
-                .is_some_and(|range| range.0 <= first && last <= range.1)
+            self.0.get(next).is_some_and(|range| range.0 <= first && last <= range.1)
         })
     }
 

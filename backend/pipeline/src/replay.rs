@@ -131,23 +131,13 @@ pub fn replay<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Replay, Re
 
 impl Replay {
     fn differ(&mut self, line: usize, recorded: Option<What>, replayed: Option<What>) {
-        self.differences.push(Difference {
-            line,
-            recorded,
-            replayed,
-        });
+        self.differences.push(Difference { line, recorded, replayed });
     }
 }
 
 /// A core as it was when the log began.
 fn begin(header: What, line: usize, out: &mut Outbox) -> Result<Core, ReplayError> {
-    let What::Log {
-        schema,
-        seed,
-        from_start,
-        rules,
-    } = header
-    else {
+    let What::Log { schema, seed, from_start, rules } = header else {
         return Err(ReplayError::NoHeader);
     };
     if schema != SCHEMA {
@@ -179,19 +169,8 @@ fn feed(
             core.load(at, rules, out);
             return Ok(());
         }
-        What::Request {
-            id,
-            queue,
-            head,
-            op,
-            sector,
-            sectors,
-            classes,
-        } => {
-            spans = classes
-                .iter()
-                .map(crate::event::SpanRecord::to_span)
-                .collect();
+        What::Request { id, queue, head, op, sector, sectors, classes } => {
+            spans = classes.iter().map(crate::event::SpanRecord::to_span).collect();
             Input::Arrive(Request {
                 id: *id,
                 queue: *queue,
@@ -202,26 +181,12 @@ fn feed(
                 spans: spans.as_deref().ok_or(ReplayError::Class { line })?,
             })
         }
-        What::Complete {
-            id,
-            outcome,
-            submitted,
-        } => Input::Complete {
-            id: *id,
-            outcome: *outcome,
-            submitted: *submitted,
-        },
-        What::AgentMark { name, guest_ns } => Input::AgentMark {
-            name,
-            guest_ns: *guest_ns,
-        },
-        What::Release { rule } => Input::Release {
-            rule: rule.as_deref(),
-        },
-        What::Arm { rule, armed } => Input::Arm {
-            rule,
-            armed: *armed,
-        },
+        What::Complete { id, outcome, submitted } => {
+            Input::Complete { id: *id, outcome: *outcome, submitted: *submitted }
+        }
+        What::AgentMark { name, guest_ns } => Input::AgentMark { name, guest_ns: *guest_ns },
+        What::Release { rule } => Input::Release { rule: rule.as_deref() },
+        What::Arm { rule, armed } => Input::Arm { rule, armed: *armed },
         What::Tick => Input::Tick,
         What::Disconnect => Input::Disconnect,
         // Not inputs; the caller feeds inputs only.

@@ -53,15 +53,8 @@ pub enum Op {
 
 impl Op {
     /// Every operation, in the order of their discriminants.
-    pub const ALL: [Op; 7] = [
-        Op::Read,
-        Op::Write,
-        Op::Flush,
-        Op::Discard,
-        Op::WriteZeroes,
-        Op::Fault,
-        Op::Store,
-    ];
+    pub const ALL: [Op; 7] =
+        [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::Fault, Op::Store];
 
     /// The spelling in rules, logs and JSON.
     pub const fn name(self) -> &'static str {

@@ -151,11 +151,7 @@ pub(crate) struct RuleAction {
 pub(crate) enum Wait {
     None,
     Delay(Delay),
-    Hold {
-        until: Until,
-        spelling: Arc<str>,
-        at_most_ns: u64,
-    },
+    Hold { until: Until, spelling: Arc<str>, at_most_ns: u64 },
 }
 
 /// What ends a hold.
@@ -186,9 +182,7 @@ impl RuleSet {
     /// The first mistake, with its line, field and mend. A rule with `histogram = "FILE"` is
     /// one: use [`RuleSet::parse_with`].
     pub fn parse(toml: &str, file: &str) -> Result<RuleSet, RulesError> {
-        RuleSet::parse_with(toml, file, &mut |_| {
-            Err("the file did not come along".to_owned())
-        })
+        RuleSet::parse_with(toml, file, &mut |_| Err("the file did not come along".to_owned()))
     }
 
     /// The same, where `read` gives the text of each file that the rules name, or says why it
@@ -210,10 +204,7 @@ impl RuleSet {
     /// As [`RuleSet::parse`], and a file that `text.files` does not have.
     pub fn from_text(text: &RulesText) -> Result<RuleSet, RulesError> {
         RuleSet::parse_with(&text.text, &text.file, &mut |name| {
-            text.files
-                .get(name)
-                .cloned()
-                .ok_or_else(|| "the file did not come along".to_owned())
+            text.files.get(name).cloned().ok_or_else(|| "the file did not come along".to_owned())
         })
     }
 

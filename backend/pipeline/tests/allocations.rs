@@ -12,31 +12,11 @@ fn requests(core: &mut Core, out: &mut Outbox, ids: std::ops::Range<u64>) {
             core.step(due, Input::Tick, out);
         }
         if let Some(id) = number.checked_sub(101).map(RequestId) {
-            core.step(
-                now,
-                Input::Complete {
-                    id,
-                    outcome: Outcome::Ok,
-                    submitted: None,
-                },
-                out,
-            );
+            core.step(now, Input::Complete { id, outcome: Outcome::Ok, submitted: None }, out);
         }
-        let op = if number.is_multiple_of(3) {
-            Op::Write
-        } else {
-            Op::Read
-        };
+        let op = if number.is_multiple_of(3) { Op::Write } else { Op::Read };
         let (id, queue, head, sector, sectors) = (RequestId(number), 0, 0, 64, 8);
-        let request = Request {
-            id,
-            queue,
-            head,
-            op,
-            sector,
-            sectors,
-            spans: &[],
-        };
+        let request = Request { id, queue, head, op, sector, sectors, spans: &[] };
         core.step(now, Input::Arrive(request), out);
         out.clear();
     }

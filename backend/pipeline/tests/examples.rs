@@ -14,10 +14,7 @@ fn examples_are_sound() -> Result<(), Box<dyn Error>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(&folder)? {
         let file = entry?.path();
-        if file
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
+        if file.extension().is_some_and(|extension| extension == "toml") {
             files.push(file);
         }
     }

@@ -21,11 +21,7 @@ const EIO: i32 = 5;
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
     vec![
-        machine.test(
-            "faults::failed_data_write_reaches_fsync",
-            Which::Own,
-            failed_write,
-        ),
+        machine.test("faults::failed_data_write_reaches_fsync", Which::Own, failed_write),
         machine.test("faults::resize_reaches_the_guest", Which::Own, resize),
     ]
 }
@@ -37,35 +33,16 @@ fn failed_write(machine: &Machine) -> Result<()> {
     // `free` to the device. So the file is written and synchronised once without a fault.
     let workload = |fill| Workload {
         setup: vec![
-            Op::Mount {
-                options: String::new(),
-            },
-            Op::Open {
-                file: "f".into(),
-                path: "f".into(),
-                create: true,
-                direct: false,
-            },
-            Op::Write {
-                file: "f".into(),
-                offset: 0,
-                bytes: 65536,
-                fill,
-            },
+            Op::Mount { options: String::new() },
+            Op::Open { file: "f".into(), path: "f".into(), create: true, direct: false },
+            Op::Write { file: "f".into(), offset: 0, bytes: 65536, fill },
             Op::Fsync { file: "f".into() },
         ],
         threads: Vec::new(),
         finish: Vec::new(),
         cleanup: vec![Op::Close { file: "f".into() }, Op::Umount {}],
     };
-    let clean = guest.run(
-        Order {
-            trial: 1,
-            seed: 1,
-            workload: workload(1),
-        },
-        LIMIT,
-    )?;
+    let clean = guest.run(Order { trial: 1, seed: 1, workload: workload(1) }, LIMIT)?;
     ensure!(clean.result.error.is_none(), "{:?}", clean.result.error);
 
     // The first file of a fresh file system is inode 12 (after lost+found, 11).
@@ -76,19 +53,8 @@ fn failed_write(machine: &Machine) -> Result<()> {
         action = { fail = "EIO" }
     "#;
     guest.load(&RuleSet::parse(rules, "faults")?)?;
-    let failed = guest.run(
-        Order {
-            trial: 2,
-            seed: 1,
-            workload: workload(2),
-        },
-        LIMIT,
-    )?;
-    let fsync = failed
-        .result
-        .steps
-        .iter()
-        .find(|step| step.op.starts_with("fsync"));
+    let failed = guest.run(Order { trial: 2, seed: 1, workload: workload(2) }, LIMIT)?;
+    let fsync = failed.result.steps.iter().find(|step| step.op.starts_with("fsync"));
     ensure!(
         fsync.is_some_and(|step| step.errno == Some(EIO)),
         "fsync should have failed with EIO: {:?}",
@@ -109,24 +75,16 @@ fn resize(machine: &Machine) -> Result<()> {
         let text = must(guest, "/bin/cat", &["/sys/block/{disk}/size"])?.stdout;
         Ok(text.trim().parse()?)
     };
-    ensure!(
-        sectors(&mut guest)? == (64 << 20) / 512,
-        "the disk has another size at start"
-    );
+    ensure!(sectors(&mut guest)? == (64 << 20) / 512, "the disk has another size at start");
     for mib in [96_u64, 80] {
-        guest
-            .control()
-            .call(&Request::Resize { bytes: mib << 20 })?;
+        guest.control().call(&Request::Resize { bytes: mib << 20 })?;
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let seen = sectors(&mut guest)?;
             if seen == (mib << 20) / 512 {
                 break;
             }
-            ensure!(
-                Instant::now() < deadline,
-                "the guest sees {seen} sectors, not {mib} MiB"
-            );
+            ensure!(Instant::now() < deadline, "the guest sees {seen} sectors, not {mib} MiB");
         }
     }
     guest.shutdown()?;

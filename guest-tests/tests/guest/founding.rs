@@ -41,9 +41,7 @@ fn hits_what_it_should(
     let plan = Plan::find(plan)?;
     let affected = plan.kernels.affected.clone();
     let names = affected.iter().chain(&plan.kernels.fixed);
-    let kernels = names
-        .map(|name| machine.kernel(name))
-        .collect::<Result<Vec<_>>>()?;
+    let kernels = names.map(|name| machine.kernel(name)).collect::<Result<Vec<_>>>()?;
     let order = Order {
         image: machine.image_of(&plan)?,
         kernels,
@@ -65,31 +63,15 @@ fn hits_what_it_should(
         order.plan.name
     );
     for (kernel, verdict, _) in &campaign.verdicts {
-        let known = if affected.contains(kernel) {
-            Verdict::Affected
-        } else {
-            Verdict::NotAffected
-        };
-        ensure!(
-            *verdict == known,
-            "{kernel}: {verdict}, known to be {known}; {replay}"
-        );
+        let known =
+            if affected.contains(kernel) { Verdict::Affected } else { Verdict::NotAffected };
+        ensure!(*verdict == known, "{kernel}: {verdict}, known to be {known}; {replay}");
     }
-    ensure!(
-        campaign.verdicts.len() == order.kernels.len(),
-        "a kernel has no verdict; {replay}"
-    );
+    ensure!(campaign.verdicts.len() == order.kernels.len(), "a kernel has no verdict; {replay}");
     for arm in &campaign.arms {
         let tally = arm.tally();
-        let place = format!(
-            "{}, {}: {} of {}",
-            arm.kernel, arm.arm, tally.hits, tally.trials
-        );
-        ensure!(
-            arm.invalid() == 0,
-            "{place}, {} invalid; {replay}",
-            arm.invalid()
-        );
+        let place = format!("{}, {}: {} of {}", arm.kernel, arm.arm, tally.hits, tally.trials);
+        ensure!(arm.invalid() == 0, "{place}, {} invalid; {replay}", arm.invalid());
         if !affected.contains(&arm.kernel) {
             ensure!(tally.hits == 0, "{place}; {replay}");
         } else if arm.arm == "none" {
@@ -97,10 +79,7 @@ fn hits_what_it_should(
             ensure!(tally.hits <= 2, "{place}; {replay}");
         }
     }
-    let hit = campaign
-        .timelines
-        .iter()
-        .any(|(kernel, _)| affected.contains(kernel));
+    let hit = campaign.timelines.iter().any(|(kernel, _)| affected.contains(kernel));
     ensure!(hit, "no timeline of a hit; {replay}");
     Ok(())
 }
@@ -108,7 +87,6 @@ fn hits_what_it_should(
 impl Machine {
     fn image_of(&self, plan: &Plan) -> Result<std::path::PathBuf> {
         let filesystem = &plan.filesystem;
-        self.made(filesystem.bytes, &filesystem.mkfs)
-            .context("making the base image")
+        self.made(filesystem.bytes, &filesystem.mkfs).context("making the base image")
     }
 }

@@ -26,15 +26,12 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
     let mut tests = Vec::new();
     for (which, qemu) in [(Which::Own, "own"), (Which::Other, "other")] {
         for queues in [1, 4] {
-            let kernel = if queues == 1 {
-                "debian-6.1.192"
-            } else {
-                "debian-6.12.107"
-            };
+            let kernel = if queues == 1 { "debian-6.1.192" } else { "debian-6.12.107" };
             let name = format!("integrity::qemu_{qemu}::queues_{queues}");
-            tests.push(machine.test(&name, which, move |machine| {
-                keeps_data(machine, which, kernel, queues)
-            }));
+            tests.push(
+                machine
+                    .test(&name, which, move |machine| keeps_data(machine, which, kernel, queues)),
+            );
         }
     }
     tests
@@ -58,38 +55,20 @@ fn keeps_data(machine: &Machine, which: Which, kernel: &str, queues: u16) -> Res
         bail!("stats were asked for");
     };
     let fired: u64 = stats.rules.iter().map(|rule| rule.fired).sum();
-    ensure!(
-        fired > 100,
-        "only {fired} requests were delayed: the rule did not work"
-    );
+    ensure!(fired > 100, "only {fired} requests were delayed: the rule did not work");
     guest.shutdown()?;
     Ok(())
 }
 
 fn run(guest: &mut campaign::guest::Guest, trial: u64, workload: Workload) -> Result<()> {
-    let observed = guest.run(
-        Order {
-            trial,
-            seed: trial,
-            workload,
-        },
-        LIMIT,
-    )?;
-    let failed = observed
-        .result
-        .steps
-        .iter()
-        .find(|step| step.errno.is_some());
+    let observed = guest.run(Order { trial, seed: trial, workload }, LIMIT)?;
+    let failed = observed.result.steps.iter().find(|step| step.errno.is_some());
     ensure!(
         observed.result.error.is_none() && failed.is_none(),
         "trial {trial}: {:?}, {failed:?}",
         observed.result.error
     );
-    let bad = observed
-        .result
-        .kernel
-        .iter()
-        .find(|line| line.text.contains("EXT4-fs error"));
+    let bad = observed.result.kernel.iter().find(|line| line.text.contains("EXT4-fs error"));
     ensure!(bad.is_none(), "trial {trial}: {bad:?}");
     Ok(())
 }
@@ -131,9 +110,7 @@ fn writing() -> Workload {
             .collect(),
     };
     Workload {
-        setup: vec![Op::Mount {
-            options: String::new(),
-        }],
+        setup: vec![Op::Mount { options: String::new() }],
         threads: (0..4).map(thread).collect(),
         finish: Vec::new(),
         cleanup: vec![Op::Umount {}],
@@ -145,12 +122,7 @@ fn reading() -> Workload {
     let ops = (0..FILES).flat_map(|index| {
         let file = format!("f{index}");
         [
-            Op::Open {
-                file: file.clone(),
-                path: file.clone(),
-                create: false,
-                direct: false,
-            },
+            Op::Open { file: file.clone(), path: file.clone(), create: false, direct: false },
             Op::Read {
                 file: file.clone(),
                 offset: 0,
@@ -161,11 +133,7 @@ fn reading() -> Workload {
         ]
     });
     Workload {
-        setup: std::iter::once(Op::Mount {
-            options: String::new(),
-        })
-        .chain(ops)
-        .collect(),
+        setup: std::iter::once(Op::Mount { options: String::new() }).chain(ops).collect(),
         threads: Vec::new(),
         finish: Vec::new(),
         cleanup: vec![Op::Umount {}],

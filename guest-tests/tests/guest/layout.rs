@@ -27,10 +27,7 @@ const FEATURES: &[(&str, &[&str])] = &[
     ("no_64bit", &["-O", "^64bit"]),
     ("no_flex_bg", &["-O", "^flex_bg"]),
     ("meta_bg", &["-b", "1024", "-O", "meta_bg,^resize_inode"]),
-    (
-        "sparse_super2",
-        &["-b", "1024", "-O", "sparse_super2,^resize_inode"],
-    ),
+    ("sparse_super2", &["-b", "1024", "-O", "sparse_super2,^resize_inode"]),
     ("no_metadata_csum", &["-O", "^metadata_csum"]),
     ("bigalloc", &["-O", "bigalloc", "-C", "16384"]),
     ("indirect", &["-O", "^extents,^64bit", "-b", "1024"]),
@@ -56,51 +53,26 @@ fn aged(machine: &Machine) -> Result<()> {
     // A subscriber or a question makes the disk keep its map; the guest is subscribed already.
     let mut compared = 0;
     for (trial, (name, features)) in FEATURES.iter().enumerate() {
-        let args: Vec<&str> = ["-q", "-F"]
-            .iter()
-            .chain(*features)
-            .copied()
-            .chain(["/dev/{disk}"])
-            .collect();
+        let args: Vec<&str> =
+            ["-q", "-F"].iter().chain(*features).copied().chain(["/dev/{disk}"]).collect();
         must(&mut guest, "/bin/mkfs.ext4", &args).with_context(|| (*name).to_owned())?;
-        let order = Order {
-            trial: trial as u64 + 1,
-            seed: 1,
-            workload: ageing(*name != "indirect"),
-        };
-        let observed = guest
-            .run(order, LIMIT)
-            .with_context(|| (*name).to_owned())?;
-        ensure!(
-            observed.result.error.is_none(),
-            "{name}: {:?}",
-            observed.result.error
-        );
+        let order =
+            Order { trial: trial as u64 + 1, seed: 1, workload: ageing(*name != "indirect") };
+        let observed = guest.run(order, LIMIT).with_context(|| (*name).to_owned())?;
+        ensure!(observed.result.error.is_none(), "{name}: {:?}", observed.result.error);
 
         let report = oracle::compare(&disk).with_context(|| (*name).to_owned())?;
+        ensure!(report.difference_count == 0, "{name}: read from the image: {report}");
         ensure!(
-            report.difference_count == 0,
-            "{name}: read from the image: {report}"
-        );
-        ensure!(
-            report
-                .kinds
-                .get("file_data")
-                .is_some_and(|blocks| *blocks > 100),
+            report.kinds.get("file_data").is_some_and(|blocks| *blocks > 100),
             "{name}: {report}"
         );
         let difference = live_difference(&mut guest, &disk)?;
-        ensure!(
-            difference.is_none(),
-            "{name}: kept current by the disk: {difference:?}"
-        );
+        ensure!(difference.is_none(), "{name}: kept current by the disk: {difference:?}");
         compared += report.blocks;
     }
     guest.shutdown()?;
-    eprintln!(
-        "layout: {compared} blocks of {} file systems, 0 differences",
-        FEATURES.len()
-    );
+    eprintln!("layout: {compared} blocks of {} file systems, 0 differences", FEATURES.len());
     Ok(())
 }
 
@@ -110,34 +82,22 @@ fn live_difference(
     disk: &std::path::Path,
 ) -> Result<Option<(SpanRecord, Option<SpanRecord>)>> {
     let sectors = (DISK_MIB << 20) / 512;
-    let request = Request::Layout {
-        sector: Some(0),
-        sectors: Some(sectors),
-    };
+    let request = Request::Layout { sector: Some(0), sectors: Some(sectors) };
     let Response::Layout { ranges: live } = guest.control().call(&request)? else {
         bail!("a layout was asked for");
     };
     let mut image = Vec::new();
     oracle::open_map(disk)?.classify(0, sectors, &mut |span| image.push(SpanRecord::from(span)));
     ensure!(!live.is_empty(), "the running disk has no map");
-    let differs = image
-        .iter()
-        .enumerate()
-        .find(|(index, range)| live.get(*index) != Some(range));
+    let differs = image.iter().enumerate().find(|(index, range)| live.get(*index) != Some(range));
     Ok(differs.map(|(index, range)| (range.clone(), live.get(index).cloned())))
 }
 
 /// Files of many extents, holes, unwritten blocks, removals, folders with several blocks.
 fn ageing(extents: bool) -> Workload {
-    let open = |file: &str| Op::Open {
-        file: file.into(),
-        path: file.into(),
-        create: true,
-        direct: false,
-    };
-    let mut ops = vec![Op::Mount {
-        options: String::new(),
-    }];
+    let open =
+        |file: &str| Op::Open { file: file.into(), path: file.into(), create: true, direct: false };
+    let mut ops = vec![Op::Mount { options: String::new() }];
     for file in ["a", "b"] {
         ops.push(open(file));
     }
@@ -157,26 +117,13 @@ fn ageing(extents: bool) -> Workload {
         }
     }
     ops.push(open("large"));
-    ops.push(Op::Write {
-        file: "large".into(),
-        offset: 0,
-        bytes: 8 << 20,
-        fill: 7,
-    });
+    ops.push(Op::Write { file: "large".into(), offset: 0, bytes: 8 << 20, fill: 7 });
     ops.push(Op::Syncfs {});
-    ops.push(Op::Truncate {
-        file: "a".into(),
-        bytes: 700_000,
-    });
-    ops.push(Op::Fill {
-        prefix: "small".into(),
-        count: 150,
-    });
+    ops.push(Op::Truncate { file: "a".into(), bytes: 700_000 });
+    ops.push(Op::Fill { prefix: "small".into(), count: 150 });
     ops.push(Op::Syncfs {});
     for index in (0..150).step_by(3) {
-        ops.push(Op::Unlink {
-            path: format!("small{index}"),
-        });
+        ops.push(Op::Unlink { path: format!("small{index}") });
     }
     // Block-mapped inodes know no unwritten blocks.
     if extents {
@@ -187,12 +134,7 @@ fn ageing(extents: bool) -> Workload {
             offset: 0,
             bytes: 2 << 20,
         });
-        ops.push(Op::Write {
-            file: "prepared".into(),
-            offset: 65_536,
-            bytes: 65_536,
-            fill: 9,
-        });
+        ops.push(Op::Write { file: "prepared".into(), offset: 65_536, bytes: 65_536, fill: 9 });
     }
     ops.push(Op::Fallocate {
         file: "large".into(),
@@ -204,10 +146,5 @@ fn ageing(extents: bool) -> Workload {
     let closing = files[..if extents { 4 } else { 3 }].iter();
     let closing = closing.map(|file| Op::Close { file: (*file).into() });
     let cleanup = closing.chain([Op::Umount {}]).collect();
-    Workload {
-        setup: ops,
-        threads: Vec::new(),
-        finish: Vec::new(),
-        cleanup,
-    }
+    Workload { setup: ops, threads: Vec::new(), finish: Vec::new(), cleanup }
 }

@@ -51,11 +51,7 @@ impl Machine {
         let qemu = Qemu::find()?;
         let accel = qemu.accel()?;
         let other = Qemu::of_suite(&cache, OTHER_QEMU).map_err(|error| error.to_string());
-        Ok(Machine(Arc::new(Parts {
-            cache,
-            own: (qemu, accel),
-            other,
-        })))
+        Ok(Machine(Arc::new(Parts { cache, own: (qemu, accel), other })))
     }
 
     /// A test, or a skipped one with its reason when that QEMU is not to be had.
@@ -118,13 +114,7 @@ impl Machine {
 
     /// A cached image made with these arguments of mkfs.ext4; it must not be changed.
     pub(crate) fn made(&self, bytes: u64, mkfs: &[String]) -> Result<PathBuf> {
-        Ok(image::base(
-            &self.0.cache,
-            &ImageSpec {
-                bytes,
-                mkfs: mkfs.to_vec(),
-            },
-        )?)
+        Ok(image::base(&self.0.cache, &ImageSpec { bytes, mkfs: mkfs.to_vec() })?)
     }
 }
 

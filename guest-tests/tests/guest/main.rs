@@ -39,10 +39,7 @@ fn main() -> ExitCode {
 
     let conclusion = libtest_mimic::run(&args, tests);
     let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);
-    println!(
-        "guest tests: {passed} passed, {failed} failed, {} skipped",
-        conclusion.num_ignored
-    );
+    println!("guest tests: {passed} passed, {failed} failed, {} skipped", conclusion.num_ignored);
     if passed + failed == 0 && std::env::var_os("CI").is_some() {
         eprintln!("guest tests: none was executed; in CI that is a failure");
         return ExitCode::FAILURE;

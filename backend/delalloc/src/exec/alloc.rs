@@ -88,11 +88,9 @@ impl Engine {
         map.end = end;
         map.pblk = state.disk.pblk[usize::from(block)];
         map.flags = 0;
-        for (set, flag) in [
-            (unwritten, Map::UNWRITTEN),
-            (reserved, Map::DELAYED),
-            (new_clusters, Map::NEW),
-        ] {
+        for (set, flag) in
+            [(unwritten, Map::UNWRITTEN), (reserved, Map::DELAYED), (new_clusters, Map::NEW)]
+        {
             map.flags |= if set { flag } else { 0 };
         }
         Flow::Next
@@ -241,10 +239,7 @@ impl Engine {
         let block = t.cur;
         if state.disk.mapped & bit(block) == 0 {
             return need != Need::Convert
-                && matches!(
-                    fault,
-                    Fault::AllocEnospc | Fault::AllocEnomem | Fault::AllocEio
-                );
+                && matches!(fault, Fault::AllocEnospc | Fault::AllocEnomem | Fault::AllocEio);
         }
         let splits = match need {
             Need::Writeback | Need::Direct => self.has(Flag::SplitBeforeIo),

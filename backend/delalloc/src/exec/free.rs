@@ -165,23 +165,13 @@ impl Engine {
     /// Moves extents, data and sizes of collapse and insert.
     pub(super) fn shift(&self, state: &mut State, first: u8, by: i8) -> Flow {
         let blocks = self.geo.blocks;
-        let lost = if by < 0 {
-            0
-        } else {
-            span(blocks - by.unsigned_abs().min(blocks), blocks)
-        };
+        let lost = if by < 0 { 0 } else { span(blocks - by.unsigned_abs().min(blocks), blocks) };
         self.free_blocks(state, state.disk.mapped & lost);
         state.disk.shift(first, by, blocks);
         let old = state.want;
-        let from = if by < 0 {
-            first - by.unsigned_abs()
-        } else {
-            first
-        };
+        let from = if by < 0 { first - by.unsigned_abs() } else { first };
         for b in from..blocks {
-            let source = b
-                .checked_add_signed(-by)
-                .filter(|&s| s >= first && s < blocks);
+            let source = b.checked_add_signed(-by).filter(|&s| s >= first && s < blocks);
             state.want.set(b, source.map_or(ZERO, |s| old.get(s)));
         }
         let bytes = self.geo.bytes(by.unsigned_abs());

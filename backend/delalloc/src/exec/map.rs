@@ -25,12 +25,7 @@ impl Engine {
         let t = &mut state.threads[slot];
         let block = t.cur;
         let status = state.es.status(block);
-        t.map = Map {
-            lblk: block,
-            end: t.end,
-            pblk: state.es.pblk[usize::from(block)],
-            flags: 0,
-        };
+        t.map = Map { lblk: block, end: t.end, pblk: state.es.pblk[usize::from(block)], flags: 0 };
         if status == Status::None {
             return status;
         }
@@ -61,11 +56,7 @@ impl Engine {
             Status::None => Flow::Next,
             Status::Hole | Status::Delayed => Flow::Goto(gap),
             Status::Written | Status::Unwritten => {
-                Flow::Goto(if satisfied(state.threads[slot].map, need) {
-                    hit
-                } else {
-                    gap
-                })
+                Flow::Goto(if satisfied(state.threads[slot].map, need) { hit } else { gap })
             }
         }
     }
@@ -115,16 +106,12 @@ impl Engine {
         if self.has(Flag::CacheKeepsType) {
             // ext4_es_cache_extent: what is there stays.
             for b in each(set & !state.es.present()) {
-                state
-                    .es
-                    .insert_mapped(b, b + 1, pblk + (b - first), unwritten, false);
+                state.es.insert_mapped(b, b + 1, pblk + (b - first), unwritten, false);
             }
             return;
         }
         let with_delayed = self.joins_delayed(state, set, unwritten);
-        state
-            .es
-            .insert_mapped(first, end, pblk, unwritten, with_delayed);
+        state.es.insert_mapped(first, end, pblk, unwritten, with_delayed);
         if self.geo.cluster_shift != 0 {
             self.revise_pending(state, set);
         }
@@ -174,12 +161,7 @@ impl Engine {
                 }
             }
         }
-        t.map = Map {
-            lblk: first,
-            end,
-            pblk: 0,
-            flags,
-        };
+        t.map = Map { lblk: first, end, pblk: 0, flags };
         Flow::Next
     }
 

@@ -8,11 +8,7 @@ use crate::state::{ANY, Content, Errno, Locks, Map, Mode, Rwsem, STALE, State, T
 
 #[inline]
 pub(super) fn jump_if(condition: bool, to: u16) -> Flow {
-    if condition {
-        Flow::Goto(to)
-    } else {
-        Flow::Next
-    }
+    if condition { Flow::Goto(to) } else { Flow::Next }
 }
 
 #[inline]
@@ -24,13 +20,7 @@ pub(super) fn clear_errno(state: &mut State, slot: usize) -> Flow {
 /// cleared, so that they do not tell states apart.
 pub(super) fn begin(state: &mut State, slot: usize) -> Flow {
     let t = &mut state.threads[slot];
-    *t = Thread {
-        pc: t.pc,
-        held: t.held,
-        folios: t.folios,
-        guard: t.guard,
-        ..Thread::default()
-    };
+    *t = Thread { pc: t.pc, held: t.held, folios: t.folios, guard: t.guard, ..Thread::default() };
     Flow::Next
 }
 
@@ -159,9 +149,7 @@ pub(super) fn commit_log(state: &mut State, slot: usize) -> Flow {
     state.fs.bitmap_in_tx = false;
     for block in each(state.cache.ordered & state.disk.mapped & state.cache.mapped) {
         let data = state.cache.data.get(block);
-        state
-            .disk
-            .set_media(state.disk.pblk[usize::from(block)], data);
+        state.disk.set_media(state.disk.pblk[usize::from(block)], data);
     }
     state.cache.ordered = 0;
     issue(state, slot, Wait::Log)

@@ -57,9 +57,7 @@ impl Engine {
         let due = state.reservation_due(&self.geo);
         let with_delayed = !(need == Need::Writeback && map.has(Map::DELAYED))
             && self.joins_delayed(state, set, unwritten);
-        state
-            .es
-            .insert_mapped(map.lblk, map.end, map.pblk, unwritten, with_delayed);
+        state.es.insert_mapped(map.lblk, map.end, map.pblk, unwritten, with_delayed);
         if self.geo.cluster_shift != 0 {
             self.revise_pending(state, set);
         }

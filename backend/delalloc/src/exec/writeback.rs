@@ -140,11 +140,7 @@ impl Engine {
         cache.in_flight |= blocks;
         cache.ordered &= !blocks;
         cache.writeback |= self.geo.folios_of(blocks);
-        state.io[io] = IoEnd {
-            blocks,
-            convert,
-            state: IoState::AtDevice,
-        };
+        state.io[io] = IoEnd { blocks, convert, state: IoState::AtDevice };
     }
 
     /// End in bytes of what was submitted of the folio, at most `i_size`.
@@ -248,11 +244,7 @@ impl Engine {
         if io.convert == 0 {
             self.end_writeback(state, index);
         } else {
-            state.io[index].state = if failed {
-                IoState::Failed
-            } else {
-                IoState::ToConvert
-            };
+            state.io[index].state = if failed { IoState::Failed } else { IoState::ToConvert };
         }
     }
 }

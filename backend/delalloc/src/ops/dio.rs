@@ -13,10 +13,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.lock(Rwsem::Inode, Mode::Write);
     write_and_wait(a, range);
     a.emit(Instr::IfErr(ready));
-    a.emit(Instr::DropFolios {
-        blocks: range.set(),
-        why: Drop::Before,
-    });
+    a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Before });
     a.emit(Instr::IfErr(ready));
     a.emit(Instr::DioBegin);
     // A write that extends the file is on the orphan list until its size is set.
@@ -46,11 +43,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::IfDisksizeReaches(size, covered));
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::SetSize {
-        size,
-        disksize: true,
-        grow: true,
-    });
+    a.emit(Instr::SetSize { size, disksize: true, grow: true });
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::Orphan(false));
     a.emit(Instr::HandleStop);
@@ -70,10 +63,7 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(clean);
-    a.emit(Instr::DropFolios {
-        blocks: range.set(),
-        why: Drop::After,
-    });
+    a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::After });
     a.emit(Instr::DioEnd);
     a.place(ready);
     a.unlock(Rwsem::Inode, Mode::Write);

@@ -29,11 +29,7 @@ fn extend_size(a: &mut Asm, range: Range) {
     a.emit(Instr::IfDisksizeReaches(size, covered));
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::SetSize {
-        size,
-        disksize: true,
-        grow: true,
-    });
+    a.emit(Instr::SetSize { size, disksize: true, grow: true });
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(covered);
@@ -61,10 +57,7 @@ pub fn zero_range(a: &mut Asm, range: Range, keep_size: bool) {
     drain(a);
     a.lock(Rwsem::Invalidate, Mode::Write);
     disksize_before_punch(a, range);
-    a.emit(Instr::DropFolios {
-        blocks: range.set(),
-        why: Drop::Remove,
-    });
+    a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Remove });
     alloc_file_blocks(a, range, Need::ToUnwritten);
     a.emit(Instr::Unguard);
     if !a.has(Flag::ZeroKeepsInvalidate) {
@@ -105,10 +98,7 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
     a.emit(Instr::IfNotBeyond(a.geo.bytes(range.at), out));
     a.lock(Rwsem::Invalidate, Mode::Write);
     disksize_before_punch(a, range);
-    a.emit(Instr::DropFolios {
-        blocks: range.set(),
-        why: Drop::Remove,
-    });
+    a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Remove });
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     remove_space(a, range.at, range.end());
@@ -131,24 +121,16 @@ pub fn collapse_range(a: &mut Asm, range: Range) {
     let refuse = Refuse::UpTo(a.geo.bytes(range.end()));
     shift(a, range, refuse, |a| {
         remove_extents(a, range.at, range.end());
-        a.emit(Instr::Shift {
-            first: range.end(),
-            by: -range.len.cast_signed(),
-        });
+        a.emit(Instr::Shift { first: range.end(), by: -range.len.cast_signed() });
     });
 }
 
 /// `FALLOC_FL_INSERT_RANGE`.
 pub fn insert_range(a: &mut Asm, range: Range) {
-    let refuse = Refuse::Outside(
-        a.geo.bytes(range.at),
-        a.geo.bytes(a.geo.blocks.saturating_sub(range.len)),
-    );
+    let refuse =
+        Refuse::Outside(a.geo.bytes(range.at), a.geo.bytes(a.geo.blocks.saturating_sub(range.len)));
     shift(a, range, refuse, |a| {
-        a.emit(Instr::Shift {
-            first: range.at,
-            by: range.len.cast_signed(),
-        });
+        a.emit(Instr::Shift { first: range.at, by: range.len.cast_signed() });
     });
 }
 
@@ -166,10 +148,7 @@ fn shift(a: &mut Asm, range: Range, refuse: Refuse, work: impl Fn(&mut Asm)) {
     let aligned = (range.at | range.len).is_multiple_of(a.geo.cluster_blocks());
     // Whole pages are written back and dropped.
     let from_page = a.geo.folio_first(a.geo.folio(from));
-    let tail = Range {
-        at: from_page,
-        len: a.geo.blocks - from_page,
-    };
+    let tail = Range { at: from_page, len: a.geo.blocks - from_page };
     a.lock(Rwsem::Inode, Mode::Write);
     let (refused, end, out) = (a.label(), a.label(), a.label());
     if !aligned {
@@ -186,10 +165,7 @@ fn shift(a: &mut Asm, range: Range, refuse: Refuse, work: impl Fn(&mut Asm)) {
     a.lock(Rwsem::Invalidate, Mode::Write);
     write_and_wait(a, tail);
     a.emit(Instr::IfErr(out));
-    a.emit(Instr::DropFolios {
-        blocks: tail.set(),
-        why: Drop::Move,
-    });
+    a.emit(Instr::DropFolios { blocks: tail.set(), why: Drop::Move });
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     a.emit(Instr::EsRemove(from, a.geo.blocks));

@@ -29,12 +29,7 @@ pub fn remove_extents(a: &mut Asm, first: u8, end: u8) {
         a.emit(Instr::Range(from, to));
         leaf(a, true);
         a.emit(Instr::BitmapRead);
-        a.emit(Instr::RemoveLeaf {
-            leaf: number,
-            first: from,
-            end: to,
-            restart,
-        });
+        a.emit(Instr::RemoveLeaf { leaf: number, first: from, end: to, restart });
         a.emit(Instr::Jump(next));
         a.place(restart);
         a.unlock(Rwsem::Data, Mode::Write);

@@ -9,10 +9,7 @@ use crate::state::{Mode, Rwsem};
 pub fn evict(a: &mut Asm) {
     let no_blocks = a.label();
     a.emit(Instr::EvictWait);
-    a.emit(Instr::DropFolios {
-        blocks: a.geo.all(),
-        why: Drop::Remove,
-    });
+    a.emit(Instr::DropFolios { blocks: a.geo.all(), why: Drop::Remove });
     a.emit(Instr::HandleStart);
     a.emit(Instr::IfNoBlocks(no_blocks));
     a.lock(Rwsem::Data, Mode::Write);

@@ -14,11 +14,8 @@ pub fn leaf(a: &mut Asm, nocache: bool) {
 
 /// Walks the extent tree and puts what it finds into the extent status tree.
 fn query(a: &mut Asm, nocache: bool) {
-    let untrimmed = if a.geo.indirect {
-        !a.has(Flag::IndirectTrimmed)
-    } else {
-        !a.has(Flag::HoleTrimmed)
-    };
+    let untrimmed =
+        if a.geo.indirect { !a.has(Flag::IndirectTrimmed) } else { !a.has(Flag::HoleTrimmed) };
     leaf(a, nocache);
     a.emit(Instr::Walk { untrimmed });
     a.emit(Instr::CacheFound);
@@ -30,16 +27,8 @@ fn query(a: &mut Asm, nocache: bool) {
 /// `i_data_sem` for writing: that gap is the window of M01.
 pub fn map_blocks(a: &mut Asm, need: Need, nocache: bool) {
     let done = a.label();
-    let create = if need == Need::Lookup {
-        done
-    } else {
-        a.label()
-    };
-    a.emit(Instr::EsLookup {
-        need,
-        hit: done,
-        gap: create,
-    });
+    let create = if need == Need::Lookup { done } else { a.label() };
+    a.emit(Instr::EsLookup { need, hit: done, gap: create });
     a.lock(Rwsem::Data, Mode::Read);
     query(a, nocache);
     a.unlock(Rwsem::Data, Mode::Read);
@@ -70,11 +59,7 @@ fn create_blocks(a: &mut Asm, need: Need, nocache: bool) {
 /// `ext4_da_map_blocks` on the block at hand: sets the buffer's bits, or fails.
 pub fn da_map_blocks(a: &mut Asm) {
     let (delayed, mapped, hole, done) = (a.label(), a.label(), a.label(), a.label());
-    a.emit(Instr::DaLookup {
-        delayed,
-        mapped,
-        hole,
-    });
+    a.emit(Instr::DaLookup { delayed, mapped, hole });
     a.lock(Rwsem::Data, Mode::Read);
     query(a, false);
     if a.has(Flag::InsertExclusive) {
@@ -85,11 +70,7 @@ pub fn da_map_blocks(a: &mut Asm) {
         let (delayed_now, mapped_now) = (a.label(), a.label());
         if a.has(Flag::EsRecheck) {
             let still_hole = a.label();
-            a.emit(Instr::DaRecheck {
-                delayed: delayed_now,
-                mapped: mapped_now,
-                hole: still_hole,
-            });
+            a.emit(Instr::DaRecheck { delayed: delayed_now, mapped: mapped_now, hole: still_hole });
             if a.has(Flag::TreeRecheck) {
                 query(a, false);
                 a.emit(Instr::IfMapped(mapped_now));

@@ -56,11 +56,7 @@ pub fn get_es_cache(a: &mut Asm, range: Range) {
     a.emit(Instr::Range(range.at, range.end()));
     let again = a.here();
     let missed = a.label();
-    a.emit(Instr::EsLookup {
-        need: Need::Lookup,
-        hit: missed,
-        gap: missed,
-    });
+    a.emit(Instr::EsLookup { need: Need::Lookup, hit: missed, gap: missed });
     a.place(missed);
     a.emit(Instr::Advance(again));
 }

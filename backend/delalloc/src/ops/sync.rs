@@ -7,13 +7,7 @@ use crate::program::{Asm, Instr};
 /// Writes the file back, waits, commits. No `i_rwsem`.
 pub fn fsync(a: &mut Asm) {
     let failed = a.label();
-    write_and_wait(
-        a,
-        Range {
-            at: 0,
-            len: a.geo.blocks,
-        },
-    );
+    write_and_wait(a, Range { at: 0, len: a.geo.blocks });
     a.emit(Instr::IfErr(failed));
     commit(a);
     a.place(failed);

@@ -19,10 +19,7 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
     a.emit(Instr::Orphan(true));
     set_size(a, size);
     a.emit(Instr::HandleStop);
-    a.emit(Instr::DropFolios {
-        blocks: span(blocks, a.geo.blocks),
-        why: Drop::Remove,
-    });
+    a.emit(Instr::DropFolios { blocks: span(blocks, a.geo.blocks), why: Drop::Remove });
     truncate(a, blocks);
     a.emit(Instr::Jump(out));
 
@@ -42,11 +39,7 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
 
 fn set_size(a: &mut Asm, size: u32) {
     a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::SetSize {
-        size,
-        disksize: true,
-        grow: false,
-    });
+    a.emit(Instr::SetSize { size, disksize: true, grow: false });
     a.unlock(Rwsem::Data, Mode::Write);
 }
 

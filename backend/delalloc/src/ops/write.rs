@@ -15,10 +15,7 @@ pub fn buffered(a: &mut Asm, range: Range, data: Content, partial: bool) {
     let out = a.label();
     for folio in a.geo.folio(range.at)..=a.geo.folio(range.end() - 1) {
         let blocks = a.geo.folio_blocks(folio) & range.set();
-        let part = Range {
-            at: blocks.trailing_zeros() as u8,
-            len: blocks.count_ones() as u8,
-        };
+        let part = Range { at: blocks.trailing_zeros() as u8, len: blocks.count_ones() as u8 };
         write_folio(a, part, data, partial, out);
     }
     a.place(out);
@@ -52,11 +49,7 @@ fn write_folio(a: &mut Asm, part: Range, data: Content, partial: bool, out: u16)
     instantiate(a, part, partial, failed, allocate_now);
     a.emit(store(part, data, partial, size));
     let covered = a.label();
-    a.emit(Instr::IfDisksizeCovers {
-        size,
-        last: part.end() - 1,
-        skip: covered,
-    });
+    a.emit(Instr::IfDisksizeCovers { size, last: part.end() - 1, skip: covered });
     set_disksize(a, size);
     a.place(covered);
     a.place(failed);
@@ -68,12 +61,7 @@ fn write_folio(a: &mut Asm, part: Range, data: Content, partial: bool, out: u16)
 
 fn store(part: Range, content: Content, partial: bool, size: u32) -> Instr {
     let end = if partial { part.at } else { part.end() };
-    Instr::Store {
-        first: part.at,
-        end,
-        content,
-        size,
-    }
+    Instr::Store { first: part.at, end, content, size }
 }
 
 /// Locks the folio and gives each block of the range a buffer, by `map`.
@@ -95,11 +83,7 @@ fn instantiate(a: &mut Asm, part: Range, fill: bool, failed: u16, map: impl Fn(&
 
 /// `ext4_get_block` or `ext4_get_block_unwritten`: no delay.
 fn allocate_now(a: &mut Asm) {
-    let need = if a.geo.dioread_nolock {
-        Need::Unwritten
-    } else {
-        Need::Written
-    };
+    let need = if a.geo.dioread_nolock { Need::Unwritten } else { Need::Written };
     map_blocks(a, need, false);
     let out = a.label();
     a.emit(Instr::IfErr(out));
@@ -110,22 +94,14 @@ fn allocate_now(a: &mut Asm) {
 /// `ext4_da_write_end`: `i_disksize` moves only if the write ends in an allocated block.
 fn disksize(a: &mut Asm, part: Range, size: u32) {
     let covered = a.label();
-    a.emit(Instr::IfDisksizeCovers {
-        size,
-        last: part.end() - 1,
-        skip: covered,
-    });
+    a.emit(Instr::IfDisksizeCovers { size, last: part.end() - 1, skip: covered });
     set_disksize(a, size);
     a.place(covered);
 }
 
 fn set_disksize(a: &mut Asm, size: u32) {
     a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::SetSize {
-        size,
-        disksize: true,
-        grow: true,
-    });
+    a.emit(Instr::SetSize { size, disksize: true, grow: true });
     a.unlock(Rwsem::Data, Mode::Write);
 }
 
@@ -134,12 +110,7 @@ pub fn page_mkwrite(a: &mut Asm, at: u8, data: Content) {
     let (nonda, out) = (a.label(), a.label());
     let folio = a.geo.folio(at);
     let (first, end) = (a.geo.folio_first(folio), a.geo.folio_first(folio + 1));
-    let store = Instr::Store {
-        first: at,
-        end: at + 1,
-        content: data,
-        size: 0,
-    };
+    let store = Instr::Store { first: at, end: at + 1, content: data, size: 0 };
     a.lock(Rwsem::Invalidate, Mode::Read);
     a.emit(Instr::Range(first, end));
     a.emit(Instr::IfNonda(nonda));

@@ -186,9 +186,7 @@ impl Disk {
 
     /// Physical clusters that the file owns, as the bits of their blocks.
     pub fn owned(&self, geo: &Geometry) -> u32 {
-        each(self.mapped).fold(0, |set, b| {
-            set | Disk::cluster_bits(geo, self.pblk[usize::from(b)])
-        })
+        each(self.mapped).fold(0, |set, b| set | Disk::cluster_bits(geo, self.pblk[usize::from(b)]))
     }
 
     /// Logical blocks whose written data nobody but an earlier owner has written.

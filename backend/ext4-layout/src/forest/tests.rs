@@ -6,48 +6,25 @@ use crate::superblock::Superblock;
 use crate::superblock::tests::sample;
 
 fn geometry() -> Geometry {
-    Superblock::parse(&sample(), 24_577 * 1024)
-        .unwrap()
-        .geometry
+    Superblock::parse(&sample(), 24_577 * 1024).unwrap().geometry
 }
 
 fn extent(lblk: u32, pblk: u64, len: u32) -> Extent {
-    Extent {
-        lblk,
-        len,
-        pblk,
-        state: Written::Written,
-    }
+    Extent { lblk, len, pblk, state: Written::Written }
 }
 
 fn inode(root: Mapping) -> Inode {
     let (usage, tree) = (Use::Data, Tree::Extents);
-    Inode {
-        usage,
-        tree,
-        generation: 0,
-        root,
-        xattr_block: None,
-    }
+    Inode { usage, tree, generation: 0, root, xattr_block: None }
 }
 
 fn leaf(extents: &[Extent]) -> Mapping {
-    Mapping {
-        extents: extents.into(),
-        children: Box::default(),
-    }
+    Mapping { extents: extents.into(), children: Box::default() }
 }
 
 fn index(children: &[(u64, u32)], depth: u16) -> Mapping {
-    let child = |(pblk, lblk): &(u64, u32)| Child {
-        pblk: *pblk,
-        lblk: *lblk,
-        depth,
-    };
-    Mapping {
-        extents: Box::default(),
-        children: children.iter().map(child).collect(),
-    }
+    let child = |(pblk, lblk): &(u64, u32)| Child { pblk: *pblk, lblk: *lblk, depth };
+    Mapping { extents: Box::default(), children: children.iter().map(child).collect() }
 }
 
 /// The bytes of an extent node of 1 KiB.
@@ -79,11 +56,7 @@ impl Trees {
     fn new() -> Trees {
         let geometry = geometry();
         let runs = Runs::new(geometry.blocks_count);
-        Trees {
-            forest: Forest::default(),
-            runs,
-            geometry,
-        }
+        Trees { forest: Forest::default(), runs, geometry }
     }
 
     fn inode(&mut self, ino: Ino, inode: impl Into<Option<Inode>>) {
@@ -91,8 +64,7 @@ impl Trees {
     }
 
     fn node(&mut self, pblk: u64, bytes: &[u8]) {
-        self.forest
-            .set_node(&mut self.runs, &self.geometry, pblk, bytes);
+        self.forest.set_node(&mut self.runs, &self.geometry, pblk, bytes);
     }
 
     fn owner(&self, pblk: u64) -> Option<(Ino, Role, u32)> {
@@ -101,9 +73,7 @@ impl Trees {
     }
 
     fn owned(&self) -> usize {
-        (1..self.geometry.blocks_count)
-            .filter(|pblk| self.owner(*pblk).is_some())
-            .count()
+        (1..self.geometry.blocks_count).filter(|pblk| self.owner(*pblk).is_some()).count()
     }
 }
 
@@ -119,10 +89,7 @@ fn a_root_that_moves_into_a_block_keeps_its_data() {
     trees.node(700, &node(0, &[(0, 500, 4), (9, 600, 1)]));
     trees.forest.end_batch();
     assert_eq!(trees.owner(503), Some((12, DATA, 3)));
-    assert_eq!(
-        trees.owner(700),
-        Some((12, Role::ExtentNode { depth: 0 }, 0))
-    );
+    assert_eq!(trees.owner(700), Some((12, Role::ExtentNode { depth: 0 }, 0)));
     assert!(!trees.forest.has_unknown_nodes());
 }
 
@@ -205,10 +172,7 @@ fn shared_attribute_blocks_belong_to_the_lowest_inode() {
     let mut trees = Trees::new();
     let with = |xattr_block| {
         let inode = inode(Mapping::default());
-        Inode {
-            xattr_block,
-            ..inode
-        }
+        Inode { xattr_block, ..inode }
     };
     trees.inode(13, with(Some(900)));
     trees.inode(12, with(Some(900)));

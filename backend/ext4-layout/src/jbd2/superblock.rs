@@ -67,10 +67,8 @@ impl JournalSuperblock {
                 wanted => wanted,
             };
             // As jbd2_journal_initialize_fast_commit: not at the cost of a usable log.
-            fast_commit = blocks
-                .checked_sub(wanted)
-                .filter(|end| *end >= LOG_BLOCKS_MIN)
-                .unwrap_or(blocks);
+            fast_commit =
+                blocks.checked_sub(wanted).filter(|end| *end >= LOG_BLOCKS_MIN).unwrap_or(blocks);
         }
         if first >= fast_commit || start >= fast_commit {
             return None;
@@ -81,10 +79,7 @@ impl JournalSuperblock {
             fast_commit,
             sequence: u32_be(raw, 0x18)?,
             start: (start >= first).then_some(start),
-            format: Format {
-                wide: incompat & INCOMPAT_64BIT != 0,
-                checksums,
-            },
+            format: Format { wide: incompat & INCOMPAT_64BIT != 0, checksums },
         })
     }
 

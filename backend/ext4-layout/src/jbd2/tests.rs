@@ -43,43 +43,26 @@ fn tags_of_every_format() {
     let uuid = [0xaa; 16];
     let old = |wide: bool| {
         let high = if wide { words(&[1]) } else { vec![] };
-        [
-            words(&[100, 0]),
-            high.clone(),
-            uuid.to_vec(),
-            words(&[101, 2]),
-            high.clone(),
-        ]
-        .into_iter()
-        .chain([words(&[102, 2 | 8 | 1]), high])
-        .flatten()
-        .collect::<Vec<u8>>()
+        [words(&[100, 0]), high.clone(), uuid.to_vec(), words(&[101, 2]), high.clone()]
+            .into_iter()
+            .chain([words(&[102, 2 | 8 | 1]), high])
+            .flatten()
+            .collect::<Vec<u8>>()
     };
     for (wide, high) in [(false, 0), (true, 1 << 32)] {
         let tags = descriptor::parse(&block(1, &old(wide)), format(Checksums::None, wide)).unwrap();
         let blocks: Vec<u64> = tags.iter().map(|tag| tag.pblk).collect();
         assert_eq!(blocks, [high + 100, high + 101, high + 102]);
-        assert_eq!(
-            tags.iter().map(|tag| tag.escaped).collect::<Vec<_>>(),
-            [false, false, true]
-        );
+        assert_eq!(tags.iter().map(|tag| tag.escaped).collect::<Vec<_>>(), [false, false, true]);
     }
-    let v3 = [
-        words(&[100, 0, 1, 9]),
-        uuid.to_vec(),
-        words(&[101, 2 | 8, 1, 9]),
-    ]
-    .concat();
+    let v3 = [words(&[100, 0, 1, 9]), uuid.to_vec(), words(&[101, 2 | 8, 1, 9])].concat();
     let format = format(Checksums::V3(SEED), true);
     let tags = descriptor::parse(&with_tail(block(1, &v3)), format).unwrap();
     assert_eq!(
         tags.iter().map(|tag| tag.pblk).collect::<Vec<_>>(),
         [(1 << 32) + 100, (1 << 32) + 101]
     );
-    assert!(
-        descriptor::parse(&block(1, &v3), format).is_none(),
-        "no checksum"
-    );
+    assert!(descriptor::parse(&block(1, &v3), format).is_none(), "no checksum");
 }
 
 #[test]
@@ -100,11 +83,8 @@ fn copies_carry_the_checksum_of_their_tag() {
     let (v3, format) = tag(Checksums::V3(SEED), words(&[100, 2 | 8, 0, sum])).unwrap();
     assert!(v3.checksum_fits(&copy, 7, format));
     assert!(!v3.checksum_fits(&copy, 8, format));
-    let (v2, format) = tag(
-        Checksums::V2(SEED),
-        words(&[100, ((sum & 0xffff) << 16) + 10, 0]),
-    )
-    .unwrap();
+    let (v2, format) =
+        tag(Checksums::V2(SEED), words(&[100, ((sum & 0xffff) << 16) + 10, 0])).unwrap();
     assert!(v2.checksum_fits(&copy, 7, format));
     assert!(!v2.checksum_fits(&[6; 1024], 7, format));
 }
@@ -112,20 +92,12 @@ fn copies_carry_the_checksum_of_their_tag() {
 #[test]
 fn revoke_records_have_32_or_64_bits() {
     let narrow = block(5, &words(&[16 + 8, 300, 301, 999]));
-    assert_eq!(
-        revoke::parse(&narrow, format(Checksums::None, false)).unwrap(),
-        [300, 301]
-    );
+    assert_eq!(revoke::parse(&narrow, format(Checksums::None, false)).unwrap(), [300, 301]);
     let wide = block(5, &words(&[16 + 16, 1, 300, 0, 301]));
     let blocks = revoke::parse(&wide, format(Checksums::None, true)).unwrap();
     assert_eq!(blocks, [(1 << 32) + 300, 301]);
     let lie = block(5, &words(&[u32::MAX, 300]));
-    assert_eq!(
-        revoke::parse(&lie, format(Checksums::None, false))
-            .unwrap()
-            .len(),
-        252
-    );
+    assert_eq!(revoke::parse(&lie, format(Checksums::None, false)).unwrap().len(), 252);
     let short = block(5, &words(&[3]));
     assert!(revoke::parse(&short, format(Checksums::None, false)).is_none());
 }
@@ -150,25 +122,13 @@ fn superblock(kind: u32, incompat: u32, fast_commit: u32) -> Vec<u8> {
 #[test]
 fn journal_superblocks_of_both_versions() {
     let v1 = JournalSuperblock::parse(&superblock(3, 2, 0), 4096).unwrap();
-    assert_eq!(
-        (v1.sequence, v1.start, v1.format.wide),
-        (9, Some(17), false)
-    );
+    assert_eq!((v1.sequence, v1.start, v1.format.wide), (9, Some(17), false));
     let v2 = JournalSuperblock::parse(&superblock(4, 2, 0), 4096).unwrap();
     assert!(v2.format.wide);
-    assert_eq!(
-        (v2.fast_commit, v2.after(4095, 1), v2.after(1, 4094)),
-        (4096, 1, 4095)
-    );
+    assert_eq!((v2.fast_commit, v2.after(4095, 1), v2.after(1, 4094)), (4096, 1, 4095));
     let fast = JournalSuperblock::parse(&superblock(4, 0x20, 100), 4096).unwrap();
     assert_eq!((fast.fast_commit, fast.after(3995, 1)), (3996, 1));
-    assert!(
-        JournalSuperblock::parse(&superblock(4, 0, 0), 4095).is_none(),
-        "longer than its file"
-    );
-    assert!(
-        JournalSuperblock::parse(&superblock(4, 0x10, 0), 4096).is_none(),
-        "no checksum"
-    );
+    assert!(JournalSuperblock::parse(&superblock(4, 0, 0), 4095).is_none(), "longer than its file");
+    assert!(JournalSuperblock::parse(&superblock(4, 0x10, 0), 4096).is_none(), "no checksum");
     assert!(JournalSuperblock::parse(&superblock(1, 0, 0), 4096).is_none());
 }

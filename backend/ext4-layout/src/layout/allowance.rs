@@ -19,12 +19,7 @@ pub(crate) struct Allowance {
 
 impl Default for Allowance {
     fn default() -> Self {
-        Allowance {
-            openings: STOCK,
-            written: 0,
-            price: 1,
-            due: false,
-        }
+        Allowance { openings: STOCK, written: 0, price: 1, due: false }
     }
 }
 

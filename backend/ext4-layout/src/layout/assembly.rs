@@ -35,14 +35,11 @@ impl Assembly {
         if self.blocks.len() >= BLOCKS_MAX && !self.blocks.contains_key(&block) {
             self.blocks.pop_first();
         }
-        let parts = self.blocks.entry(block).or_insert_with(|| Parts {
-            bytes: vec![0; block_bytes].into(),
-            seen: 0,
-        });
-        parts
-            .bytes
-            .get_mut(offset..offset + part.len())?
-            .copy_from_slice(part);
+        let parts = self
+            .blocks
+            .entry(block)
+            .or_insert_with(|| Parts { bytes: vec![0; block_bytes].into(), seen: 0 });
+        parts.bytes.get_mut(offset..offset + part.len())?.copy_from_slice(part);
         for sector in offset / SECTOR..(offset + part.len()) / SECTOR {
             parts.seen |= 1 << sector;
         }
@@ -69,10 +66,7 @@ mod tests {
         assert!(assembly.add(7, 2048, 512, &[2; 512]).is_none());
         assert!(assembly.add(7, 2048, 0, &[1; 512]).is_none());
         let whole = assembly.add(7, 2048, 1536, &[3; 512]).unwrap();
-        assert_eq!(
-            [whole[0], whole[512], whole[1024], whole[2047]],
-            [1, 2, 2, 3]
-        );
+        assert_eq!([whole[0], whole[512], whole[1024], whole[2047]], [1, 2, 2, 3]);
         assert!(assembly.add(7, 65536, 0, &vec![1; 65536]).is_some());
     }
 }

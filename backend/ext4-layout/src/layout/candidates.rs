@@ -41,11 +41,7 @@ impl Candidates {
 
     /// Something else was written to all of the range.
     pub(crate) fn forget_range(&mut self, from: u64, to: u64) {
-        let gone: Vec<u64> = self
-            .blocks
-            .range(from..to.max(from))
-            .map(|(pblk, _)| *pblk)
-            .collect();
+        let gone: Vec<u64> = self.blocks.range(from..to.max(from)).map(|(pblk, _)| *pblk).collect();
         for pblk in gone {
             self.forget(pblk);
         }

@@ -27,13 +27,7 @@ pub(crate) struct Disk<'a> {
 
 impl<'a> Disk<'a> {
     pub(crate) fn new(dev: &'a mut dyn ReadAt, base_bytes: u64, block_bytes: usize) -> Disk<'a> {
-        Disk {
-            dev,
-            base_bytes,
-            block_bytes,
-            copies: BTreeMap::new(),
-            bytes_read: 0,
-        }
+        Disk { dev, base_bytes, block_bytes, copies: BTreeMap::new(), bytes_read: 0 }
     }
 
     /// From now on, these blocks are read from the log.
@@ -77,9 +71,7 @@ impl<'a> Disk<'a> {
 
     fn read(&mut self, pblk: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         self.bytes_read += buf.len() as u64;
-        let offset = pblk
-            .saturating_mul(self.block_bytes as u64)
-            .saturating_add(self.base_bytes);
+        let offset = pblk.saturating_mul(self.block_bytes as u64).saturating_add(self.base_bytes);
         self.dev.read_at(offset, buf)
     }
 }

@@ -73,11 +73,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn new(replay: Replay) -> Journal {
-        let cover = |tid| Cover {
-            tid,
-            sum: None,
-            stale: false,
-        };
+        let cover = |tid| Cover { tid, sum: None, stale: false };
         Journal {
             file_blocks: replay.file_blocks,
             superblock: replay.superblock,
@@ -85,11 +81,7 @@ impl Journal {
             stored: BTreeMap::new(),
             held_bytes: 0,
             lost: false,
-            covers: replay
-                .covered
-                .into_iter()
-                .map(|(pblk, tid)| (pblk, cover(tid)))
-                .collect(),
+            covers: replay.covered.into_iter().map(|(pblk, tid)| (pblk, cover(tid))).collect(),
             parts: Assembly::default(),
             next: replay.next,
         }
@@ -119,13 +111,7 @@ impl Journal {
                 }
                 for (tag, place) in tags.into_iter().zip(1..) {
                     let at = superblock.after(index, place);
-                    changed |= log.set(
-                        at,
-                        Entry::Copy {
-                            tid,
-                            pblk: tag.pblk,
-                        },
-                    );
+                    changed |= log.set(at, Entry::Copy { tid, pblk: tag.pblk });
                     if let Some(transaction) = &mut transaction {
                         transaction.pieces.insert(at, Piece::Copy(tag));
                     }
@@ -198,11 +184,11 @@ impl Journal {
                 self.stored.insert(index, Stored::Sum(0));
             }
             _ => {
-                let tagged = self
-                    .transactions
-                    .iter()
-                    .rev()
-                    .find_map(|(tid, transaction)| match transaction.pieces.get(&index)? {
+                let tagged =
+                    self.transactions.iter().rev().find_map(|(tid, transaction)| match transaction
+                        .pieces
+                        .get(&index)?
+                    {
                         Piece::Copy(tag) => Some((*tid, *tag)),
                         Piece::Descriptor | Piece::Revoke(_) => None,
                     });
@@ -212,8 +198,7 @@ impl Journal {
                     }
                     Some((_, tag)) if !needs_bytes(tag.pblk, block) => {
                         self.forget(index);
-                        self.stored
-                            .insert(index, Stored::Sum(copied_sum(&tag, block)));
+                        self.stored.insert(index, Stored::Sum(copied_sum(&tag, block)));
                     }
                     _ => self.hold(index, block),
                 }
@@ -262,10 +247,7 @@ impl Journal {
         let whole = len < usable
             && (1..=len).all(|by| transaction.pieces.contains_key(&before(by)))
             && self.next.is_none_or(|next| next == before(len));
-        let stored = transaction
-            .pieces
-            .keys()
-            .all(|index| self.stored.contains_key(index));
+        let stored = transaction.pieces.keys().all(|index| self.stored.contains_key(index));
         if whole && !stored && !self.lost && !transaction.from_log {
             return Stage::Quiet;
         }
@@ -283,21 +265,13 @@ impl Journal {
         let lost = lost || overtaken;
         self.transactions.retain(|other, _| !not_older(tid, *other));
         let mut changed = BTreeMap::new();
-        let pieces = order
-            .iter()
-            .filter_map(|index| Some((*index, transaction.pieces.remove(index)?)));
+        let pieces =
+            order.iter().filter_map(|index| Some((*index, transaction.pieces.remove(index)?)));
         for (index, piece) in pieces.collect::<Vec<_>>() {
             match piece {
                 Piece::Copy(tag) => {
                     let sum = self.take_copy(index, &tag, tid, &mut changed);
-                    self.covers.insert(
-                        tag.pblk,
-                        Cover {
-                            tid,
-                            sum,
-                            stale: false,
-                        },
-                    );
+                    self.covers.insert(tag.pblk, Cover { tid, sum, stale: false });
                 }
                 Piece::Revoke(blocks) => {
                     for pblk in blocks {
@@ -315,11 +289,7 @@ impl Journal {
             self.held_bytes = 0;
             self.lost = false;
         }
-        if lost {
-            Stage::Lost
-        } else {
-            Stage::Committed(changed)
-        }
+        if lost { Stage::Lost } else { Stage::Committed(changed) }
     }
 
     /// Moves the bytes of a copy, if they were kept, to `changed`; returns their checksum.
@@ -364,13 +334,9 @@ impl Journal {
         }
         self.superblock = Some(new);
         let live = |tid: Tid| new.start.is_some() && not_older(tid, new.sequence);
-        let stale = self
-            .covers
-            .values()
-            .any(|cover| cover.stale && !live(cover.tid));
+        let stale = self.covers.values().any(|cover| cover.stale && !live(cover.tid));
         self.covers.retain(|_, cover| live(cover.tid));
-        self.transactions
-            .retain(|tid, _| not_older(*tid, new.sequence));
+        self.transactions.retain(|tid, _| not_older(*tid, new.sequence));
         Some((new, stale))
     }
 
@@ -387,10 +353,7 @@ impl Journal {
 }
 
 fn copied_sum(tag: &Tag, block: &[u8]) -> u32 {
-    let start = if tag.escaped {
-        MAGIC.to_be_bytes()
-    } else {
-        [block[0], block[1], block[2], block[3]]
-    };
+    let start =
+        if tag.escaped { MAGIC.to_be_bytes() } else { [block[0], block[1], block[2], block[3]] };
     crc32c(crc32c(0, &start), &block[4..])
 }

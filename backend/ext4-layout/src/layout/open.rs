@@ -46,9 +46,7 @@ pub(crate) fn partitions(
     dev: &mut dyn ReadAt,
     device_bytes: u64,
 ) -> Result<Vec<Partition>, OpenError> {
-    let len = usize::try_from(device_bytes)
-        .unwrap_or(usize::MAX)
-        .min(partition::HEAD_BYTES);
+    let len = usize::try_from(device_bytes).unwrap_or(usize::MAX).min(partition::HEAD_BYTES);
     let mut head = vec![0; len];
     dev.read_at(0, &mut head)?;
     Ok(partition::parse(&head, device_bytes / SECTOR_BYTES))
@@ -60,11 +58,7 @@ pub(crate) fn open(
     device_bytes: u64,
     partitions: &[Partition],
 ) -> Result<Opened, OpenError> {
-    let Found {
-        base_sector,
-        raw,
-        superblock,
-    } = find(dev, device_bytes, partitions)?;
+    let Found { base_sector, raw, superblock } = find(dev, device_bytes, partitions)?;
     let base_bytes = base_sector * SECTOR_BYTES;
     let mut disk = Disk::new(dev, base_bytes, superblock.geometry.block_bytes());
 
@@ -95,15 +89,9 @@ pub(crate) fn open(
     let mut forest = Forest::default();
     for (descriptor, group) in descriptors.iter().zip(0..) {
         if let Some(descriptor) = descriptor {
-            read_inodes(
-                &mut disk,
-                &geometry,
-                group,
-                descriptor,
-                &mut |ino, inode| {
-                    forest.set_inode(&mut runs, ino, inode);
-                },
-            )?;
+            read_inodes(&mut disk, &geometry, group, descriptor, &mut |ino, inode| {
+                forest.set_inode(&mut runs, ino, inode);
+            })?;
         }
     }
     while let Some(pblk) = forest.next_wanted() {
@@ -127,18 +115,8 @@ pub(crate) fn open(
         partitions: partitions.iter().map(|partition| partition.first).collect(),
         fs: Some(fs),
     };
-    let tracker = Tracker::new(
-        descriptors,
-        forest,
-        journal,
-        &raw,
-        device_bytes - base_bytes,
-    );
-    Ok(Opened {
-        map,
-        tracker,
-        bytes_read,
-    })
+    let tracker = Tracker::new(descriptors, forest, journal, &raw, device_bytes - base_bytes);
+    Ok(Opened { map, tracker, bytes_read })
 }
 
 fn find(
@@ -147,10 +125,7 @@ fn find(
     partitions: &[Partition],
 ) -> Result<Found, OpenError> {
     let device_sectors = device_bytes / SECTOR_BYTES;
-    let whole = Partition {
-        first: 0,
-        sectors: device_sectors,
-    };
+    let whole = Partition { first: 0, sectors: device_sectors };
     for place in std::iter::once(&whole).chain(partitions) {
         if place.sectors < 4 {
             continue;
@@ -159,11 +134,7 @@ fn find(
         dev.read_at(place.first * SECTOR_BYTES + 1024, &mut raw)?;
         if has_magic(&raw) {
             let superblock = Superblock::parse(&raw, place.sectors * SECTOR_BYTES)?;
-            return Ok(Found {
-                base_sector: place.first,
-                raw,
-                superblock,
-            });
+            return Ok(Found { base_sector: place.first, raw, superblock });
         }
     }
     Err(OpenError::NotExt4 {
@@ -182,20 +153,14 @@ fn read_descriptors(
     let mut descriptors = Vec::with_capacity(geometry.groups as usize);
     for index in 0..geometry.gdt_blocks {
         let first = index * geometry.descs_per_block;
-        let groups = first
-            ..geometry
-                .groups
-                .min(first.saturating_add(geometry.descs_per_block));
+        let groups = first..geometry.groups.min(first.saturating_add(geometry.descs_per_block));
         let block = match geometry.gdt_block(index) {
             Some(pblk) => disk.block(pblk)?,
             None => vec![0; geometry.block_bytes()],
         };
         let raw = block.chunks_exact(geometry.desc_bytes);
-        descriptors.extend(
-            groups
-                .zip(raw)
-                .map(|(group, raw)| Descriptor::parse(raw, geometry, group)),
-        );
+        descriptors
+            .extend(groups.zip(raw).map(|(group, raw)| Descriptor::parse(raw, geometry, group)));
     }
     Ok(descriptors)
 }
@@ -205,10 +170,8 @@ fn read_bitmaps(
     geometry: &Geometry,
     descriptors: &[Option<Descriptor>],
 ) -> Result<Bitmaps, OpenError> {
-    let mut bitmaps = Bitmaps::new(
-        geometry.groups,
-        geometry.blocks_per_group >> geometry.cluster_bits,
-    );
+    let mut bitmaps =
+        Bitmaps::new(geometry.groups, geometry.blocks_per_group >> geometry.cluster_bits);
     for (descriptor, group) in descriptors.iter().zip(0..) {
         match descriptor {
             None => bitmaps.fill(group),
@@ -236,19 +199,14 @@ fn read_inodes(
     }
     // Without uninitialised groups every table is full length: the inode bitmap says which of
     // its blocks are worth reading.
-    let in_use = if geometry.uninit_groups {
-        None
-    } else {
-        Some(disk.block(descriptor.inode_bitmap)?)
-    };
+    let in_use =
+        if geometry.uninit_groups { None } else { Some(disk.block(descriptor.inode_bitmap)?) };
     let per_block = geometry.inodes_per_block() as usize;
     let worth = |block: u32| {
         in_use.as_ref().is_none_or(|bits| {
             let first = block as usize * per_block;
-            (first..first + per_block).any(|inode| {
-                bits.get(inode / 8)
-                    .is_some_and(|byte| byte >> (inode % 8) & 1 == 1)
-            })
+            (first..first + per_block)
+                .any(|inode| bits.get(inode / 8).is_some_and(|byte| byte >> (inode % 8) & 1 == 1))
         })
     };
     let chunk_blocks = (TABLE_CHUNK_BYTES / geometry.block_bytes()) as u32;

@@ -48,9 +48,7 @@ pub(crate) fn read(
     needs_recovery: bool,
 ) -> Result<Replay, OpenError> {
     let extents = journal_extents(disk, geometry, ino)?;
-    let file_blocks = extents
-        .last()
-        .map_or(0, |last| last.lblk.saturating_add(last.len));
+    let file_blocks = extents.last().map_or(0, |last| last.lblk.saturating_add(last.len));
     let mut replay = Replay {
         file_blocks,
         superblock: None,
@@ -70,11 +68,7 @@ pub(crate) fn read(
     let mut scan = Scan {
         superblock,
         extents,
-        log: Log::new(
-            superblock.blocks,
-            superblock.fast_commit,
-            superblock.sequence,
-        ),
+        log: Log::new(superblock.blocks, superblock.fast_commit, superblock.sequence),
         committed: Vec::new(),
         revoked: BTreeMap::new(),
         next: None,
@@ -84,18 +78,9 @@ pub(crate) fn read(
     }
     replay.next = scan.next;
     for (tid, index, tag) in &scan.committed {
-        let revoked = scan
-            .revoked
-            .get(&tag.pblk)
-            .is_some_and(|by| not_older(*by, *tid));
+        let revoked = scan.revoked.get(&tag.pblk).is_some_and(|by| not_older(*by, *tid));
         if let Some(at) = place_in(&scan.extents, *index).filter(|_| !revoked) {
-            replay.copies.insert(
-                tag.pblk,
-                LogCopy {
-                    at,
-                    escaped: tag.escaped,
-                },
-            );
+            replay.copies.insert(tag.pblk, LogCopy { at, escaped: tag.escaped });
             replay.covered.insert(tag.pblk, *tid);
         }
     }
@@ -150,13 +135,7 @@ impl Scan {
                     self.log.set(index, Entry::Descriptor(tid));
                     for (tag, place) in tags.into_iter().zip(1..) {
                         let at = self.superblock.after(index, place);
-                        self.log.set(
-                            at,
-                            Entry::Copy {
-                                tid,
-                                pblk: tag.pblk,
-                            },
-                        );
+                        self.log.set(at, Entry::Copy { tid, pblk: tag.pblk });
                         running.pieces.insert(at, Piece::Copy(tag));
                     }
                 }
@@ -195,8 +174,7 @@ impl Scan {
             match piece {
                 Piece::Copy(tag) => self.committed.push((tid, index, tag)),
                 Piece::Revoke(blocks) => {
-                    self.revoked
-                        .extend(blocks.into_iter().map(|pblk| (pblk, tid)));
+                    self.revoked.extend(blocks.into_iter().map(|pblk| (pblk, tid)));
                 }
                 Piece::Descriptor => {}
             }
@@ -251,11 +229,7 @@ fn raw_inode(
     let table_block = u64::from(index / geometry.inodes_per_block());
     let block = disk.raw_block(descriptor.inode_table + table_block)?;
     let at = (index % geometry.inodes_per_block()) as usize * geometry.inode_bytes;
-    Ok(Inode::parse(
-        &block[at..at + geometry.inode_bytes],
-        geometry,
-        ino,
-    ))
+    Ok(Inode::parse(&block[at..at + geometry.inode_bytes], geometry, ino))
 }
 
 /// The block of the device that holds a logical block.

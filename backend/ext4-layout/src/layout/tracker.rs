@@ -29,27 +29,12 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    pub(crate) const CHANGED: Effect = Effect {
-        changed: true,
-        reopen: false,
-        gone: false,
-    };
-    pub(crate) const REOPEN: Effect = Effect {
-        changed: false,
-        reopen: true,
-        gone: false,
-    };
-    const GONE: Effect = Effect {
-        changed: true,
-        reopen: true,
-        gone: true,
-    };
+    pub(crate) const CHANGED: Effect = Effect { changed: true, reopen: false, gone: false };
+    pub(crate) const REOPEN: Effect = Effect { changed: false, reopen: true, gone: false };
+    const GONE: Effect = Effect { changed: true, reopen: true, gone: true };
 
     fn changed(changed: bool) -> Effect {
-        Effect {
-            changed,
-            ..Effect::default()
-        }
+        Effect { changed, ..Effect::default() }
     }
 }
 
@@ -98,14 +83,7 @@ impl Tracker {
         room_bytes: u64,
     ) -> Tracker {
         let candidates = Candidates::default();
-        Tracker {
-            descriptors,
-            forest,
-            journal,
-            candidates,
-            superblock: *superblock,
-            room_bytes,
-        }
+        Tracker { descriptors, forest, journal, candidates, superblock: *superblock, room_bytes }
     }
 
     /// Whether the bytes of a block decide anything about others.
@@ -126,14 +104,7 @@ impl Tracker {
     pub(crate) fn commit(&mut self, fs: &mut FsMap, blocks: &BTreeMap<u64, Box<[u8]>>) -> Effect {
         let mut effect = Effect::default();
         for (pblk, bytes) in blocks {
-            effect |= self.take_placed(
-                fs,
-                Part {
-                    pblk: *pblk,
-                    offset: 0,
-                    bytes,
-                },
-            );
+            effect |= self.take_placed(fs, Part { pblk: *pblk, offset: 0, bytes });
         }
         for (pblk, bytes) in blocks {
             effect |= self.take_node(fs, *pblk, bytes);
@@ -218,9 +189,9 @@ impl Tracker {
                 self.note_bitmap(group, part, uninit);
                 Effect::changed(changed)
             }
-            Home::InodeTable {
-                group, first_inode, ..
-            } => self.take_inodes(fs, group, first_inode, part),
+            Home::InodeTable { group, first_inode, .. } => {
+                self.take_inodes(fs, group, first_inode, part)
+            }
             _ => Effect::default(),
         }
     }
@@ -314,11 +285,7 @@ impl Tracker {
         let skipped = part.offset.div_ceil(bytes);
         let mut at = skipped * bytes - part.offset;
         let mut ino = first_inode.saturating_add(skipped as Ino);
-        while let Some(raw) = part
-            .bytes
-            .get(at..)
-            .filter(|raw| raw.len() >= GOOD_OLD_BYTES)
-        {
+        while let Some(raw) = part.bytes.get(at..).filter(|raw| raw.len() >= GOOD_OLD_BYTES) {
             if ino > end {
                 break;
             }

@@ -12,20 +12,13 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn new(bytes: Vec<u8>) -> Device {
         let layout = Layout::open(&mut bytes.as_slice(), bytes.len() as u64).unwrap();
-        Device {
-            bytes,
-            layout,
-            reopened: 0,
-        }
+        Device { bytes, layout, reopened: 0 }
     }
 
     /// A write: it arrives, is classified, is stored.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
         let sector = offset as u64 / 512;
-        let wanted = self
-            .layout
-            .map()
-            .wants_bytes(sector, bytes.len() as u64 / 512);
+        let wanted = self.layout.map().wants_bytes(sector, bytes.len() as u64 / 512);
         if wanted {
             let change = self.layout.write_arrived(sector, bytes);
             assert_ne!(change, Change::Reopen, "nothing is stored yet");
@@ -56,10 +49,7 @@ impl Device {
     pub(crate) fn check(&self, when: &str) {
         let fresh = Layout::open(&mut self.bytes.as_slice(), self.bytes.len() as u64).unwrap();
         let (followed, fresh) = (spans(&self.layout.map()), spans(&fresh.map()));
-        let differing = followed
-            .iter()
-            .zip(&fresh)
-            .find(|(followed, fresh)| followed != fresh);
+        let differing = followed.iter().zip(&fresh).find(|(followed, fresh)| followed != fresh);
         assert!(
             followed == fresh,
             "{when}: followed and opened differ, first at {differing:?} (`racegate inspect` shows \
@@ -75,10 +65,7 @@ pub(crate) fn spans(map: &LayoutMap) -> Vec<Span> {
     map.classify(0, map.device_sectors(), &mut |span| {
         assert_eq!(span.first_sector, next, "a gap or an overlap");
         assert!(span.sectors > 0);
-        assert!(
-            spans.last().is_none_or(|last| last.class != span.class),
-            "not merged"
-        );
+        assert!(spans.last().is_none_or(|last| last.class != span.class), "not merged");
         next += span.sectors;
         spans.push(span);
     });

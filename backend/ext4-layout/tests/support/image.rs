@@ -25,10 +25,7 @@ impl Image {
 
     /// The same, with the file system `offset` bytes into the image.
     pub(crate) fn make_at(bytes: u64, offset: u64, options: &[&str]) -> Image {
-        let image = Image {
-            folder: tempfile::tempdir().unwrap(),
-            offset,
-        };
+        let image = Image { folder: tempfile::tempdir().unwrap(), offset };
         File::create(image.path()).unwrap().set_len(bytes).unwrap();
         let extended = format!("offset={offset},lazy_journal_init=1,root_owner=0:0");
         let kib = format!("{}k", (bytes - offset) / 1024);
@@ -55,10 +52,8 @@ impl Image {
         let name = format!("{}?offset={}", self.path().display(), self.offset);
         let output = tool("debugfs", &["-w", "-f", script.to_str().unwrap(), &name]);
         let complaints = String::from_utf8_lossy(&output.stderr);
-        let complaints: Vec<&str> = complaints
-            .lines()
-            .filter(|line| !line.starts_with("debugfs 1."))
-            .collect();
+        let complaints: Vec<&str> =
+            complaints.lines().filter(|line| !line.starts_with("debugfs 1.")).collect();
         assert!(complaints.is_empty(), "debugfs: {complaints:?}");
     }
 
@@ -78,23 +73,17 @@ impl Image {
         let (small, large) = (small.display(), large.display());
         let mut commands = String::new();
         let mut say = |line: std::fmt::Arguments<'_>| writeln!(commands, "{line}").unwrap();
-        say(format_args!(
-            "mkdir holes\nmkdir many\nmkdir deep\nmkdir deep/er"
-        ));
+        say(format_args!("mkdir holes\nmkdir many\nmkdir deep\nmkdir deep/er"));
         for file in 0..80 {
             say(format_args!("write {small} holes/{file}"));
         }
         for file in (0..80).step_by(2) {
             say(format_args!("rm holes/{file}"));
         }
-        say(format_args!(
-            "write {large} fragmented\nwrite {large} deep/er/straight"
-        ));
+        say(format_args!("write {large} fragmented\nwrite {large} deep/er/straight"));
         if extents {
             say(format_args!("fallocate deep/er/straight 400 450"));
-            say(format_args!(
-                "write {small} preallocated\nfallocate preallocated 10 40"
-            ));
+            say(format_args!("write {small} preallocated\nfallocate preallocated 10 40"));
         }
         let long = "x".repeat(59 + 30);
         say(format_args!("symlink short /target\nsymlink long /{long}"));
@@ -102,10 +91,7 @@ impl Image {
         for file in 0..60 {
             say(format_args!("write /dev/null many/{name}{file}"));
         }
-        say(format_args!(
-            "ea_set -f {} fragmented user.large",
-            attribute.display()
-        ));
+        say(format_args!("ea_set -f {} fragmented user.large", attribute.display()));
         say(format_args!("ea_set many user.small value"));
         say(format_args!("mknod deep/pipe p\nmknod deep/device c 1 3"));
         self.debugfs(&commands);

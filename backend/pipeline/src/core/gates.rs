@@ -57,13 +57,7 @@ impl Core {
         if ends_holds {
             // The request that it fired on does not let itself go.
             let latest = self.requests;
-            self.end_holds(
-                now,
-                &cause,
-                |until| *until == Until::Rule(index),
-                latest,
-                out,
-            );
+            self.end_holds(now, &cause, |until| *until == Until::Rule(index), latest, out);
         }
     }
 
@@ -72,22 +66,12 @@ impl Core {
         let arrivals = self.arrivals;
         if arrivals == self.next_count {
             let cause = Cause::Requests(arrivals);
-            self.arm_by(
-                now,
-                &cause,
-                |trigger| *trigger == Trigger::Count(arrivals),
-                out,
-            );
+            self.arm_by(now, &cause, |trigger| *trigger == Trigger::Count(arrivals), out);
             self.next_count = self.find_next_count();
         }
-        if self
-            .parked
-            .next_requests()
-            .is_some_and(|awaited| awaited <= arrivals)
-        {
+        if self.parked.next_requests().is_some_and(|awaited| awaited <= arrivals) {
             let mut leaving = std::mem::take(&mut self.leaving);
-            self.parked
-                .find(&mut leaving, |entry| entry.requests <= arrivals);
+            self.parked.find(&mut leaving, |entry| entry.requests <= arrivals);
             for id in leaving.drain(..) {
                 self.let_go(now, id, Some(&Cause::Requests(arrivals)), out);
             }
@@ -124,15 +108,7 @@ impl Core {
         }
         if self.logging {
             let rule = Arc::clone(&self.rules.rules[index].name);
-            self.note(
-                now,
-                What::Armed {
-                    rule,
-                    armed,
-                    cause: cause.clone(),
-                },
-                out,
-            );
+            self.note(now, What::Armed { rule, armed, cause: cause.clone() }, out);
         }
     }
 
@@ -226,17 +202,7 @@ impl Core {
             });
             let rule = Arc::clone(&rule.name);
             let waited_ns = now.since(entry.arrived);
-            self.note(
-                now,
-                What::Released {
-                    id,
-                    rule,
-                    cause,
-                    waited_ns,
-                    fail: entry.fail,
-                },
-                out,
-            );
+            self.note(now, What::Released { id, rule, cause, waited_ns, fail: entry.fail }, out);
         }
         self.tell_agent(now, signal, out);
     }
@@ -244,12 +210,12 @@ impl Core {
     /// The next number of arrivals that a trigger waits for; `u64::MAX` if none does.
     pub(super) fn find_next_count(&self) -> u64 {
         let rules = self.rules.rules.iter();
-        let counts = rules
-            .flat_map(|rule| [&rule.arm_on, &rule.disarm_on])
-            .filter_map(|trigger| match trigger {
+        let counts = rules.flat_map(|rule| [&rule.arm_on, &rule.disarm_on]).filter_map(|trigger| {
+            match trigger {
                 Some(Trigger::Count(count)) if *count > self.arrivals => Some(*count),
                 _ => None,
-            });
+            }
+        });
         counts.min().unwrap_or(u64::MAX)
     }
 
@@ -257,17 +223,12 @@ impl Core {
     pub(super) fn counts_all(&self) -> bool {
         self.next_count != u64::MAX
             || self.parked.next_requests().is_some()
-            || self
-                .rules
-                .rules
-                .iter()
-                .zip(&self.states)
-                .any(|(rule, state)| {
-                    let until = match &rule.action.wait {
-                        Wait::Hold { until, .. } => until,
-                        Wait::None | Wait::Delay(_) => return false,
-                    };
-                    state.armed && matches!(until, Until::Requests(_))
-                })
+            || self.rules.rules.iter().zip(&self.states).any(|(rule, state)| {
+                let until = match &rule.action.wait {
+                    Wait::Hold { until, .. } => until,
+                    Wait::None | Wait::Delay(_) => return false,
+                };
+                state.armed && matches!(until, Until::Requests(_))
+            })
     }
 }

@@ -115,10 +115,9 @@ impl Rule {
             let (touched, number) = match span.class {
                 Class::Home(Home::BlockBitmap { group }) => (Touched::Bitmap, group),
                 Class::Home(Home::FileData { inode, .. }) => (Touched::Data, inode),
-                Class::JournalCopy {
-                    of: Home::BlockBitmap { group },
-                    ..
-                } => (Touched::BitmapCopy, group),
+                Class::JournalCopy { of: Home::BlockBitmap { group }, .. } => {
+                    (Touched::BitmapCopy, group)
+                }
                 _ => return false,
             };
             self.touched == Some(touched)
@@ -130,21 +129,9 @@ impl Rule {
 
 impl Oracle {
     pub(super) fn new(seed: u64, rules: Vec<Rule>) -> Oracle {
-        let states = rules
-            .iter()
-            .map(|rule| State {
-                armed: rule.armed,
-                ..State::default()
-            })
-            .collect();
-        Oracle {
-            seed,
-            rules,
-            states,
-            waiting: Vec::new(),
-            arrivals: 0,
-            done: Vec::new(),
-        }
+        let states =
+            rules.iter().map(|rule| State { armed: rule.armed, ..State::default() }).collect();
+        Oracle { seed, rules, states, waiting: Vec::new(), arrivals: 0, done: Vec::new() }
     }
 
     /// What was done since the last call.
@@ -177,15 +164,10 @@ impl Oracle {
                 rest.push(waiting);
                 continue;
             }
-            let end = if waiting.fail {
-                Done::Fail
-            } else {
-                Done::Submit
-            };
+            let end = if waiting.fail { Done::Fail } else { Done::Submit };
             self.done.push(end(waiting.id));
             if rule.tell {
-                self.done
-                    .push(Done::Tell(format!("released:{}", name(waiting.rule))));
+                self.done.push(Done::Tell(format!("released:{}", name(waiting.rule))));
             }
         }
         self.waiting = rest;
@@ -255,20 +237,13 @@ impl Oracle {
         });
         if rule.tell {
             let verb = if wait == 0 { "fired" } else { "held" };
-            self.done
-                .push(Done::Tell(format!("{verb}:{}", name(index))));
+            self.done.push(Done::Tell(format!("{verb}:{}", name(index))));
         }
         self.trigger(&Trigger::Rule(index));
         self.let_go(|_, rule| matches!(rule.wait, Wait::Hold(Until::Rule(of), _) if of == index));
         if wait > 0 {
             let (due, fail) = (now + wait, rule.fail);
-            self.waiting.push(Waiting {
-                id,
-                rule: index,
-                due,
-                arrival: arrivals,
-                fail,
-            });
+            self.waiting.push(Waiting { id, rule: index, due, arrival: arrivals, fail });
         }
     }
 

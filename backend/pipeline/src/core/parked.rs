@@ -90,10 +90,7 @@ impl Parked {
 
     /// The waiting request that is due first, if it is due now.
     pub(super) fn first_due(&self, now: Nanos) -> Option<RequestId> {
-        self.due
-            .peek()
-            .filter(|Reverse((due, ..))| *due <= now)
-            .map(|Reverse((.., id))| *id)
+        self.due.peek().filter(|Reverse((due, ..))| *due <= now).map(|Reverse((.., id))| *id)
     }
 
     /// Waiting requests that `wanted` says yes to, in the order of their arrival, into `found`.
@@ -102,25 +99,15 @@ impl Parked {
         if self.waiting == 0 {
             return;
         }
-        let waiting = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.released.is_none());
-        found.extend(
-            waiting
-                .filter(|(_, entry)| wanted(entry))
-                .map(|(id, _)| *id),
-        );
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.released.is_none());
+        found.extend(waiting.filter(|(_, entry)| wanted(entry)).map(|(id, _)| *id));
         // Every identity found is in the map; `map_or` only spares a panic.
         found.sort_unstable_by_key(|id| self.entries.get(id).map_or(0, |entry| entry.order));
     }
 
     /// Lets a request go. It stays until it completes, unless it fails without being submitted.
     pub(super) fn release(&mut self, id: RequestId, now: Nanos, ran_out: bool) -> Option<Entry> {
-        let entry = self
-            .entries
-            .get_mut(&id)
-            .filter(|entry| entry.released.is_none())?;
+        let entry = self.entries.get_mut(&id).filter(|entry| entry.released.is_none())?;
         entry.released = Some(now);
         entry.ran_out = ran_out;
         let entry = *entry;
@@ -155,9 +142,7 @@ impl Parked {
     fn drop_leftovers(&mut self) {
         let entries = &self.entries;
         let waits = |Reverse((_, order, id)): &Due| {
-            entries
-                .get(id)
-                .is_some_and(|e| e.released.is_none() && e.order == *order)
+            entries.get(id).is_some_and(|e| e.released.is_none() && e.order == *order)
         };
         if self.due.len() > 2 * self.waiting.max(ROOM / 2) {
             self.due.retain(waits);

@@ -62,20 +62,13 @@ impl Ledger {
                 }
             } else {
                 let due = self.parked.remove(&id);
-                prop_assert!(
-                    ends && due.is_some_and(|due| now <= due),
-                    "{id} let go at {now}"
-                );
+                prop_assert!(ends && due.is_some_and(|due| now <= due), "{id} let go at {now}");
             }
             if matches!(action, Action::Submit(_)) {
                 self.in_flight.push(id);
             }
         }
-        prop_assert_eq!(
-            answers,
-            u32::from(arrived.is_some()),
-            "one answer for a request"
-        );
+        prop_assert_eq!(answers, u32::from(arrived.is_some()), "one answer for a request");
         Ok(())
     }
 }
@@ -127,20 +120,13 @@ impl Pair {
                 self.now = due;
                 self.tell(Input::Tick);
                 self.oracle.tick(due);
-                prop_assert!(
-                    !self.out.actions.is_empty(),
-                    "a timer that fires for nothing"
-                );
+                prop_assert!(!self.out.actions.is_empty(), "a timer that fires for nothing");
                 self.compare(None)?;
             }
             self.now = target;
             self.step(step)?;
         }
-        prop_assert!(
-            self.ledger.parked.is_empty(),
-            "lost: {:?}",
-            self.ledger.parked
-        );
+        prop_assert!(self.ledger.parked.is_empty(), "lost: {:?}", self.ledger.parked);
         Ok(())
     }
 
@@ -151,17 +137,10 @@ impl Pair {
     fn step(&mut self, step: &Step) -> Checked {
         let mut arrived = None;
         match step {
-            Step::Arrive {
-                op,
-                sector,
-                sectors,
-                touched,
-            } => {
+            Step::Arrive { op, sector, sectors, touched } => {
                 let (op, sector, sectors) = (*op, *sector, *sectors);
                 let spans = spans(sector, touched);
-                let kinds = spans
-                    .iter()
-                    .fold(0, |kinds, span| kinds | span.class.kind().bit());
+                let kinds = spans.iter().fold(0, |kinds, span| kinds | span.class.kind().bit());
                 if !self.filter.may_match(op, sector, sectors, kinds) {
                     let taken = self.oracle.any_armed_takes(op, sector, sectors, &spans);
                     prop_assert!(!taken, "the filter hides a request");
@@ -171,47 +150,26 @@ impl Pair {
                 arrived = Some(self.last_id);
                 let id = RequestId(self.last_id);
                 let (queue, head) = (0, 0);
-                let request = Request {
-                    id,
-                    queue,
-                    head,
-                    op,
-                    sector,
-                    sectors,
-                    spans: &spans,
-                };
+                let request = Request { id, queue, head, op, sector, sectors, spans: &spans };
                 self.tell(Input::Arrive(request));
-                self.oracle
-                    .arrive(self.now, id.0, op, (sector, sectors), &spans);
+                self.oracle.arrive(self.now, id.0, op, (sector, sectors), &spans);
             }
             Step::Complete => {
                 let Some(id) = self.ledger.in_flight.pop().map(RequestId) else {
                     return Ok(());
                 };
-                self.tell(Input::Complete {
-                    id,
-                    outcome: Outcome::Ok,
-                    submitted: None,
-                });
+                self.tell(Input::Complete { id, outcome: Outcome::Ok, submitted: None });
             }
             Step::Mark(mark) => {
-                self.tell(Input::AgentMark {
-                    name: &format!("m{mark}"),
-                    guest_ns: 0,
-                });
+                self.tell(Input::AgentMark { name: &format!("m{mark}"), guest_ns: 0 });
                 self.oracle.mark(*mark);
             }
             Step::Release(rule) => {
-                self.tell(Input::Release {
-                    rule: rule.map(name).as_deref(),
-                });
+                self.tell(Input::Release { rule: rule.map(name).as_deref() });
                 self.oracle.release(*rule);
             }
             Step::Arm(rule, armed) => {
-                self.tell(Input::Arm {
-                    rule: &name(*rule),
-                    armed: *armed,
-                });
+                self.tell(Input::Arm { rule: &name(*rule), armed: *armed });
                 if *rule < RULES {
                     self.oracle.arm(*rule, *armed);
                 }
@@ -225,17 +183,9 @@ impl Pair {
     }
 
     fn compare(&mut self, arrived: Option<u64>) -> Checked {
-        prop_assert_eq!(
-            done(&self.out.actions),
-            self.oracle.take(),
-            "at {}",
-            self.now
-        );
+        prop_assert_eq!(done(&self.out.actions), self.oracle.take(), "at {}", self.now);
         self.ledger.take(self.now, arrived, &self.out.actions)?;
-        prop_assert_eq!(
-            self.core.next_due().map(|due| due.0),
-            self.oracle.next_due()
-        );
+        prop_assert_eq!(self.core.next_due().map(|due| due.0), self.oracle.next_due());
         prop_assert_eq!(self.ledger.timer, self.oracle.next_due());
         if self.out.filter_changed {
             self.filter = self.core.filter();
@@ -246,10 +196,7 @@ impl Pair {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.log
-            .iter()
-            .map(|event| serde_json::to_string(event).expect("an event"))
-            .collect()
+        self.log.iter().map(|event| serde_json::to_string(event).expect("an event")).collect()
     }
 }
 
@@ -303,12 +250,7 @@ fn the_oracle_notices_another_rule() {
         arm_on: None,
         disarm_on: None,
     };
-    let arrive = |op, touched| Step::Arrive {
-        op,
-        sector: 8,
-        sectors: 2,
-        touched: vec![touched],
-    };
+    let arrive = |op, touched| Step::Arrive { op, sector: 8, sectors: 2, touched: vec![touched] };
     let read = arrive(Op::Read, Some((Touched::Bitmap, 1)));
     let mut steps = vec![(MS, read); 8];
     steps.push((0, Step::Mark(0)));
@@ -325,53 +267,17 @@ fn the_oracle_notices_another_rule() {
     };
     assert!(agree(rule.clone()));
     let mutants = [
-        Rule {
-            op: None,
-            times: None,
-            after: 0,
-            every: 1,
-            ..rule.clone()
-        },
-        Rule {
-            number: Some(2),
-            ..rule.clone()
-        },
-        Rule {
-            after: 2,
-            ..rule.clone()
-        },
-        Rule {
-            every: 1,
-            ..rule.clone()
-        },
-        Rule {
-            times: Some(1),
-            ..rule.clone()
-        },
-        Rule {
-            probability: 4,
-            ..rule.clone()
-        },
-        Rule {
-            wait: Wait::Hold(Until::Agent(0), 4 * MS),
-            ..rule.clone()
-        },
-        Rule {
-            wait: Wait::Hold(Until::Agent(1), 5 * MS),
-            ..rule.clone()
-        },
-        Rule {
-            fail: true,
-            ..rule.clone()
-        },
-        Rule {
-            tell: true,
-            ..rule.clone()
-        },
-        Rule {
-            armed: false,
-            ..rule.clone()
-        },
+        Rule { op: None, times: None, after: 0, every: 1, ..rule.clone() },
+        Rule { number: Some(2), ..rule.clone() },
+        Rule { after: 2, ..rule.clone() },
+        Rule { every: 1, ..rule.clone() },
+        Rule { times: Some(1), ..rule.clone() },
+        Rule { probability: 4, ..rule.clone() },
+        Rule { wait: Wait::Hold(Until::Agent(0), 4 * MS), ..rule.clone() },
+        Rule { wait: Wait::Hold(Until::Agent(1), 5 * MS), ..rule.clone() },
+        Rule { fail: true, ..rule.clone() },
+        Rule { tell: true, ..rule.clone() },
+        Rule { armed: false, ..rule.clone() },
     ];
     for mutant in mutants {
         assert!(!agree(mutant.clone()), "not noticed: {mutant:?}");

@@ -17,11 +17,7 @@ pub(super) const MS: u64 = 1_000_000;
 pub(super) const RULES: usize = 4;
 
 fn touched() -> impl Strategy<Value = Touched> {
-    prop_oneof![
-        Just(Touched::Bitmap),
-        Just(Touched::Data),
-        Just(Touched::BitmapCopy)
-    ]
+    prop_oneof![Just(Touched::Bitmap), Just(Touched::Data), Just(Touched::BitmapCopy)]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -87,12 +83,7 @@ prop_compose! {
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    Arrive {
-        op: Op,
-        sector: u64,
-        sectors: u64,
-        touched: Vec<Option<(Touched, u32)>>,
-    },
+    Arrive { op: Op, sector: u64, sectors: u64, touched: Vec<Option<(Touched, u32)>> },
     Complete,
     Mark(u8),
     Release(Option<usize>),
@@ -104,12 +95,7 @@ pub(super) fn step() -> impl Strategy<Value = (u64, Step)> {
     let arrive = (op(), 0..50_u64, vec(of((touched(), 0..3_u32)), 1..4)).prop_map(
         |(op, sector, touched)| {
             let sectors = 2 * touched.len() as u64;
-            Step::Arrive {
-                op,
-                sector,
-                sectors,
-                touched,
-            }
+            Step::Arrive { op, sector, sectors, touched }
         },
     );
     let step = prop_oneof![
@@ -120,10 +106,7 @@ pub(super) fn step() -> impl Strategy<Value = (u64, Step)> {
         1 => (0..RULES + 1, any::<bool>()).prop_map(|(rule, armed)| Step::Arm(rule, armed)),
         1 => Just(Step::Disconnect),
     ];
-    (
-        prop_oneof![3 => Just(0), 3 => 0..5 * MS, 1 => 0..40 * MS],
-        step,
-    )
+    (prop_oneof![3 => Just(0), 3 => 0..5 * MS, 1 => 0..40 * MS], step)
 }
 
 pub(super) fn spans(sector: u64, touched: &[Option<(Touched, u32)>]) -> Vec<Span> {
@@ -136,10 +119,9 @@ pub(super) fn spans(sector: u64, touched: &[Option<(Touched, u32)>]) -> Vec<Span
             last_lblk: 0,
             state: Written::Written,
         }),
-        Some((Touched::BitmapCopy, group)) => Class::JournalCopy {
-            tid: 1,
-            of: Home::BlockBitmap { group },
-        },
+        Some((Touched::BitmapCopy, group)) => {
+            Class::JournalCopy { tid: 1, of: Home::BlockBitmap { group } }
+        }
     };
     let span = |(index, touched)| Span {
         first_sector: sector + 2 * index as u64,
@@ -172,29 +154,12 @@ pub(super) fn toml(rules: &[Rule]) -> String {
         put("class", class.map(str::to_owned));
         put("of", of.map(str::to_owned));
         put(number, rule.number.map(|number| number.to_string()));
-        put(
-            "sector",
-            rule.sectors
-                .map(|(first, last)| format!("\"{first}..={last}\"")),
-        );
+        put("sector", rule.sectors.map(|(first, last)| format!("\"{first}..={last}\"")));
         put("nth", rule.nth.map(|nth| nth.to_string()));
-        put(
-            "after",
-            Some(rule.after)
-                .filter(|after| *after > 0)
-                .map(|n| n.to_string()),
-        );
-        put(
-            "every",
-            Some(rule.every)
-                .filter(|every| *every > 1)
-                .map(|n| n.to_string()),
-        );
+        put("after", Some(rule.after).filter(|after| *after > 0).map(|n| n.to_string()));
+        put("every", Some(rule.every).filter(|every| *every > 1).map(|n| n.to_string()));
         put("times", rule.times.map(|times| times.to_string()));
-        put(
-            "probability",
-            Some((f64::from(rule.probability) / 8.0).to_string()),
-        );
+        put("probability", Some((f64::from(rule.probability) / 8.0).to_string()));
         let mut action = match &rule.wait {
             Wait::None => Vec::new(),
             Wait::Fixed(ns) => vec![format!("delay = \"{ns}ns\"")],
@@ -206,9 +171,7 @@ pub(super) fn toml(rules: &[Rule]) -> String {
                     Until::Rule(index) => format!("rule:{}", name(*index)),
                     Until::Requests(count) => format!("request:{count}"),
                 };
-                vec![format!(
-                    "hold = {{ until = \"{until}\", at_most = \"{ns}ns\" }}"
-                )]
+                vec![format!("hold = {{ until = \"{until}\", at_most = \"{ns}ns\" }}")]
             }
         };
         if rule.fail {

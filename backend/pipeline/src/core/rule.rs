@@ -46,11 +46,7 @@ pub(super) fn states(seed: u64, set: &RuleSet) -> Vec<RuleState> {
             triggered_by(index, &other.arm_on) || triggered_by(index, &other.disarm_on)
         }),
         ends_holds: set.rules.iter().any(|other| {
-            let Wait::Hold {
-                until: Until::Rule(awaited),
-                ..
-            } = other.action.wait
-            else {
+            let Wait::Hold { until: Until::Rule(awaited), .. } = other.action.wait else {
                 return false;
             };
             awaited == index
@@ -77,24 +73,16 @@ impl RuleState {
             return;
         };
         // A time before the release is not the submission that the release led to.
-        let submitted = submitted
-            .filter(|time| *time >= released)
-            .unwrap_or(released);
-        histograms
-            .achieved
-            .saturating_record(submitted.since(entry.arrived));
+        let submitted = submitted.filter(|time| *time >= released).unwrap_or(released);
+        histograms.achieved.saturating_record(submitted.since(entry.arrived));
         if entry.ran_out {
-            histograms
-                .late
-                .saturating_record(submitted.since(entry.due));
+            histograms.late.saturating_record(submitted.since(entry.due));
         }
     }
 
     pub(super) fn stats(&self, name: &Arc<str>) -> RuleStats {
         let latency = |of: fn(&Histograms) -> &hdrhistogram::Histogram<u32>| {
-            self.histograms
-                .as_ref()
-                .and_then(|histograms| Latency::of(of(histograms)))
+            self.histograms.as_ref().and_then(|histograms| Latency::of(of(histograms)))
         };
         RuleStats {
             name: Arc::clone(name),

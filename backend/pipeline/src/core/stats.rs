@@ -114,11 +114,7 @@ impl Default for Histograms {
         // bounds are constants that `new_with_bounds` allows, and a test builds one.
         let histogram =
             || Histogram::new_with_bounds(1_000, 2 * LIMIT_NS, 3).expect("constant bounds");
-        Histograms {
-            requested: histogram(),
-            achieved: histogram(),
-            late: histogram(),
-        }
+        Histograms { requested: histogram(), achieved: histogram(), late: histogram() }
     }
 }
 

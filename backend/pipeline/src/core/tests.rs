@@ -17,26 +17,17 @@ fn core(seed: u64, toml: &str) -> Core {
 fn read(core: &mut Core, now: u64, id: u64) -> Vec<Action> {
     let mut out = Outbox::default();
     let id = RequestId(id);
-    let request = Request {
-        id,
-        queue: 0,
-        head: 0,
-        op: Op::Read,
-        sector: 0,
-        sectors: 8,
-        spans: &[],
-    };
+    let request =
+        Request { id, queue: 0, head: 0, op: Op::Read, sector: 0, sectors: 8, spans: &[] };
     core.step(Nanos(now), Input::Arrive(request), &mut out);
-    out.actions
-        .retain(|action| !matches!(action, Action::Rearm { .. }));
+    out.actions.retain(|action| !matches!(action, Action::Rearm { .. }));
     out.actions
 }
 
 fn step(core: &mut Core, now: u64, input: Input<'_>) -> Vec<Action> {
     let mut out = Outbox::default();
     core.step(Nanos(now), input, &mut out);
-    out.actions
-        .retain(|action| !matches!(action, Action::Rearm { .. }));
+    out.actions.retain(|action| !matches!(action, Action::Rearm { .. }));
     out.actions
 }
 
@@ -52,30 +43,16 @@ fn requested_achieved_and_late_are_told_apart() {
     assert_eq!(due, Nanos(1_000 + 10 * MS));
     // The timer comes 50 us late, and the queue thread takes 30 us more.
     let now = due.0 + 50_000;
-    assert_eq!(
-        step(&mut core, now, Input::Tick),
-        [Action::Submit(RequestId(1))]
-    );
+    assert_eq!(step(&mut core, now, Input::Tick), [Action::Submit(RequestId(1))]);
     let submitted = Some(Nanos(now + 30_000));
     let (id, outcome) = (RequestId(1), Outcome::Ok);
-    step(
-        &mut core,
-        now + MS,
-        Input::Complete {
-            id,
-            outcome,
-            submitted,
-        },
-    );
+    step(&mut core, now + MS, Input::Complete { id, outcome, submitted });
 
     let stats = core.stats().rules.remove(0);
     let about = |latency: Option<Latency>, ns: u64| {
         let latency = latency.expect("one value");
         assert_eq!(latency.count, 1);
-        assert!(
-            latency.p50_ns.abs_diff(ns) <= ns / 1000 + 1_000,
-            "{latency:?}"
-        );
+        assert!(latency.p50_ns.abs_diff(ns) <= ns / 1000 + 1_000, "{latency:?}");
     };
     about(stats.requested, 10 * MS);
     about(stats.achieved, 10 * MS + 80_000);
@@ -98,19 +75,12 @@ fn a_draw_depends_on_seed_name_and_number_alone() {
     let subject = rule("b", "{ op = \"read\" }", noisy);
     let alone = dues(7, &subject);
     assert_ne!(alone, dues(8, &subject), "another seed, other delays");
-    assert_ne!(
-        alone,
-        dues(7, &subject.replace("\"b\"", "\"c\"")),
-        "another name, other delays"
-    );
+    assert_ne!(alone, dues(7, &subject.replace("\"b\"", "\"c\"")), "another name, other delays");
     // A rule in front takes some of the requests; the delays of the others stay.
     let front = rule("a", "{ probability = 0.5 }", "{ pass = true }");
     let behind = dues(7, &(front + &subject));
     let taken = behind.iter().filter(|due| due.is_none()).count();
-    assert!(
-        (50..150).contains(&taken),
-        "{taken} of 199 taken by the rule in front"
-    );
+    assert!((50..150).contains(&taken), "{taken} of 199 taken by the rule in front");
     for (alone, behind) in alone.iter().zip(&behind) {
         assert!(behind.is_none() || alone == behind);
     }
@@ -120,22 +90,9 @@ fn a_draw_depends_on_seed_name_and_number_alone() {
 fn arming_starts_the_counts_anew() {
     let mut core = core(0, &rule("r", "{ nth = 2 }", "{ fail = \"EIO\" }"));
     let fails = |core: &mut Core, id| matches!(read(core, 0, id)[..], [Action::Fail { .. }]);
-    assert_eq!(
-        [1, 2, 3].map(|id| fails(&mut core, id)),
-        [false, true, false]
-    );
-    step(
-        &mut core,
-        0,
-        Input::Arm {
-            rule: "r",
-            armed: true,
-        },
-    );
-    assert_eq!(
-        [4, 5, 6].map(|id| fails(&mut core, id)),
-        [false, true, false]
-    );
+    assert_eq!([1, 2, 3].map(|id| fails(&mut core, id)), [false, true, false]);
+    step(&mut core, 0, Input::Arm { rule: "r", armed: true });
+    assert_eq!([4, 5, 6].map(|id| fails(&mut core, id)), [false, true, false]);
     let stats = core.stats();
     assert_eq!((stats.rules[0].matched, stats.rules[0].fired), (6, 2));
 }
@@ -153,15 +110,7 @@ fn other_rules_let_go_what_the_old_ones_parked() {
     assert_eq!(out.actions[2..], [Action::Rearm { due: None }]);
     // Their completions mean nothing to the new rules.
     let (id, outcome) = (RequestId(1), Outcome::Ok);
-    step(
-        &mut core,
-        6,
-        Input::Complete {
-            id,
-            outcome,
-            submitted: None,
-        },
-    );
+    step(&mut core, 6, Input::Complete { id, outcome, submitted: None });
     assert_eq!(core.stats().rules[0].achieved, None);
 }
 
@@ -184,25 +133,14 @@ fn short_holds_with_long_limits_leave_nothing_behind() {
         read(&mut core, 0, id);
         step(&mut core, 0, Input::Release { rule: Some("r") });
     }
-    assert!(
-        core.parked.leftovers() < 2_000,
-        "{}",
-        core.parked.leftovers()
-    );
+    assert!(core.parked.leftovers() < 2_000, "{}", core.parked.leftovers());
 }
 
 #[test]
 fn the_filter_follows_what_is_armed() {
-    let toml = rule(
-        "r",
-        "{ op = \"read\", class = \"xattr\" }",
-        "{ pass = true }",
-    ) + "armed = false\n"
-        + &rule(
-            "s",
-            "{ op = \"write\", sector = \"8..16\" }",
-            "{ pass = true }",
-        );
+    let toml = rule("r", "{ op = \"read\", class = \"xattr\" }", "{ pass = true }")
+        + "armed = false\n"
+        + &rule("s", "{ op = \"write\", sector = \"8..16\" }", "{ pass = true }");
     let mut core = core(0, &toml);
     let filter = core.filter();
     assert_eq!(filter.wants(Op::Read), Want::Nothing);
@@ -210,14 +148,7 @@ fn the_filter_follows_what_is_armed() {
     assert!(filter.may_match(Op::Write, 0, 9, 0) && !filter.may_match(Op::Write, 0, 8, 0));
 
     let mut out = Outbox::default();
-    core.step(
-        Nanos(0),
-        Input::Arm {
-            rule: "r",
-            armed: true,
-        },
-        &mut out,
-    );
+    core.step(Nanos(0), Input::Arm { rule: "r", armed: true }, &mut out);
     assert!(out.filter_changed);
     let xattr = ext4_layout::Kind::Xattr.bit();
     assert_eq!(core.filter().wants(Op::Read), Want::Classes);
@@ -232,14 +163,8 @@ fn the_filter_follows_what_is_armed() {
 fn an_unknown_rule_is_named_with_the_nearest() {
     let core = core(0, &rule("hold-bitmap", "{}", DELAY));
     assert!(core.find_rule("hold-bitmap").is_ok());
-    let error = core
-        .find_rule("hold-bitmpa")
-        .expect_err("not there")
-        .to_string();
-    assert_eq!(
-        error,
-        "no rule is named `hold-bitmpa`; did you mean `hold-bitmap`?"
-    );
+    let error = core.find_rule("hold-bitmpa").expect_err("not there").to_string();
+    assert_eq!(error, "no rule is named `hold-bitmpa`; did you mean `hold-bitmap`?");
 }
 
 #[test]

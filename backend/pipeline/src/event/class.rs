@@ -36,10 +36,7 @@ pub struct ClassRecord {
 
 /// The name of a class with the fields that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(
-    missing_docs,
-    reason = "each field is documented at the variant of `Home` it comes from"
-)]
+#[allow(missing_docs, reason = "each field is documented at the variant of `Home` it comes from")]
 pub struct HomeRecord {
     pub class: Kind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,12 +79,8 @@ impl HomeRecord {
     /// log.
     pub fn to_home(&self) -> Option<Home> {
         Some(match self.class {
-            Kind::Superblock => Home::Superblock {
-                backup: self.backup?,
-            },
-            Kind::GroupDescriptors => Home::GroupDescriptors {
-                backup: self.backup?,
-            },
+            Kind::Superblock => Home::Superblock { backup: self.backup? },
+            Kind::GroupDescriptors => Home::GroupDescriptors { backup: self.backup? },
             Kind::ReservedGdt => Home::ReservedGdt,
             Kind::BlockBitmap => Home::BlockBitmap { group: self.group? },
             Kind::InodeBitmap => Home::InodeBitmap { group: self.group? },
@@ -96,10 +89,7 @@ impl HomeRecord {
                 first_inode: self.first_inode?,
                 last_inode: self.last_inode?,
             },
-            Kind::ExtentNode => Home::ExtentNode {
-                inode: self.inode?,
-                depth: self.depth?,
-            },
+            Kind::ExtentNode => Home::ExtentNode { inode: self.inode?, depth: self.depth? },
             Kind::IndirectBlock => Home::IndirectBlock { inode: self.inode? },
             Kind::Directory => Home::Directory { inode: self.inode? },
             Kind::Xattr => Home::Xattr { inode: self.inode? },
@@ -134,11 +124,7 @@ impl From<Home> for HomeRecord {
             Home::BlockBitmap { group } | Home::InodeBitmap { group } => {
                 record.group = Some(group);
             }
-            Home::InodeTable {
-                group,
-                first_inode,
-                last_inode,
-            } => {
+            Home::InodeTable { group, first_inode, last_inode } => {
                 record.group = Some(group);
                 record.first_inode = Some(first_inode);
                 record.last_inode = Some(last_inode);
@@ -150,12 +136,7 @@ impl From<Home> for HomeRecord {
             Home::IndirectBlock { inode } | Home::Directory { inode } | Home::Xattr { inode } => {
                 record.inode = Some(inode);
             }
-            Home::FileData {
-                inode,
-                first_lblk,
-                last_lblk,
-                state,
-            } => {
+            Home::FileData { inode, first_lblk, last_lblk, state } => {
                 record.inode = Some(inode);
                 record.first_lblk = Some(first_lblk);
                 record.last_lblk = Some(last_lblk);
@@ -173,10 +154,9 @@ impl ClassRecord {
         Some(match self.home.class {
             Kind::JournalSuperblock => Class::JournalSuperblock,
             Kind::JournalDescriptor => Class::JournalDescriptor { tid: self.tid? },
-            Kind::JournalCopy => Class::JournalCopy {
-                tid: self.tid?,
-                of: self.of.as_ref()?.to_home()?,
-            },
+            Kind::JournalCopy => {
+                Class::JournalCopy { tid: self.tid?, of: self.of.as_ref()?.to_home()? }
+            }
             Kind::JournalCommit => Class::JournalCommit { tid: self.tid? },
             Kind::JournalRevoke => Class::JournalRevoke { tid: self.tid? },
             Kind::JournalFastCommit => Class::JournalFastCommit,
@@ -193,11 +173,7 @@ impl From<Class> for ClassRecord {
             Class::JournalCopy { of, .. } => (HomeRecord::named(class.kind()), Some(of.into())),
             _ => (HomeRecord::named(class.kind()), None),
         };
-        ClassRecord {
-            home,
-            tid: class.tid(),
-            of,
-        }
+        ClassRecord { home, tid: class.tid(), of }
     }
 }
 
@@ -214,10 +190,6 @@ impl SpanRecord {
 
 impl From<Span> for SpanRecord {
     fn from(span: Span) -> SpanRecord {
-        SpanRecord {
-            sector: span.first_sector,
-            sectors: span.sectors,
-            class: span.class.into(),
-        }
+        SpanRecord { sector: span.first_sector, sectors: span.sectors, class: span.class.into() }
     }
 }

@@ -49,11 +49,7 @@ pub(crate) fn log() -> Vec<String> {
             Op::Write,
             Class::JournalCopy {
                 tid: 9,
-                of: Home::InodeTable {
-                    group: 0,
-                    first_inode: 1,
-                    last_inode: 16,
-                },
+                of: Home::InodeTable { group: 0, first_inode: 1, last_inode: 16 },
             },
         ),
         (
@@ -78,46 +74,18 @@ pub(crate) fn log() -> Vec<String> {
     ];
     for (index, (op, class)) in classes.into_iter().enumerate() {
         let id = RequestId(index as u64 + 1);
-        let spans = [Span {
-            first_sector: 64,
-            sectors: 8,
-            class,
-        }];
-        let request = Request {
-            id,
-            queue: 1,
-            head: 5,
-            op,
-            sector: 64,
-            sectors: 8,
-            spans: &spans,
-        };
+        let spans = [Span { first_sector: 64, sectors: 8, class }];
+        let request = Request { id, queue: 1, head: 5, op, sector: 64, sectors: 8, spans: &spans };
         core.step(Nanos(100 * id.0), Input::Arrive(request), &mut out);
     }
     let message = json!({ "mark": "go" });
     core.note(Nanos(900), What::Agent { message }, &mut out);
-    let complete = |id, submitted| Input::Complete {
-        id,
-        outcome: Outcome::Ok,
-        submitted,
-    };
+    let complete = |id, submitted| Input::Complete { id, outcome: Outcome::Ok, submitted };
     for (at, input) in [
-        (
-            1_000,
-            Input::AgentMark {
-                name: "go",
-                guest_ns: 77,
-            },
-        ),
+        (1_000, Input::AgentMark { name: "go", guest_ns: 77 }),
         (1_100, complete(RequestId(1), Some(Nanos(1_010)))),
         (1_200, complete(RequestId(3), None)),
-        (
-            1_300,
-            Input::Arm {
-                rule: "hold",
-                armed: true,
-            },
-        ),
+        (1_300, Input::Arm { rule: "hold", armed: true }),
         (80_000_200, Input::Tick),
         (80_000_300, Input::Release { rule: Some("hold") }),
         (80_000_400, Input::Release { rule: None }),
@@ -126,9 +94,7 @@ pub(crate) fn log() -> Vec<String> {
         core.step(Nanos(at), input, &mut out);
     }
     log.append(&mut out.events);
-    log.iter()
-        .map(|event| serde_json::to_string(event).expect("an event"))
-        .collect()
+    log.iter().map(|event| serde_json::to_string(event).expect("an event")).collect()
 }
 
 #[test]
@@ -152,21 +118,12 @@ fn every_class_reads_back() {
         Home::ReservedGdt,
         Home::BlockBitmap { group: 1 },
         Home::InodeBitmap { group: 2 },
-        Home::InodeTable {
-            group: 3,
-            first_inode: 4,
-            last_inode: 5,
-        },
+        Home::InodeTable { group: 3, first_inode: 4, last_inode: 5 },
         Home::ExtentNode { inode: 6, depth: 1 },
         Home::IndirectBlock { inode: 7 },
         Home::Directory { inode: 8 },
         Home::Xattr { inode: 9 },
-        Home::FileData {
-            inode: 10,
-            first_lblk: 0,
-            last_lblk: 3,
-            state: Written::Written,
-        },
+        Home::FileData { inode: 10, first_lblk: 0, last_lblk: 3, state: Written::Written },
         Home::OrphanFile,
         Home::Mmp,
         Home::Free,
@@ -184,11 +141,7 @@ fn every_class_reads_back() {
     let classes = homes.map(Class::Home).into_iter().chain(copies).chain(log);
     let mut seen = 0_u32;
     for class in classes {
-        let record = super::SpanRecord::from(Span {
-            first_sector: 1,
-            sectors: 2,
-            class,
-        });
+        let record = super::SpanRecord::from(Span { first_sector: 1, sectors: 2, class });
         let line = serde_json::to_string(&record).expect("a record");
         let read: super::SpanRecord = serde_json::from_str(&line).expect("a record");
         assert_eq!(read.to_span().map(|span| span.class), Some(class), "{line}");

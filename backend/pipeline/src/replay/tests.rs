@@ -36,10 +36,7 @@ fn an_altered_log_is_noticed() {
         ("held:hold", "released:hold"),
         (r#""class":"block_bitmap""#, r#""class":"inode_bitmap""#),
         ("nth = 1 }", "nth = 2 }"),
-        (
-            r#""at":100,"event":"decision""#,
-            r#""at":101,"event":"decision""#,
-        ),
+        (r#""at":100,"event":"decision""#, r#""at":101,"event":"decision""#),
         (r#""waited_ns":900"#, r#""waited_ns":901"#),
     ] {
         let altered: Vec<String> = log.iter().map(|line| line.replacen(from, to, 1)).collect();
@@ -54,10 +51,7 @@ fn a_missing_or_repeated_line_is_noticed() {
     for (index, line) in log.iter().enumerate().skip(1) {
         // Notes decide nothing, and neither does an input that finds nothing to do.
         let decides = ["request", "decision", "released", "armed", "told_agent"];
-        if !decides
-            .iter()
-            .any(|kind| line.contains(&format!(r#""event":"{kind}""#)))
-        {
+        if !decides.iter().any(|kind| line.contains(&format!(r#""event":"{kind}""#))) {
             continue;
         }
         // Request 5 matched no rule: the rest is the same without it, or with two of it.
@@ -74,11 +68,7 @@ fn a_missing_or_repeated_line_is_noticed() {
 #[test]
 fn what_cannot_be_replayed_says_why() {
     let log = log();
-    let error = |lines: &[&str]| {
-        replay(lines.iter().copied())
-            .expect_err("no log")
-            .to_string()
-    };
+    let error = |lines: &[&str]| replay(lines.iter().copied()).expect_err("no log").to_string();
     let seen = [
         error(&[]),
         error(&["{}"]),

@@ -26,10 +26,8 @@ pub(super) fn parse_action(
     let (fail, pass) = (table.get("fail"), table.get("pass"));
     if let Some(field) = &pass {
         if !field.bool()? {
-            let problem = RulesProblem::Type {
-                found: "false".to_owned(),
-                expected: "true, or leave it out",
-            };
+            let problem =
+                RulesProblem::Type { found: "false".to_owned(), expected: "true, or leave it out" };
             return Err(field.error(problem));
         }
         if delay.is_some() || hold.is_some() || fail.is_some() {
@@ -39,9 +37,9 @@ pub(super) fn parse_action(
             }));
         }
     } else if delay.is_none() && hold.is_none() && fail.is_none() {
-        return Err(table.place.error(RulesProblem::Missing {
-            example: "one of delay, hold, fail or pass = true",
-        }));
+        return Err(table
+            .place
+            .error(RulesProblem::Missing { example: "one of delay, hold, fail or pass = true" }));
     }
     let wait = match (delay, hold) {
         (Some(_), Some(hold)) => {
@@ -83,11 +81,7 @@ fn parse_hold(
         None => DEFAULT_HOLD_NS,
     };
     let Some(field) = table.get("until") else {
-        return Ok(Wait::Hold {
-            until: Until::Control,
-            spelling: "control".into(),
-            at_most_ns,
-        });
+        return Ok(Wait::Hold { until: Until::Control, spelling: "control".into(), at_most_ns });
     };
     let expected = "\"agent:MARK\", \"rule:NAME\", \"request:N\" or \"control\"";
     let text = field.str(expected)?;
@@ -98,13 +92,7 @@ fn parse_hold(
         Some(("request", count)) => Until::Requests(parse_count(count, &field)?),
         _ => {
             let words = ["agent", "rule", "request", "control"];
-            return Err(unknown_event(
-                text,
-                "end of a hold",
-                &words,
-                expected,
-                &field,
-            ));
+            return Err(unknown_event(text, "end of a hold", &words, expected, &field));
         }
     };
     if until == Until::Rule(index) && matches.when.fires_at_most() == Some(1) {
@@ -113,18 +101,12 @@ fn parse_hold(
                 .to_owned(),
         )));
     }
-    Ok(Wait::Hold {
-        until,
-        spelling: text.into(),
-        at_most_ns,
-    })
+    Ok(Wait::Hold { until, spelling: text.into(), at_most_ns })
 }
 
 fn parse_delay(field: &Field<'_>, context: &mut Context<'_, '_>) -> Result<Delay, RulesError> {
     if field.is_str() {
-        return Ok(Delay::Fixed {
-            ns: field.duration()?,
-        });
+        return Ok(Delay::Fixed { ns: field.duration()? });
     }
     let table = field.table(DELAY)?;
     table.only(DISTRIBUTIONS)?;
@@ -147,9 +129,7 @@ fn parse_delay(field: &Field<'_>, context: &mut Context<'_, '_>) -> Result<Delay
         "exponential" => {
             let table = field.table("{ mean = \"2ms\" }")?;
             table.only(&["mean"])?;
-            Ok(Delay::Exponential {
-                mean_ns: duration(&table, "mean")?,
-            })
+            Ok(Delay::Exponential { mean_ns: duration(&table, "mean")? })
         }
         _ => {
             let table = field.table("{ scale = \"1ms\", shape = 1.5 }")?;
@@ -161,19 +141,13 @@ fn parse_delay(field: &Field<'_>, context: &mut Context<'_, '_>) -> Result<Delay
                 let found = shape.to_string();
                 return Err(field.error(RulesProblem::OutOfRange { found, expected }));
             }
-            Ok(Delay::Pareto {
-                scale_ns: duration(&table, "scale")?,
-                shape,
-            })
+            Ok(Delay::Pareto { scale_ns: duration(&table, "scale")?, shape })
         }
     }
 }
 
 fn duration(table: &Table<'_>, name: &'static str) -> Result<f64, RulesError> {
-    table
-        .require(name, "a duration such as \"5ms\"")?
-        .duration()
-        .map(|ns| ns as f64)
+    table.require(name, "a duration such as \"5ms\"")?.duration().map(|ns| ns as f64)
 }
 
 fn parse_uniform(field: &Field<'_>) -> Result<Delay, RulesError> {
@@ -196,12 +170,8 @@ fn parse_histogram(field: &Field<'_>, context: &mut Context<'_, '_>) -> Result<D
     let mut steps = Vec::new();
     if field.is_str() {
         let name = field.str("")?;
-        let text = (context.read)(name).map_err(|reason| {
-            field.error(RulesProblem::File {
-                name: name.to_owned(),
-                reason,
-            })
-        })?;
+        let text = (context.read)(name)
+            .map_err(|reason| field.error(RulesProblem::File { name: name.to_owned(), reason }))?;
         histogram_file(name, &text, &mut steps)
             .map_err(|why| field.error(RulesProblem::Histogram(why)))?;
         context.files.insert(name.to_owned(), text);
@@ -222,9 +192,7 @@ fn parse_histogram(field: &Field<'_>, context: &mut Context<'_, '_>) -> Result<D
         let why = "no value has a weight above 0; give a value and a weight";
         return Err(field.error(RulesProblem::Histogram(why.to_owned())));
     }
-    Ok(Delay::Histogram {
-        steps: steps.into(),
-    })
+    Ok(Delay::Histogram { steps: steps.into() })
 }
 
 /// A duration and a weight a line; `#` begins a comment.

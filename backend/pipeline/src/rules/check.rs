@@ -32,10 +32,7 @@ fn never_armed(rules: &[Rule], tables: &[Table<'_>]) -> Result<(), RulesError> {
             let problem = RulesProblem::NeverHappens(if rules[*other].name == rule.name {
                 "a disarmed rule does not fire, so it cannot arm itself".to_owned()
             } else {
-                format!(
-                    "rule `{}` is itself armed only after this one",
-                    rules[*other].name
-                )
+                format!("rule `{}` is itself armed only after this one", rules[*other].name)
             });
             return Err(match table.get("arm_on") {
                 Some(field) => field.error(problem),

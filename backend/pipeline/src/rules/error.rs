@@ -165,9 +165,5 @@ fn place(rule: Option<&str>, field: &str) -> String {
 }
 
 fn hint_or_known(nearest: Option<&str>, known: &str) -> String {
-    if nearest.is_some() {
-        hint(nearest)
-    } else {
-        format!("; known: {known}")
-    }
+    if nearest.is_some() { hint(nearest) } else { format!("; known: {known}") }
 }

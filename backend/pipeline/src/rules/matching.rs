@@ -70,11 +70,7 @@ fn kinds_with(field: &str) -> u32 {
 
 /// The classes of a set, for messages.
 pub(super) fn kind_names(kinds: u32) -> Vec<&'static str> {
-    Kind::ALL
-        .iter()
-        .filter(|kind| kinds & kind.bit() != 0)
-        .map(|kind| kind.name())
-        .collect()
+    Kind::ALL.iter().filter(|kind| kinds & kind.bit() != 0).map(|kind| kind.name()).collect()
 }
 
 const fn is_log(kind: Kind) -> bool {
@@ -83,10 +79,7 @@ const fn is_log(kind: Kind) -> bool {
 
 /// Every class that a block outside the log can have.
 fn home_kinds() -> u32 {
-    Kind::ALL
-        .iter()
-        .filter(|kind| !is_log(**kind))
-        .fold(0, |kinds, kind| kinds | kind.bit())
+    Kind::ALL.iter().filter(|kind| !is_log(**kind)).fold(0, |kinds, kind| kinds | kind.bit())
 }
 
 pub(super) fn parse_match(table: &Table<'_>) -> Result<Match, RulesError> {
@@ -97,21 +90,13 @@ pub(super) fn parse_match(table: &Table<'_>) -> Result<Match, RulesError> {
     };
     let (kinds, of) = parse_kinds(table)?;
     let ranges = |name: &'static str, limit: u64| {
-        table
-            .get(name)
-            .map(|field| parse_numbers(&field, limit))
-            .transpose()
+        table.get(name).map(|field| parse_numbers(&field, limit)).transpose()
     };
-    let size = table
-        .get("size")
-        .map(|field| parse_size(&field))
-        .transpose()?;
+    let size = table.get("size").map(|field| parse_size(&field)).transpose()?;
     let sector = ranges("sector", u64::MAX)?;
 
     // A flush touches nothing: it cannot match what asks for blocks.
-    let mut blocks = ["class", "of", "sector", "size"]
-        .iter()
-        .chain(&CLASS_FIELDS);
+    let mut blocks = ["class", "of", "sector", "size"].iter().chain(&CLASS_FIELDS);
     if let Some(field) = blocks.find_map(|name| table.get(name)) {
         ops &= BLOCK_OPS;
         if ops == 0 {
@@ -189,14 +174,8 @@ fn parse_kind_list(field: &Field<'_>, allowed: u32) -> Result<u32, RulesError> {
 /// The classes that can match, and those that a log copy may be of: as given, or all that have
 /// the fields given.
 fn parse_kinds(table: &Table<'_>) -> Result<(u32, u32), RulesError> {
-    let given = table
-        .get("class")
-        .map(|field| parse_kind_list(&field, u32::MAX))
-        .transpose()?;
-    let of = table
-        .get("of")
-        .map(|field| parse_kind_list(&field, home_kinds()))
-        .transpose()?;
+    let given = table.get("class").map(|field| parse_kind_list(&field, u32::MAX)).transpose()?;
+    let of = table.get("of").map(|field| parse_kind_list(&field, home_kinds())).transpose()?;
     if let (Some(field), Some(kinds)) = (table.get("of"), given)
         && kinds & Kind::JournalCopy.bit() == 0
     {
@@ -205,10 +184,8 @@ fn parse_kinds(table: &Table<'_>) -> Result<(u32, u32), RulesError> {
             reason: "only a journal_copy is a copy of something; add it to class",
         }));
     }
-    let fields: Vec<_> = CLASS_FIELDS
-        .iter()
-        .filter_map(|name| Some((*name, table.get(name)?)))
-        .collect();
+    let fields: Vec<_> =
+        CLASS_FIELDS.iter().filter_map(|name| Some((*name, table.get(name)?))).collect();
     let mut possible = match (given, of) {
         (Some(kinds), _) => kinds,
         (None, Some(_)) => Kind::JournalCopy.bit(),
@@ -267,9 +244,7 @@ fn parse_numbers(field: &Field<'_>, limit: u64) -> Result<Ranges, RulesError> {
 /// Sizes in bytes: some multiple of 512 above 0 must be among them.
 fn parse_size(field: &Field<'_>) -> Result<Ranges, RulesError> {
     let ranges = field.ranges()?;
-    let sound = ranges
-        .iter()
-        .any(|(first, last)| last / 512 > first.saturating_sub(1) / 512);
+    let sound = ranges.iter().any(|(first, last)| last / 512 > first.saturating_sub(1) / 512);
     if !sound {
         let why = "a size is a multiple of 512 bytes above 0";
         return Err(field.error(RulesProblem::NeverMatches(why.to_owned())));
@@ -317,13 +292,7 @@ fn parse_when(table: &Table<'_>) -> Result<When, RulesError> {
         }
     };
     let (after, every) = (after.unwrap_or(0), every.unwrap_or(1));
-    Ok(When {
-        nth,
-        after,
-        every,
-        times,
-        probability,
-    })
+    Ok(When { nth, after, every, times, probability })
 }
 
 impl When {
@@ -414,16 +383,9 @@ impl Match {
         };
         let (depth, lblk, state) = match home {
             Home::ExtentNode { depth, .. } => (Some(depth.into()), None, None),
-            Home::FileData {
-                first_lblk,
-                last_lblk,
-                state,
-                ..
-            } => (
-                None,
-                Some((first_lblk.into(), last_lblk.into())),
-                Some(state),
-            ),
+            Home::FileData { first_lblk, last_lblk, state, .. } => {
+                (None, Some((first_lblk.into(), last_lblk.into())), Some(state))
+            }
             _ => (None, None, None),
         };
         let backup = match home {
@@ -432,10 +394,7 @@ impl Match {
         };
         number(&self.group, home.group().map(u64::from))
             && number(&self.depth, depth)
-            && self
-                .inode
-                .as_ref()
-                .is_none_or(|inode| concerns(home, inode))
+            && self.inode.as_ref().is_none_or(|inode| concerns(home, inode))
             && self
                 .lblk
                 .as_ref()
@@ -470,19 +429,15 @@ impl Match {
 
 /// Whether sectors are among those wanted; none are if there are none.
 fn overlaps(wanted: &Ranges, sector: u64, sectors: u64) -> bool {
-    sectors
-        .checked_sub(1)
-        .is_some_and(|more| wanted.overlaps(sector, sector.saturating_add(more)))
+    sectors.checked_sub(1).is_some_and(|more| wanted.overlaps(sector, sector.saturating_add(more)))
 }
 
 /// Whether the block concerns one of the inodes (see [`Home::concerns_inode`]).
 fn concerns(home: Home, inodes: &Ranges) -> bool {
     match home {
-        Home::InodeTable {
-            first_inode,
-            last_inode,
-            ..
-        } => inodes.overlaps(first_inode.into(), last_inode.into()),
+        Home::InodeTable { first_inode, last_inode, .. } => {
+            inodes.overlaps(first_inode.into(), last_inode.into())
+        }
         Home::ExtentNode { inode, .. }
         | Home::IndirectBlock { inode }
         | Home::Directory { inode }

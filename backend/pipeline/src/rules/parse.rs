@@ -19,15 +19,8 @@ use crate::nearest::nearest;
 /// Gives the text of a file that the rules name, or says why it cannot.
 pub(super) type ReadFile<'a> = dyn FnMut(&str) -> Result<String, String> + 'a;
 
-const RULE_FIELDS: &[&str] = &[
-    "name",
-    "match",
-    "action",
-    "tell_agent",
-    "armed",
-    "arm_on",
-    "disarm_on",
-];
+const RULE_FIELDS: &[&str] =
+    &["name", "match", "action", "tell_agent", "armed", "arm_on", "disarm_on"];
 
 /// What is known while the rules of a file are parsed.
 pub(super) struct Context<'a, 'r> {
@@ -44,21 +37,12 @@ pub(super) fn parse(
     read: &mut ReadFile<'_>,
 ) -> Result<RuleSet, RulesError> {
     let source = Source { file, text: toml };
-    let whole = Place {
-        source,
-        rule: None,
-        field: String::new(),
-        span: 0..0,
-    };
+    let whole = Place { source, rule: None, field: String::new(), span: 0..0 };
     let document = DeTable::parse(toml).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         // The parser's message may run over several lines; ours is one.
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
-        Place {
-            span,
-            ..whole.clone()
-        }
-        .error(RulesProblem::Syntax(message))
+        Place { span, ..whole.clone() }.error(RulesProblem::Syntax(message))
     })?;
     let top = Table::new(whole.clone(), document.get_ref());
     top.only(&["rule"])?;
@@ -70,26 +54,16 @@ pub(super) fn parse(
         }
     }
     if tables.len() > RULES_MAX {
-        return Err(whole.error(RulesProblem::TooMany {
-            count: tables.len(),
-        }));
+        return Err(whole.error(RulesProblem::TooMany { count: tables.len() }));
     }
 
-    let mut context = Context {
-        names: name_all(&mut tables)?,
-        read,
-        files: BTreeMap::new(),
-    };
+    let mut context = Context { names: name_all(&mut tables)?, read, files: BTreeMap::new() };
     let mut rules = Vec::with_capacity(tables.len());
     for (index, table) in tables.iter().enumerate() {
         rules.push(parse_rule(index, table, &mut context)?);
     }
     check::check(&rules, &tables)?;
-    let text = RulesText {
-        file: file.to_owned(),
-        text: toml.to_owned(),
-        files: context.files,
-    };
+    let text = RulesText { file: file.to_owned(), text: toml.to_owned(), files: context.files };
     Ok(RuleSet { rules, text })
 }
 
@@ -123,23 +97,15 @@ fn parse_rule(
     context: &mut Context<'_, '_>,
 ) -> Result<Rule, RulesError> {
     table.only(RULE_FIELDS)?;
-    let field = table.require(
-        "match",
-        "match = { op = \"read\" }, or {} for every request",
-    )?;
+    let field = table.require("match", "match = { op = \"read\" }, or {} for every request")?;
     let matches = parse_match(&field.table("a table, for example { op = \"read\" }")?)?;
     let field = table.require("action", "action = { delay = \"80ms\" }")?;
     let action_table = field.table("a table, for example { delay = \"80ms\" }")?;
     let action = parse_action(index, &matches, &action_table, context)?;
     let flag = |name| table.get(name).map(|field| field.bool()).transpose();
-    let arm_on = table
-        .get("arm_on")
-        .map(|field| parse_trigger(&field, context))
-        .transpose()?;
-    let disarm_on = table
-        .get("disarm_on")
-        .map(|field| parse_trigger(&field, context))
-        .transpose()?;
+    let arm_on = table.get("arm_on").map(|field| parse_trigger(&field, context)).transpose()?;
+    let disarm_on =
+        table.get("disarm_on").map(|field| parse_trigger(&field, context)).transpose()?;
     let armed = flag("armed")?.unwrap_or(arm_on.is_none());
     if let Some(field) = table.get("disarm_on").filter(|_| arm_on == disarm_on) {
         return Err(field.error(RulesProblem::Contradiction {
@@ -167,13 +133,7 @@ fn parse_trigger(field: &Field<'_>, context: &Context<'_, '_>) -> Result<Trigger
         Some(("agent", mark)) if !mark.is_empty() => Ok(Trigger::Agent(Arc::from(mark))),
         Some(("rule", name)) => find_rule(name, field, context).map(Trigger::Rule),
         Some(("count", count)) => parse_count(count, field).map(Trigger::Count),
-        _ => Err(unknown_event(
-            text,
-            "event",
-            &["agent", "rule", "count"],
-            EXPECTED,
-            field,
-        )),
+        _ => Err(unknown_event(text, "event", &["agent", "rule", "count"], EXPECTED, field)),
     }
 }
 
@@ -202,17 +162,13 @@ pub(super) fn find_rule(
     field: &Field<'_>,
     context: &Context<'_, '_>,
 ) -> Result<usize, RulesError> {
-    context
-        .names
-        .iter()
-        .position(|known| &**known == name)
-        .ok_or_else(|| {
-            let known = context.names.iter().map(|known| &**known);
-            field.error(RulesProblem::UnknownRule {
-                name: name.to_owned(),
-                nearest: nearest(name, known).map(str::to_owned),
-            })
+    context.names.iter().position(|known| &**known == name).ok_or_else(|| {
+        let known = context.names.iter().map(|known| &**known);
+        field.error(RulesProblem::UnknownRule {
+            name: name.to_owned(),
+            nearest: nearest(name, known).map(str::to_owned),
         })
+    })
 }
 
 /// The number after `count:` or `request:`.

@@ -25,11 +25,7 @@ pub(super) struct Source<'a> {
 impl Source<'_> {
     /// Line of a byte offset, from 1.
     pub(super) fn line(self, offset: usize) -> usize {
-        let before = self
-            .text
-            .as_bytes()
-            .get(..offset)
-            .unwrap_or(self.text.as_bytes());
+        let before = self.text.as_bytes().get(..offset).unwrap_or(self.text.as_bytes());
         before.split(|byte| *byte == b'\n').count()
     }
 }
@@ -80,10 +76,7 @@ impl<'a> Table<'a> {
 
     /// Refuses fields other than these; the first in the file if there are several.
     pub(super) fn only(&self, known: &[&'static str]) -> Result<(), RulesError> {
-        let unknown = self
-            .table
-            .keys()
-            .filter(|key| !known.contains(&key.get_ref().as_ref()));
+        let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         let Some(key) = unknown.min_by_key(|key| key.span().start) else {
             return Ok(());
         };
@@ -96,10 +89,7 @@ impl<'a> Table<'a> {
 
     pub(super) fn get(&self, name: &'static str) -> Option<Field<'a>> {
         let value = self.table.get(name)?;
-        Some(Field {
-            place: self.at(name, value.span()),
-            value,
-        })
+        Some(Field { place: self.at(name, value.span()), value })
     }
 
     pub(super) fn require(
@@ -108,8 +98,7 @@ impl<'a> Table<'a> {
         example: &'static str,
     ) -> Result<Field<'a>, RulesError> {
         self.get(name).ok_or_else(|| {
-            self.at(name, self.place.span.clone())
-                .error(RulesProblem::Missing { example })
+            self.at(name, self.place.span.clone()).error(RulesProblem::Missing { example })
         })
     }
 
@@ -117,13 +106,7 @@ impl<'a> Table<'a> {
     pub(super) fn single(&self) -> Option<(&'a str, Field<'a>)> {
         let (key, value) = self.table.iter().next().filter(|_| self.table.len() == 1)?;
         let name = key.get_ref().as_ref();
-        Some((
-            name,
-            Field {
-                place: self.at(name, key.span()),
-                value,
-            },
-        ))
+        Some((name, Field { place: self.at(name, key.span()), value }))
     }
 
     fn at(&self, name: &str, span: Range<usize>) -> Place<'a> {
@@ -131,11 +114,7 @@ impl<'a> Table<'a> {
             "" => name.to_owned(),
             parent => format!("{parent}.{name}"),
         };
-        Place {
-            field,
-            span,
-            ..self.place.clone()
-        }
+        Place { field, span, ..self.place.clone() }
     }
 }
 
@@ -161,10 +140,7 @@ impl<'a> Field<'a> {
     pub(super) fn table(&self, expected: &'static str) -> Result<Table<'a>, RulesError> {
         let table = self.value.get_ref().as_table();
         let table = table.ok_or_else(|| self.wrong_type(expected))?;
-        Ok(Table {
-            place: self.place.clone(),
-            table,
-        })
+        Ok(Table { place: self.place.clone(), table })
     }
 
     pub(super) fn is_str(&self) -> bool {
@@ -172,26 +148,16 @@ impl<'a> Field<'a> {
     }
 
     pub(super) fn str(&self, expected: &'static str) -> Result<&'a str, RulesError> {
-        self.value
-            .get_ref()
-            .as_str()
-            .ok_or_else(|| self.wrong_type(expected))
+        self.value.get_ref().as_str().ok_or_else(|| self.wrong_type(expected))
     }
 
     pub(super) fn bool(&self) -> Result<bool, RulesError> {
-        self.value
-            .get_ref()
-            .as_bool()
-            .ok_or_else(|| self.wrong_type("true or false"))
+        self.value.get_ref().as_bool().ok_or_else(|| self.wrong_type("true or false"))
     }
 
     /// The members of a list.
     pub(super) fn list(&self, expected: &'static str) -> Result<Vec<Field<'a>>, RulesError> {
-        let array = self
-            .value
-            .get_ref()
-            .as_array()
-            .ok_or_else(|| self.wrong_type(expected))?;
+        let array = self.value.get_ref().as_array().ok_or_else(|| self.wrong_type(expected))?;
         Ok(array.iter().map(|value| self.member(value)).collect())
     }
 
@@ -204,13 +170,7 @@ impl<'a> Field<'a> {
     }
 
     fn member(&self, value: &'a Value<'a>) -> Field<'a> {
-        Field {
-            place: Place {
-                span: value.span(),
-                ..self.place.clone()
-            },
-            value,
-        }
+        Field { place: Place { span: value.span(), ..self.place.clone() }, value }
     }
 
     /// A whole number, 0 or above.
@@ -220,10 +180,7 @@ impl<'a> Field<'a> {
             return Err(self.wrong_type(expected));
         };
         u64::from_str_radix(number.as_str(), number.radix()).map_err(|_| {
-            self.error(RulesProblem::OutOfRange {
-                found: number.to_string(),
-                expected,
-            })
+            self.error(RulesProblem::OutOfRange { found: number.to_string(), expected })
         })
     }
 
@@ -234,12 +191,7 @@ impl<'a> Field<'a> {
             DeValue::Float(number) => number.as_str().to_owned(),
             _ => return Err(self.wrong_type(expected)),
         };
-        text.parse().map_err(|_| {
-            self.error(RulesProblem::OutOfRange {
-                found: text,
-                expected,
-            })
-        })
+        text.parse().map_err(|_| self.error(RulesProblem::OutOfRange { found: text, expected }))
     }
 
     /// Numbers: one, a range, or a list of these.
@@ -254,11 +206,8 @@ impl<'a> Field<'a> {
         for member in members {
             let (first, last) = if member.is_str() {
                 let text = member.str(EXPECTED)?;
-                parse_range(text).ok_or_else(|| {
-                    member.error(RulesProblem::Range {
-                        text: text.to_owned(),
-                    })
-                })?
+                parse_range(text)
+                    .ok_or_else(|| member.error(RulesProblem::Range { text: text.to_owned() }))?
             } else {
                 let number = member.u64(EXPECTED)?;
                 (number, number)
@@ -287,11 +236,9 @@ impl<'a> Field<'a> {
 /// A duration with its unit, in nanoseconds.
 pub(super) fn parse_duration(text: &str, least_ns: u64) -> Result<u64, RulesProblem> {
     const EXPECTED: &str = "more than 0 and at most 60s";
-    let duration =
-        humantime::parse_duration(text.trim()).map_err(|error| RulesProblem::Duration {
-            text: text.to_owned(),
-            reason: error.to_string(),
-        })?;
+    let duration = humantime::parse_duration(text.trim()).map_err(|error| {
+        RulesProblem::Duration { text: text.to_owned(), reason: error.to_string() }
+    })?;
     let range = |too_long| RulesProblem::DurationRange {
         found: text.to_owned(),
         too_long,
@@ -322,12 +269,9 @@ fn parse_range(text: &str) -> Option<(u64, u64)> {
         return match end.trim() {
             "" => Some((first, u64::MAX)),
             // `a..0` is empty; there is no number before 0 to end it with.
-            end => Some(
-                end.parse::<u64>()
-                    .ok()?
-                    .checked_sub(1)
-                    .map_or((1, 0), |last| (first, last)),
-            ),
+            end => {
+                Some(end.parse::<u64>().ok()?.checked_sub(1).map_or((1, 0), |last| (first, last)))
+            }
         };
     }
     let number = text.trim().parse().ok()?;

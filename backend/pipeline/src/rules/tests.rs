@@ -5,9 +5,7 @@ use super::RuleSet;
 
 /// The message for a file whose only rule has this `match` and this `action`.
 fn mistake(matches: &str, action: &str) -> String {
-    whole(&format!(
-        "[[rule]]\nname = \"r\"\nmatch = {matches}\naction = {action}\n"
-    ))
+    whole(&format!("[[rule]]\nname = \"r\"\nmatch = {matches}\naction = {action}\n"))
 }
 
 fn whole(toml: &str) -> String {
@@ -46,14 +44,8 @@ fn mistakes_of_the_file() {
         whole(&format!("[[rule]]\n{}", rule("a", "arm_on = \"count:0\""))),
         whole(&format!("[[rule]]\n{}", rule("a", "arm_on = \"rule:a\""))),
         whole(&format!("[[rule]]\n{}", rule("a", "arm_on = \"rule:b\""))),
-        whole(&format!(
-            "[[rule]]\n{}",
-            rule("a", "arm_on = \"count:3\"\ndisarm_on = \"count:3\"")
-        )),
-        two(
-            &rule("a", "arm_on = \"rule:b\""),
-            &rule("b", "arm_on = \"rule:a\""),
-        ),
+        whole(&format!("[[rule]]\n{}", rule("a", "arm_on = \"count:3\"\ndisarm_on = \"count:3\""))),
+        two(&rule("a", "arm_on = \"rule:b\""), &rule("b", "arm_on = \"rule:a\"")),
     ];
     insta::assert_snapshot!(seen.join("\n"));
 }
@@ -104,10 +96,8 @@ fn mistakes_of_the_match() {
         "{ probability = nan }",
         "{ probability = \"half\" }",
     ];
-    let seen: Vec<String> = seen
-        .iter()
-        .map(|matches| format!("{matches}\n    {}", mistake(matches, DELAY)))
-        .collect();
+    let seen: Vec<String> =
+        seen.iter().map(|matches| format!("{matches}\n    {}", mistake(matches, DELAY))).collect();
     insta::assert_snapshot!(seen.join("\n"));
 }
 
@@ -152,18 +142,10 @@ fn mistakes_of_the_action() {
         "{ pass = false }",
         "{ pass = true, fail = \"EIO\" }",
     ];
-    let mut seen: Vec<String> = seen
-        .iter()
-        .map(|action| format!("{action}\n    {}", mistake("{}", action)))
-        .collect();
-    seen.push(mistake(
-        "{ times = 1 }",
-        "{ hold = { until = \"rule:r\" } }",
-    ));
-    seen.push(mistake(
-        "{ nth = \"0..2\" }",
-        "{ hold = { until = \"rule:r\" } }",
-    ));
+    let mut seen: Vec<String> =
+        seen.iter().map(|action| format!("{action}\n    {}", mistake("{}", action))).collect();
+    seen.push(mistake("{ times = 1 }", "{ hold = { until = \"rule:r\" } }"));
+    seen.push(mistake("{ nth = \"0..2\" }", "{ hold = { until = \"rule:r\" } }"));
     insta::assert_snapshot!(seen.join("\n"));
 }
 
@@ -171,18 +153,12 @@ fn mistakes_of_the_action() {
 fn sound_rules_in_words() {
     let seen = [
         mistake("{}", DELAY),
-        mistake(
-            "{ op = \"flush\" }",
-            "{ delay = { uniform = [\"0ms\", \"20 ms\"] } }",
-        ),
+        mistake("{ op = \"flush\" }", "{ delay = { uniform = [\"0ms\", \"20 ms\"] } }"),
         mistake(
             "{ op = \"read\", class = \"block_bitmap\", nth = 1 }",
             "{ hold = { until = \"agent:store-parked\", at_most = \"500ms\" } }",
         ),
-        mistake(
-            "{ of = \"block_bitmap\", group = \"0..4\" }",
-            "{ fail = \"ENOSPC\" }",
-        ),
+        mistake("{ of = \"block_bitmap\", group = \"0..4\" }", "{ fail = \"ENOSPC\" }"),
         mistake(
             "{ op = [\"read\", \"write\"], class = \"file_data\", inode = [13, \"20..=22\"], \
              lblk = \"0..=7\", state = \"unwritten\", after = 3, every = 2, times = 5, \
@@ -191,23 +167,11 @@ fn sound_rules_in_words() {
         ),
         mistake("{ inode = 13 }", "{ pass = true }"),
         mistake("{ sector = \"0x10\" }", DELAY),
-        mistake(
-            "{ sector = 0x10, size = \"4096..\" }",
-            "{ fail = \"EOPNOTSUPP\" }",
-        ),
-        mistake(
-            "{ nth = [1, 3] }",
-            "{ delay = { histogram = [[\"1ms\", 90], [\"20ms\", 10]] } }",
-        ),
-        mistake(
-            "{}",
-            "{ delay = { normal = { mean = \"5ms\", stddev = \"1ms\" } } }",
-        ),
+        mistake("{ sector = 0x10, size = \"4096..\" }", "{ fail = \"EOPNOTSUPP\" }"),
+        mistake("{ nth = [1, 3] }", "{ delay = { histogram = [[\"1ms\", 90], [\"20ms\", 10]] } }"),
+        mistake("{}", "{ delay = { normal = { mean = \"5ms\", stddev = \"1ms\" } } }"),
         mistake("{}", "{ delay = { exponential = { mean = \"2ms\" } } }"),
-        mistake(
-            "{}",
-            "{ delay = { pareto = { scale = \"1ms\", shape = 1.5 } } }",
-        ),
+        mistake("{}", "{ delay = { pareto = { scale = \"1ms\", shape = 1.5 } } }"),
         mistake("{}", "{ hold = {} }"),
     ];
     insta::assert_snapshot!(seen.join("\n"));
@@ -254,10 +218,7 @@ fn histogram_files_are_read_and_kept() {
 
 #[test]
 fn counts_contradictory_only_when_they_are() {
-    for matches in [
-        "{ nth = \"2..=5\", times = 1 }",
-        "{ nth = 2, probability = 0.5 }",
-    ] {
+    for matches in ["{ nth = \"2..=5\", times = 1 }", "{ nth = 2, probability = 0.5 }"] {
         let said = mistake(matches, DELAY);
         assert!(said.starts_with("accepted"), "{said}");
     }
@@ -277,24 +238,15 @@ fn counts_contradictory_only_when_they_are() {
         ("{ of = \"xattr\" }", "{ class = \"journal_copy\" }"),
     ] {
         let said = pair(first, second);
-        assert!(
-            said.starts_with("accepted"),
-            "{first} then {second}: {said}"
-        );
+        assert!(said.starts_with("accepted"), "{first} then {second}: {said}");
     }
     for (first, second) in [
         ("{}", "{ op = \"flush\" }"),
         ("{ sector = \"0..100\" }", "{ sector = [3, 99] }"),
         ("{ inode = \"1..100\" }", "{ class = \"xattr\", inode = 3 }"),
-        (
-            "{ class = \"journal_copy\" }",
-            "{ of = \"xattr\", tid = 4 }",
-        ),
+        ("{ class = \"journal_copy\" }", "{ of = \"xattr\", tid = 4 }"),
     ] {
         let said = pair(first, second);
-        assert!(
-            said.contains("comes first and takes"),
-            "{first} then {second}: {said}"
-        );
+        assert!(said.contains("comes first and takes"), "{first} then {second}: {said}");
     }
 }

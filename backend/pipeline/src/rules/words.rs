@@ -50,9 +50,7 @@ impl RuleSet {
         let wait = match &action.wait {
             Wait::None => None,
             Wait::Delay(delay) => Some(format!("delayed by {}", how_long(delay))),
-            Wait::Hold {
-                until, at_most_ns, ..
-            } => {
+            Wait::Hold { until, at_most_ns, .. } => {
                 let until = match until {
                     Until::Control => "the operator lets go".to_owned(),
                     Until::Agent(mark) => format!("the agent passes `{mark}`"),
@@ -60,10 +58,7 @@ impl RuleSet {
                     Until::Requests(1) => "the next request arrives".to_owned(),
                     Until::Requests(count) => format!("{count} more requests arrived"),
                 };
-                Some(format!(
-                    "held until {until}, at most {}",
-                    duration(*at_most_ns)
-                ))
+                Some(format!("held until {until}, at most {}", duration(*at_most_ns)))
             }
         };
         match (wait, action.fail) {
@@ -87,11 +82,8 @@ fn failed(errno: Errno) -> String {
 }
 
 fn which(matches: &Match) -> String {
-    let ops: Vec<&str> = Op::ALL
-        .iter()
-        .filter(|op| matches.ops & op.bit() != 0)
-        .map(|op| op.name())
-        .collect();
+    let ops: Vec<&str> =
+        Op::ALL.iter().filter(|op| matches.ops & op.bit() != 0).map(|op| op.name()).collect();
     // Where blocks are asked for, flushes are left out anyway.
     let mut words = if matches.ops & BLOCK_OPS == BLOCK_OPS {
         "every request".to_owned()
@@ -118,10 +110,7 @@ fn which(matches: &Match) -> String {
         ("state", state.map(str::to_owned)),
         ("backup", matches.backup.map(|backup| backup.to_string())),
         ("sector", matches.sector.as_ref().map(ToString::to_string)),
-        (
-            "size",
-            matches.size.as_ref().map(|size| format!("{size} bytes")),
-        ),
+        ("size", matches.size.as_ref().map(|size| format!("{size} bytes"))),
     ];
     for (name, value) in fields {
         if let Some(value) = value {
@@ -163,11 +152,7 @@ fn how_long(delay: &Delay) -> String {
             format!("{} to {} (uniform)", duration(*from_ns), duration(*to_ns))
         }
         Delay::Normal { mean_ns, stddev_ns } => {
-            format!(
-                "{} on average (normal, stddev {})",
-                about(mean_ns),
-                about(stddev_ns)
-            )
+            format!("{} on average (normal, stddev {})", about(mean_ns), about(stddev_ns))
         }
         Delay::Exponential { mean_ns } => format!("{} on average (exponential)", about(mean_ns)),
         Delay::Pareto { scale_ns, shape } => {

@@ -21,6 +21,7 @@
 mod control;
 mod inbox;
 mod layout;
+mod lead;
 mod state;
 mod view;
 
@@ -31,7 +32,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use pipeline::{Input, Op, Outcome, Request, RequestId, Want};
+use pipeline::{Input, Nanos, Op, Outcome, Request, RequestId, Want};
 
 use crate::clock::Clock;
 use crate::link::Mailbox;
@@ -39,6 +40,7 @@ use crate::sink::{Log, Sinks};
 use crate::storage::Storage;
 use crate::timer::{Alarm, Timer};
 
+use lead::{LEAD_MAX_NS, Lead};
 use state::State;
 use view::View;
 
@@ -110,6 +112,7 @@ pub struct Engine {
     sinks: Sinks,
     storage: Arc<dyn Storage>,
     alarm: Alarm,
+    lead: Arc<Lead>,
     mailbox: OnceLock<Arc<Mailbox>>,
     /// Started last, dropped with the engine. It holds the engine weakly.
     timer: OnceLock<Timer>,
@@ -122,8 +125,9 @@ impl Engine {
     /// When the system gives no eventfd, timerfd or thread.
     pub fn new(options: EngineOptions) -> io::Result<Arc<Engine>> {
         let clock = Clock::start();
+        let lead = Arc::new(Lead::default());
         let inboxes = (0..options.queues)
-            .map(|_| Inbox::new(clock).map(Arc::new))
+            .map(|_| Inbox::new(clock, Arc::clone(&lead)).map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;
         let logging = options.log.is_some();
         let alarm = Alarm::new(clock)?;
@@ -136,6 +140,7 @@ impl Engine {
             sinks: Sinks::start(options.log)?,
             storage: options.storage,
             alarm: alarm.clone(),
+            lead,
             mailbox: OnceLock::new(),
             timer: OnceLock::new(),
         });
@@ -173,7 +178,7 @@ impl Engine {
     /// [`Engine::interest`] said [`Interest::EventWithBytes`].
     pub fn arrive(&self, request: &ArrivingRequest, bytes: Option<&[u8]>) -> Disposition {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         if let Some(bytes) = bytes {
             self.write_arrived(state, now, request.sector, bytes);
@@ -215,7 +220,7 @@ impl Engine {
         bytes: Option<&[u8]>,
     ) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         if outcome == Outcome::Ok {
             match op {
@@ -255,23 +260,35 @@ impl Engine {
         for inbox in &self.inboxes {
             inbox.forget();
         }
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         state.core.step(now, Input::Disconnect, &mut state.outbox);
         self.carry_out(guard, None);
     }
 
+    /// Something is due now, or so soon that it is let go ahead of its time.
     fn tick(&self) {
         let mut guard = self.state();
-        let now = self.clock.now();
         let state = &mut *guard;
+        let mut now = state.now(self.clock);
+        if let Some(due) = state.core.next_due()
+            && due <= now.plus(LEAD_MAX_NS)
+        {
+            now = state.not_before(due);
+        }
         state.core.step(now, Input::Tick, &mut state.outbox);
         // The alarm may have gone off for a time that the core has taken back since: it has to
         // be set for the next one even if the core thinks that it is.
         if let Some(due) = state.core.next_due() {
-            self.alarm.set(due);
+            self.set_alarm(due);
         }
         self.carry_out(guard, None);
+    }
+
+    /// Has [`Engine::tick`] called in time for what is due then; called under the lock.
+    fn set_alarm(&self, due: Nanos) {
+        self.alarm
+            .set(Nanos(due.0.saturating_sub(self.lead.get_ns())));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -281,7 +298,7 @@ impl Engine {
     /// One step of the core; gives how many parked requests it let go.
     fn input(&self, input: Input<'_>) -> u64 {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         state.core.step(now, input, &mut state.outbox);
         self.carry_out(guard, None).1

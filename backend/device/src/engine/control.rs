@@ -54,7 +54,7 @@ impl Engine {
     /// The same, for rules that were checked before.
     pub fn load_rules(&self, rules: RuleSet) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         state.core.load(now, rules, &mut state.outbox);
         // Before the new filter is seen: a request that it wants finds its classes.
@@ -150,7 +150,7 @@ impl Engine {
     /// The map of now; from then on it is kept current.
     fn ask_layout(&self) -> Arc<LayoutMap> {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         state.layout_asked = true;
         self.keep_layout(state, now);
@@ -166,7 +166,7 @@ impl Engine {
     /// When the system gives no eventfd.
     pub fn subscribe(&self) -> io::Result<Arc<Subscription>> {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         let subscription = self.sinks.subscribe(&state.core.header(now))?;
         state.set_logging(true);
@@ -179,7 +179,7 @@ impl Engine {
     /// The subscriber is gone; without any, and without a log, nobody makes events any more.
     pub fn unsubscribe(&self, subscription: &Arc<Subscription>) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         self.sinks.unsubscribe(subscription);
         let wanted = self.sinks.wanted();
         let state = &mut *guard;
@@ -194,7 +194,7 @@ impl Engine {
     /// Starts the event log, at the start of everything.
     pub(super) fn begin_log(&self) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         self.sinks.push(&mut vec![state.core.header(now)]);
         state.set_logging(true);
@@ -220,7 +220,7 @@ impl Engine {
     pub fn reset(&self) -> Result<(), StorageError> {
         let mut guard = self.state();
         self.storage.reset()?;
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         if state.layout.is_some() {
             self.open_layout(state, now, LayoutChange::Reopened);
@@ -232,7 +232,7 @@ impl Engine {
     /// The disk has another size; the layout follows.
     pub fn resized(&self) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         if state.layout.is_some() {
             self.open_layout(state, now, LayoutChange::Reopened);
@@ -242,7 +242,7 @@ impl Engine {
 
     fn note(&self, what: What) {
         let mut guard = self.state();
-        let now = self.clock.now();
+        let now = guard.now(self.clock);
         let state = &mut *guard;
         state.core.note(now, what, &mut state.outbox);
         self.carry_out(guard, None);

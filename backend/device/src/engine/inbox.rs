@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pipeline::{Nanos, RequestId};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::lead::Lead;
 use crate::clock::Clock;
 
 /// How a parked request goes on.
@@ -34,22 +35,35 @@ pub enum Release {
 pub struct Inbox {
     event: OwnedFd,
     clock: Clock,
+    lead: Arc<Lead>,
     list: Mutex<List>,
 }
 
 #[derive(Debug, Default)]
 struct List {
-    waiting: Vec<(RequestId, Release)>,
+    /// In the order of their release.
+    waiting: Vec<Waiting>,
+    /// When the first of them was added, until somebody looks.
+    since: Option<Nanos>,
     /// When the queue thread took each request that has not completed since.
     taken: HashMap<RequestId, Nanos>,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    id: RequestId,
+    release: Release,
+    /// At most [`super::lead::LEAD_MAX_NS`] in the future.
+    due: Nanos,
+}
+
 impl Inbox {
-    pub(super) fn new(clock: Clock) -> io::Result<Inbox> {
+    pub(super) fn new(clock: Clock, lead: Arc<Lead>) -> io::Result<Inbox> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Inbox {
             event,
             clock,
+            lead,
             list: Mutex::default(),
         })
     }
@@ -58,13 +72,17 @@ impl Inbox {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a release. `true`: the list was empty, [`Inbox::signal`] is due, so that a burst
-    /// costs one system call.
+    /// Adds a release that is to be acted on at `due`, not before. `true`: the list was empty,
+    /// [`Inbox::signal`] is to be called, so that a burst costs one system call.
     #[must_use]
-    pub(super) fn push(&self, id: RequestId, release: Release) -> bool {
+    pub(super) fn push(&self, id: RequestId, release: Release, due: Nanos) -> bool {
         let mut list = self.list();
-        list.waiting.push((id, release));
-        list.waiting.len() == 1
+        list.waiting.push(Waiting { id, release, due });
+        let first = list.waiting.len() == 1;
+        if first {
+            list.since = Some(self.clock.now());
+        }
+        first
     }
 
     /// Makes the eventfd readable.
@@ -79,15 +97,40 @@ impl Inbox {
         self.list().taken.remove(&id)
     }
 
-    /// Moves everything into `out`, which must be empty (it is swapped in, so that neither side
-    /// allocates once warm), and makes the eventfd unreadable. The caller acts on it at once.
+    /// Moves what is due into `out`; the caller acts on it at once. Waits actively, for some tens
+    /// of microseconds at most, if the first release was sent ahead of its time. The eventfd
+    /// stays readable only if something is left.
     pub fn drain(&self, out: &mut Vec<(RequestId, Release)>) {
         // The counter goes first: a push after it signals again, at worst once too often.
         let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
         let mut list = self.list();
-        std::mem::swap(&mut list.waiting, out);
-        let now = self.clock.now();
-        list.taken.extend(out.iter().map(|(id, _)| (*id, now)));
+        let Some(due) = list.waiting.first().map(|first| first.due) else {
+            return;
+        };
+        let mut now = self.clock.now();
+        if let Some(since) = list.since.take() {
+            self.lead.observe(now.since(since));
+        }
+        if now < due {
+            drop(list);
+            while now < due {
+                std::hint::spin_loop();
+                now = self.clock.now();
+            }
+            list = self.list();
+        }
+        let List { waiting, taken, .. } = &mut *list;
+        let ready = waiting
+            .iter()
+            .take_while(|waiting| waiting.due <= now)
+            .count();
+        for Waiting { id, release, .. } in waiting.drain(..ready) {
+            taken.insert(id, now);
+            out.push((id, release));
+        }
+        if !waiting.is_empty() {
+            self.signal();
+        }
     }
 
     /// Forgets what was taken and never completed: its front-end is gone.

@@ -54,7 +54,10 @@ impl Engine {
     pub(super) fn open_layout(&self, state: &mut State, now: Nanos, how: LayoutChange) {
         let device_bytes = self.storage.capacity_sectors().saturating_mul(SECTOR_BYTES);
         // The same layout again: it remembers partitions, and how often the guest made it be read.
-        let mut layout = state.layout.take().unwrap_or_else(|| Layout::blank(device_bytes));
+        let mut layout = state
+            .layout
+            .take()
+            .unwrap_or_else(|| Layout::blank(device_bytes));
         let opened = layout.reopen(&mut Reader(&*self.storage), device_bytes);
         let change = match opened {
             Ok(()) => {

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
 
 use ext4_layout::{Layout, LayoutMap, Span};
-use pipeline::{Action, Core, Filter, Outbox, RequestId};
+use pipeline::{Action, Core, Filter, Nanos, Outbox, RequestId};
 
 use super::{Disposition, Engine, Release};
+use crate::clock::Clock;
 
 /// Core, layout and what belongs to them.
 pub(super) struct State {
@@ -32,6 +33,9 @@ pub(super) struct State {
     pub(super) reopen_due: bool,
     /// Set while the disk has no ext4 that can be read.
     pub(super) no_ext4: Option<NoExt4>,
+    /// The time of the last step, which no later one may precede: a step that lets go of
+    /// something ahead of its time is made at that time.
+    last: Nanos,
     /// Queue of every parked request.
     pub(super) parked: HashMap<RequestId, u16>,
     /// Queue of every request that was let go and has not completed.
@@ -61,9 +65,21 @@ impl State {
             logging: false,
             reopen_due: false,
             no_ext4: None,
+            last: Nanos(0),
             parked: HashMap::new(),
             released: HashMap::new(),
         }
+    }
+
+    /// The time of a step that is made now.
+    pub(super) fn now(&mut self, clock: Clock) -> Nanos {
+        self.not_before(clock.now())
+    }
+
+    /// The time of a step that is made for something due at `at`.
+    pub(super) fn not_before(&mut self, at: Nanos) -> Nanos {
+        self.last = self.last.max(at);
+        self.last
     }
 
     /// Turns events on or off; the view has to be published anew.
@@ -122,7 +138,7 @@ impl Engine {
                         mailbox.signal(&signal);
                     }
                 }
-                Action::Rearm { due: Some(due) } => self.alarm.set(due),
+                Action::Rearm { due: Some(due) } => self.set_alarm(due),
                 Action::Rearm { due: None } => {}
             }
         }
@@ -152,7 +168,7 @@ impl Engine {
         };
         state.released.insert(id, queue);
         if let Some(inbox) = self.inboxes.get(usize::from(queue))
-            && inbox.push(id, release)
+            && inbox.push(id, release, state.last)
         {
             signals.0 |= 1_u64.checked_shl(u32::from(queue)).unwrap_or(u64::MAX);
         }

@@ -17,7 +17,6 @@ mod show;
 mod timeline;
 mod workers;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -74,8 +73,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     depth: Option<u32>,
     /// Threads of this machine to search on [default: all]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
     /// Go on after the first violation and find the other invariants that break
     #[arg(long)]
     all: bool,
@@ -129,39 +128,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn search(args: &Args) -> anyhow::Result<ExitCode> {
-    let picked = Picked::new(
-        args.scenario.as_deref(),
-        args.variant.as_deref(),
-        args.mutant.as_deref(),
-    )?;
+    let picked =
+        Picked::new(args.scenario.as_deref(), args.variant.as_deref(), args.mutant.as_deref())?;
     let options = options(args)?;
     let workers = workers::Threads::new(args.threads);
     let mut meter = progress::Meter::new();
     let started = Instant::now();
-    let report = explorer::explore(&picked.model, &options, &workers, &mut |now| {
-        meter.update(now)
-    })?;
+    let report =
+        explorer::explore(&picked.model, &options, &workers, &mut |now| meter.update(now))?;
     let seconds = started.elapsed().as_secs_f64();
     meter.finish();
     let strategy = args.strategy.name();
     if let Some(path) = &args.json {
-        json::write(
-            path,
-            &json::Search {
-                picked: &picked,
-                strategy,
-                report: &report,
-                seconds,
-            },
-        )?;
+        json::write(path, &json::Search { picked: &picked, strategy, report: &report, seconds })?;
     } else {
-        show::search(
-            &mut std::io::stdout().lock(),
-            &picked,
-            strategy,
-            &report,
-            seconds,
-        )?;
+        show::search(&mut std::io::stdout().lock(), &picked, strategy, &report, seconds)?;
     }
     Ok(status(!report.violations.is_empty()))
 }
@@ -178,15 +159,7 @@ fn follow(args: &Args, schedule: &Schedule) -> anyhow::Result<ExitCode> {
     let trace = replay(&picked.model, schedule).context("Cannot replay")?;
     let seconds = started.elapsed().as_secs_f64();
     if let Some(path) = &args.json {
-        json::write(
-            path,
-            &json::Replay {
-                picked: &picked,
-                schedule,
-                trace: &trace,
-                seconds,
-            },
-        )?;
+        json::write(path, &json::Replay { picked: &picked, schedule, trace: &trace, seconds })?;
     } else {
         show::replayed(&mut std::io::stdout().lock(), &picked, schedule, &trace)?;
     }
@@ -194,37 +167,20 @@ fn follow(args: &Args, schedule: &Schedule) -> anyhow::Result<ExitCode> {
 }
 
 fn status(violated: bool) -> ExitCode {
-    if violated {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if violated { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn options(args: &Args) -> anyhow::Result<Options> {
     let random = matches!(args.strategy, Method::Random | Method::Pct);
     let given = [
         ("--seed", args.seed.is_some(), random, "random or pct"),
-        (
-            "--schedules",
-            args.schedules.is_some(),
-            random,
-            "random or pct",
-        ),
-        (
-            "--depth",
-            args.depth.is_some(),
-            args.strategy == Method::Pct,
-            "pct",
-        ),
+        ("--schedules", args.schedules.is_some(), random, "random or pct"),
+        ("--depth", args.depth.is_some(), args.strategy == Method::Pct, "pct"),
         ("--states", args.states.is_some(), !random, "dfs or por"),
     ];
     for (flag, is_given, fits, strategies) in given {
         if is_given && !fits {
-            bail!(
-                "{flag} goes with --strategy {strategies}, not with {}",
-                args.strategy.name()
-            );
+            bail!("{flag} goes with --strategy {strategies}, not with {}", args.strategy.name());
         }
     }
     let seed = args.seed.unwrap_or(0);
@@ -234,11 +190,9 @@ fn options(args: &Args) -> anyhow::Result<Options> {
             Method::Dfs => Strategy::Exhaustive,
             Method::Por => Strategy::PartialOrder,
             Method::Random => Strategy::Random { seed, schedules },
-            Method::Pct => Strategy::Pct {
-                seed,
-                schedules,
-                depth: args.depth.unwrap_or(PCT_DEPTH),
-            },
+            Method::Pct => {
+                Strategy::Pct { seed, schedules, depth: args.depth.unwrap_or(PCT_DEPTH) }
+            }
         },
         steps_max: args.steps,
         preemptions_max: args.preemptions,
@@ -259,9 +213,7 @@ fn read_schedule(text: &str) -> anyhow::Result<Schedule> {
     let line = if content.trim_start().starts_with('{') {
         let report: serde_json::Value = serde_json::from_str(&content).with_context(in_file)?;
         let schedule = report["violations"][0]["schedule"].as_str();
-        schedule
-            .with_context(|| format!("{text} reports no violation to replay"))?
-            .to_owned()
+        schedule.with_context(|| format!("{text} reports no violation to replay"))?.to_owned()
     } else {
         content
     };

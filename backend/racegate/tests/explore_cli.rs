@@ -109,6 +109,43 @@ fn what_is_printed_replays_to_the_same_violation() {
 }
 
 #[test]
+fn a_scenario_of_the_users_own_is_searched_and_replayed_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, title: &str| {
+        let path = folder.path().join(name).to_str().unwrap().to_owned();
+        let threads = r#"
+            about = "two stores"
+            file = { blocks = 1, size = 1, cached = [0] }
+            fs = { bitmap-cached = false }
+            [[thread]]
+            ops = [{ op = "fallocate", at = 0, len = 1 }]
+            [[thread]]
+            ops = [{ op = "mkwrite", at = 0, data = 9 }]
+        "#;
+        std::fs::write(&path, format!("name = \"{title}\"\n{threads}")).unwrap();
+        path
+    };
+    let own = file("own.toml", "own");
+    let found = explore(&[&own, "--variant", "linux-5.10.223"]);
+    assert_eq!(status(&found), 1);
+    let text = String::from_utf8(found.stdout).unwrap();
+    let again = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("racegate explore "))
+        .unwrap();
+    assert!(again.starts_with(&own), "{again}");
+    assert_eq!(status(&explore(&again.split(' ').collect::<Vec<_>>())), 1);
+
+    let refused = explore(&[&file("bad.toml", "a:b c")]);
+    assert_eq!(status(&refused), 2);
+    assert!(
+        String::from_utf8(refused.stderr)
+            .unwrap()
+            .contains("`name` is")
+    );
+}
+
+#[test]
 fn a_bound_that_cut_the_search_is_reported() {
     let document = json(&[&FIXED[..], &["--steps", "5"]].concat());
     assert_eq!(document["complete"], false);

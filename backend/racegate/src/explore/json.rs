@@ -31,7 +31,7 @@ pub(super) struct Replay<'a> {
 }
 
 #[derive(Serialize)]
-struct Document {
+pub(super) struct Document {
     schema: u32,
     scenario: String,
     variant: &'static str,
@@ -77,12 +77,7 @@ struct StepLine {
 
 impl From<&Search<'_>> for Document {
     fn from(search: &Search<'_>) -> Document {
-        let Search {
-            picked,
-            strategy,
-            report,
-            seconds,
-        } = *search;
+        let Search { picked, strategy, report, seconds } = *search;
         let coverage = &report.coverage;
         let violations = report.violations.iter().map(|violation| Broken {
             invariant: violation.name.clone(),
@@ -100,11 +95,7 @@ impl From<&Search<'_>> for Document {
             mutant: picked.mutant.map(|mutant| mutant.id),
             strategy: strategy.to_owned(),
             complete: coverage.complete(),
-            truncated: coverage
-                .truncated
-                .iter()
-                .map(|&bound| bound_name(bound))
-                .collect(),
+            truncated: coverage.truncated.iter().map(|&bound| bound_name(bound)).collect(),
             states: coverage.states,
             transitions: coverage.transitions,
             interleavings: coverage.interleavings,
@@ -122,12 +113,7 @@ impl From<&Search<'_>> for Document {
 
 impl From<&Replay<'_>> for Document {
     fn from(replay: &Replay<'_>) -> Document {
-        let Replay {
-            picked,
-            schedule,
-            trace,
-            seconds,
-        } = *replay;
+        let Replay { picked, schedule, trace, seconds } = *replay;
         let violation = match &trace.outcome {
             Outcome::Violation { name, detail, .. } => Some(Broken {
                 invariant: name.clone(),

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use delalloc::{BuildError, Kernel, Mutant, Scenario};
+use explorer::Schedule;
 
 use super::Model;
 
@@ -14,6 +15,8 @@ pub(super) struct Picked {
     pub(super) about: String,
     pub(super) variant: &'static str,
     pub(super) mutant: Option<&'static Mutant>,
+    /// The file that the scenario came from, if it is none of the built-in ones.
+    file: Option<String>,
 }
 
 impl Picked {
@@ -27,29 +30,28 @@ impl Picked {
         let mutant = mutant.map(Mutant::find).transpose()?;
         let newest = Kernel::NAMES[Kernel::NAMES.len() - 1];
         let kernel = Kernel::find(variant.or(mutant.map(|m| m.base)).unwrap_or(newest))?;
-        let name = scenario
-            .or(mutant.map(|m| m.scenario))
-            .ok_or(BuildError::Nothing)?;
-        let scenario = if is_file(name) {
-            read(name)?
-        } else {
-            Scenario::find(name)?
-        };
+        let name = scenario.or(mutant.map(|m| m.scenario)).ok_or(BuildError::Nothing)?;
+        let file = is_file(name).then(|| name.to_owned());
+        let scenario = if file.is_some() { read(name)? } else { Scenario::find(name)? };
         Ok(Picked {
             scenario: scenario.name.clone(),
             about: scenario.about.clone(),
             variant: kernel.name(),
             mutant,
+            file,
             model: Model::new(scenario, kernel, mutant),
         })
     }
 
+    /// The command that follows a schedule of this model.
+    pub(super) fn replay_command(&self, schedule: &Schedule) -> String {
+        let file = self.file.as_ref().map(|file| format!("{file} ")).unwrap_or_default();
+        format!("racegate explore {file}--replay {schedule}")
+    }
+
     /// `SCENARIO on VARIANT`, with the mutant if there is one.
     pub(super) fn title(&self) -> String {
-        let mutant = self
-            .mutant
-            .map(|m| format!(" with {}", m.id))
-            .unwrap_or_default();
+        let mutant = self.mutant.map(|m| format!(" with {}", m.id)).unwrap_or_default();
         format!("{} on {}{mutant}", self.scenario, self.variant)
     }
 }
@@ -62,7 +64,16 @@ fn is_file(name: &str) -> bool {
 fn read(path: &str) -> anyhow::Result<Scenario> {
     let text = std::fs::read_to_string(Path::new(path))
         .with_context(|| format!("Cannot read scenario {path}"))?;
-    Scenario::parse(&text).with_context(|| format!("Cannot use scenario {path}"))
+    let scenario = Scenario::parse(&text).with_context(|| format!("Cannot use scenario {path}"))?;
+    // The name becomes part of schedules, which are split at colons and pasted into shells.
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if scenario.name.is_empty() || !scenario.name.chars().all(plain) {
+        bail!(
+            "Cannot use scenario {path}: `name` is \"{}\"; use lower-case letters, digits and `-`",
+            scenario.name.escape_debug()
+        );
+    }
+    Ok(scenario)
 }
 
 /// The parts of a model's name as schedules print it: `SCENARIO@VARIANT[+MUTANT]`.
@@ -81,11 +92,7 @@ impl<'a> Named<'a> {
             None => (rest, None),
         };
         let present = |text: &'a str| (!text.is_empty()).then_some(text);
-        Named {
-            scenario: present(scenario),
-            variant: present(variant),
-            mutant,
-        }
+        Named { scenario: present(scenario), variant: present(variant), mutant }
     }
 }
 

@@ -17,10 +17,7 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn new() -> Meter {
-        Meter {
-            started: Instant::now(),
-            bar: None,
-        }
+        Meter { started: Instant::now(), bar: None }
     }
 
     /// Takes the figures of a moment. Never ends the search.

@@ -19,18 +19,14 @@ pub(super) fn search(
     for violation in &report.violations {
         let length = violation.schedule.steps.len();
         let switches = violation.schedule.switches();
-        let minimal = if violation.minimal {
-            ""
-        } else {
-            "; not proved minimal"
-        };
+        let minimal = if violation.minimal { "" } else { "; not proved minimal" };
         writeln!(
             out,
             "\n{} is broken in {length} steps with {switches} switches{minimal}:\n",
             violation.name
         )?;
         match replay(&picked.model, &violation.schedule) {
-            Ok(trace) => end(out, &trace, &violation.schedule)?,
+            Ok(trace) => end(out, picked, &trace, &violation.schedule)?,
             // The report came from this model: only one that is not deterministic gets here.
             Err(error) => writeln!(out, "cannot be drawn: {error}")?,
         }
@@ -48,7 +44,7 @@ pub(super) fn replayed(
 ) -> io::Result<()> {
     title(out, picked)?;
     writeln!(out)?;
-    end(out, trace, schedule)
+    end(out, picked, trace, schedule)
 }
 
 fn title(out: &mut impl Write, picked: &Picked) -> io::Result<()> {
@@ -59,17 +55,19 @@ fn title(out: &mut impl Write, picked: &Picked) -> io::Result<()> {
     }
 }
 
-fn end(out: &mut impl Write, trace: &Trace, schedule: &Schedule) -> io::Result<()> {
+fn end(
+    out: &mut impl Write,
+    picked: &Picked,
+    trace: &Trace,
+    schedule: &Schedule,
+) -> io::Result<()> {
     writeln!(out, "{}", timeline::draw(trace))?;
     match &trace.outcome {
         Outcome::Violation { detail, .. } => writeln!(out, "{}", detail.trim_end())?,
         Outcome::End => writeln!(out, "The end: nothing is broken.")?,
         Outcome::Open => writeln!(out, "Nothing is broken so far; more steps can follow.")?,
     }
-    writeln!(
-        out,
-        "\nTo see it again:\n  racegate explore --replay {schedule}"
-    )
+    writeln!(out, "\nTo see it again:\n  {}", picked.replay_command(schedule))
 }
 
 fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) -> io::Result<()> {
@@ -88,10 +86,7 @@ fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) 
         }
     };
     writeln!(out, "{found}; {extent}.")?;
-    let states = coverage
-        .states
-        .map(|states| format!("{states} states, "))
-        .unwrap_or_default();
+    let states = coverage.states.map(|states| format!("{states} states, ")).unwrap_or_default();
     writeln!(
         out,
         "{strategy}: {states}{} transitions in {seconds:.3} s; longest path {} steps; {} ends",
@@ -100,10 +95,7 @@ fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) 
     if let Some(all) = coverage.interleavings {
         let more = if all == u128::MAX { "at least " } else { "" };
         let violating = coverage.interleavings_violating.unwrap_or(0);
-        writeln!(
-            out,
-            "{more}{all} interleavings, {violating} of them end in a violation"
-        )?;
+        writeln!(out, "{more}{all} interleavings, {violating} of them end in a violation")?;
     }
     writeln!(
         out,
@@ -112,10 +104,7 @@ fn figures(out: &mut impl Write, strategy: &str, report: &Report, seconds: f64) 
     )?;
     if coverage.states.is_some() {
         let probability = coverage.omission_probability();
-        writeln!(
-            out,
-            "chance that a state was missed by a shared fingerprint: {probability:.1e}"
-        )?;
+        writeln!(out, "chance that a state was missed by a shared fingerprint: {probability:.1e}")?;
     }
     Ok(())
 }

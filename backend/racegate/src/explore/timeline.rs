@@ -26,22 +26,13 @@ const GAP: usize = 2;
 
 /// Draws a trace.
 pub(super) fn draw(trace: &Trace) -> String {
-    let moving = |thread: usize| {
-        trace
-            .rows
-            .iter()
-            .any(|row| usize::from(row.step.thread) == thread)
-    };
-    let threads: Vec<usize> = (0..trace.threads.len())
-        .filter(|&thread| moving(thread))
-        .collect();
+    let moving =
+        |thread: usize| trace.rows.iter().any(|row| usize::from(row.step.thread) == thread);
+    let threads: Vec<usize> = (0..trace.threads.len()).filter(|&thread| moving(thread)).collect();
     let columns = threads.len().max(1);
     let width = ((WIDTH - MARGIN) / columns).saturating_sub(GAP).max(16);
     let column_of = |row: &Row| {
-        threads
-            .iter()
-            .position(|&thread| thread == usize::from(row.step.thread))
-            .unwrap_or(0)
+        threads.iter().position(|&thread| thread == usize::from(row.step.thread)).unwrap_or(0)
     };
 
     let mut text = String::new();
@@ -49,17 +40,11 @@ pub(super) fn draw(trace: &Trace) -> String {
         .iter()
         .map(|&thread| {
             let letter = char::from(b'A' + (thread % 26) as u8);
-            wrap(
-                &format!("{letter}: {}", trace.threads[thread]),
-                width,
-                "   ",
-            )
+            wrap(&format!("{letter}: {}", trace.threads[thread]), width, "   ")
         })
         .collect();
     for line in 0..heads.iter().map(Vec::len).max().unwrap_or(0) {
-        let cells = heads
-            .iter()
-            .map(|head| head.get(line).map_or("", String::as_str));
+        let cells = heads.iter().map(|head| head.get(line).map_or("", String::as_str));
         put(&mut text, "", cells, width);
     }
     let mut held: Vec<&str> = vec![""; columns];
@@ -67,11 +52,7 @@ pub(super) fn draw(trace: &Trace) -> String {
         let column = column_of(row);
         let mut cell = wrap(&row.label, width, "    ");
         if row.held != held[column] {
-            let now = if row.held.is_empty() {
-                "nothing"
-            } else {
-                &row.held
-            };
+            let now = if row.held.is_empty() { "nothing" } else { &row.held };
             cell.extend(wrap(&format!("  [{now}]"), width, "   "));
             held[column] = &row.held;
         }
@@ -79,11 +60,7 @@ pub(super) fn draw(trace: &Trace) -> String {
             cell.extend(wrap(&format!("  {}", row.changed), width, "    "));
         }
         for (at, line) in cell.iter().enumerate() {
-            let margin = if at == 0 {
-                format!("{number:>3}")
-            } else {
-                String::new()
-            };
+            let margin = if at == 0 { format!("{number:>3}") } else { String::new() };
             let cells = (0..columns).map(|c| if c == column { line.as_str() } else { "" });
             put(&mut text, &margin, cells, width);
         }
@@ -126,10 +103,7 @@ fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
         }
         lines.push(line);
     }
-    lines
-        .into_iter()
-        .map(|line| line.trim_end().to_owned())
-        .collect()
+    lines.into_iter().map(|line| line.trim_end().to_owned()).collect()
 }
 
 #[cfg(test)]

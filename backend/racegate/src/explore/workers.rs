@@ -10,9 +10,9 @@ pub(super) struct Threads(usize);
 
 impl Threads {
     /// As many as asked for, else as many as the machine runs at once.
-    pub(super) fn new(count: Option<NonZeroUsize>) -> Threads {
+    pub(super) fn new(count: Option<u16>) -> Threads {
         let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Threads(count.map_or_else(available, NonZeroUsize::get))
+        Threads(count.map_or_else(available, usize::from))
     }
 }
 

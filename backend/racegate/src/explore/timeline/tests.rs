@@ -5,20 +5,13 @@ use super::*;
 fn row(thread: u8, label: &str, held: &str, changed: &str) -> Row {
     let step = Step { thread, choice: 0 };
     let [label, held, changed] = [label, held, changed].map(str::to_owned);
-    Row {
-        step,
-        label,
-        held,
-        changed,
-    }
+    Row { step, label, held, changed }
 }
 
 #[test]
 fn one_column_a_thread_that_moves() {
     let trace = Trace {
-        threads: ["fallocate(0..2)", "kworker", "mkwrite(0)"]
-            .map(str::to_owned)
-            .to_vec(),
+        threads: ["fallocate(0..2)", "kworker", "mkwrite(0)"].map(str::to_owned).to_vec(),
         rows: vec![
             row(0, "down_write(i_rwsem)", "i_rwsem W", ""),
             row(0, "look up [0]", "i_rwsem W", "es[0]: - -> H"),
@@ -49,10 +42,7 @@ fn long_texts_stay_in_their_column() {
     };
     let text = draw(&trace);
     assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
-    let second = text
-        .lines()
-        .filter(|line| line.starts_with(&" ".repeat(57)))
-        .count();
+    let second = text.lines().filter(|line| line.starts_with(&" ".repeat(57))).count();
     assert!(second >= 8, "{text}");
 }
 
@@ -60,22 +50,13 @@ fn long_texts_stay_in_their_column() {
 fn lines_break_at_semicolons_then_commas_then_blanks() {
     let text = "  insert(a); es[0]: H -> D, es[1]: H -> U, es[2]: H -> D";
     let lines = wrap(text, 28, "    ");
-    let expected = [
-        "  insert(a);",
-        "  es[0]: H -> D,",
-        "    es[1]: H -> U,",
-        "    es[2]: H -> D",
-    ];
+    let expected = ["  insert(a);", "  es[0]: H -> D,", "    es[1]: H -> U,", "    es[2]: H -> D"];
     assert_eq!(lines, expected);
     assert_eq!(wrap("one two three", 8, " "), ["one two", " three"]);
 }
 
 #[test]
 fn nothing_to_draw_is_drawn() {
-    let trace = Trace {
-        threads: vec!["a".to_owned()],
-        rows: vec![],
-        outcome: Outcome::End,
-    };
+    let trace = Trace { threads: vec!["a".to_owned()], rows: vec![], outcome: Outcome::End };
     assert_eq!(draw(&trace), "");
 }

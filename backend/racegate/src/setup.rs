@@ -10,7 +10,7 @@ use campaign::qemu::Qemu;
 use campaign::{interrupt, setup};
 
 /// Arguments of `racegate setup`.
-#[derive(clap::Args)]
+#[derive(Clone, Copy, clap::Args)]
 pub struct Args {
     /// Install nothing; print the line to type if something is missing
     #[arg(long)]

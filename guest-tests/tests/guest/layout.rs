@@ -90,7 +90,7 @@ fn live_difference(
     oracle::open_map(disk)?.classify(0, sectors, &mut |span| image.push(SpanRecord::from(span)));
     ensure!(!live.is_empty(), "the running disk has no map");
     let differs = image.iter().enumerate().find(|(index, range)| live.get(*index) != Some(range));
-    Ok(differs.map(|(index, range)| (range.clone(), live.get(index).cloned())))
+    Ok(differs.map(|(index, range)| (*range, live.get(index).copied())))
 }
 
 /// Files of many extents, holes, unwritten blocks, removals, folders with several blocks.

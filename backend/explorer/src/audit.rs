@@ -173,21 +173,15 @@ fn promises<M: Model>(model: &M, recording: &Recording<M>) -> Result<u64, Fault>
             break;
         }
         let state = &recording.states[index];
-        let futures: Vec<Footprint> = (0..model.threads() as u8)
-            .map(|thread| model.future(state, thread))
-            .collect();
+        let futures: Vec<Footprint> =
+            (0..model.threads() as u8).map(|thread| model.future(state, thread)).collect();
         if let Some(thread) = beyond_future(model, state, enabled, before.as_deref(), &futures) {
             let schedule = recording.up_to(model, index);
             return Err(Fault::FutureTooSmall { thread, schedule });
         }
         pairs += independent_pairs(model, state, enabled).map_err(|(first, second, what)| {
             let schedule = recording.up_to(model, index);
-            Fault::NotIndependent {
-                first,
-                second,
-                what,
-                schedule,
-            }
+            Fault::NotIndependent { first, second, what, schedule }
         })?;
         before = Some(futures);
     }
@@ -204,11 +198,7 @@ fn beyond_future<M: Model>(
     futures: &[Footprint],
 ) -> Option<u8> {
     let of = |steps: &[Step], thread: u8| -> Vec<Step> {
-        steps
-            .iter()
-            .copied()
-            .filter(|step| step.thread == thread)
-            .collect()
+        steps.iter().copied().filter(|step| step.thread == thread).collect()
     };
     let after: Vec<(Step, Footprint, Vec<Step>)> = enabled
         .iter()
@@ -226,9 +216,7 @@ fn beyond_future<M: Model>(
     (0..).zip(futures).find_map(|(thread, &future)| {
         let grew = before.is_some_and(|before| !before[usize::from(thread)].covers(future));
         let own = after.iter().filter(|(step, ..)| step.thread == thread);
-        let uncovered = own
-            .clone()
-            .any(|&(_, footprint, _)| !future.covers(footprint));
+        let uncovered = own.clone().any(|&(_, footprint, _)| !future.covers(footprint));
         let swayed = after.iter().any(|(step, footprint, offered)| {
             step.thread != thread
                 && !footprint.conflicts(future)
@@ -247,9 +235,7 @@ fn independent_pairs<M: Model>(
     let mut pairs = 0;
     for (at, &a) in enabled.iter().enumerate() {
         for &b in &enabled[at + 1..] {
-            let conflict = model
-                .footprint(state, a)
-                .conflicts(model.footprint(state, b));
+            let conflict = model.footprint(state, a).conflicts(model.footprint(state, b));
             if a.thread == b.thread || conflict {
                 continue;
             }
@@ -278,10 +264,7 @@ fn dependence<M: Model>(
     };
     let of_thread = |state: &State<M>| {
         let steps = enabled_in(model, state);
-        steps
-            .into_iter()
-            .filter(|step| step.thread == second.thread)
-            .collect::<Vec<_>>()
+        steps.into_iter().filter(|step| step.thread == second.thread).collect::<Vec<_>>()
     };
     let after_first = after(state, first);
     let after_second = after(state, second);

@@ -50,10 +50,7 @@ impl Paths {
     fn of(&self, number: u32) -> Counts {
         let number = number as usize;
         let violating = self.violating.get(number).copied().unwrap_or(0);
-        Counts {
-            all: self.all[number],
-            violating,
-        }
+        Counts { all: self.all[number], violating }
     }
 }
 
@@ -131,11 +128,7 @@ pub(crate) fn search<M: Model>(
     };
     search.visited.insert(model.fingerprint(&initial), 0);
     // The initial state lies below the waiting ones, as if it had waited, too.
-    search.waiting.push(Waiting {
-        step: Step::default(),
-        verdict: Ok(()),
-        fingerprint: 0,
-    });
+    search.waiting.push(Waiting { step: Step::default(), verdict: Ok(()), fingerprint: 0 });
     search.states.push(initial);
     search.enter(0, 0);
     search.run(on_progress);
@@ -165,13 +158,7 @@ impl<M: Model> Search<'_, M> {
                 return;
             }
             let states = self.paths.all.len() as u64;
-            if states
-                >= self
-                    .options
-                    .states_max
-                    .unwrap_or(NUMBERS_MAX)
-                    .min(NUMBERS_MAX)
-            {
+            if states >= self.options.states_max.unwrap_or(NUMBERS_MAX).min(NUMBERS_MAX) {
                 self.coverage.cut(Bound::States);
                 return;
             }
@@ -194,19 +181,12 @@ impl<M: Model> Search<'_, M> {
 
     /// Goes on with the successor at this place of the waiting.
     fn take(&mut self, at: usize) {
-        let Waiting {
-            step,
-            verdict,
-            fingerprint,
-        } = self.waiting[at];
+        let Waiting { step, verdict, fingerprint } = self.waiting[at];
         self.coverage.transitions += 1;
         if let Err(invariant) = verdict {
             self.coverage.violating_transitions += 1;
             self.violated(invariant, Some(step));
-            self.add(Counts {
-                all: 1,
-                violating: 1,
-            });
+            self.add(Counts { all: 1, violating: 1 });
             return;
         }
         let number = self.paths.all.len() as u32;
@@ -240,34 +220,20 @@ impl<M: Model> Search<'_, M> {
             self.model.apply(state, step);
             let verdict = self.model.check(state, step);
             let fingerprint = self.model.fingerprint(state);
-            self.waiting.push(Waiting {
-                step,
-                verdict,
-                fingerprint,
-            });
+            self.waiting.push(Waiting { step, verdict, fingerprint });
         }
         self.fetch(first);
         let end = self.waiting.len();
         let arrived_by = self.waiting[at].step;
         let counts = Counts::default();
-        self.frames.push(Frame {
-            number,
-            next: first,
-            end,
-            first,
-            arrived_by,
-            counts,
-        });
+        self.frames.push(Frame { number, next: first, end, first, arrived_by, counts });
         if first == end {
             self.coverage.ends += 1;
             let verdict = crate::found::check_end(self.model, &self.states[at]);
             if let Err(invariant) = verdict {
                 self.violated(invariant, None);
             }
-            self.add(Counts {
-                all: 1,
-                violating: u128::from(verdict.is_err()),
-            });
+            self.add(Counts { all: 1, violating: u128::from(verdict.is_err()) });
         }
     }
 
@@ -302,7 +268,6 @@ impl<M: Model> Search<'_, M> {
     fn violated(&mut self, invariant: InvariantId, last: Option<Step>) {
         let arrived = self.frames.iter().skip(1).map(|frame| frame.arrived_by);
         let length = self.frames.len() - 1 + usize::from(last.is_some());
-        self.found
-            .shorter(invariant, || arrived.chain(last).collect(), length);
+        self.found.shorter(invariant, || arrived.chain(last).collect(), length);
     }
 }

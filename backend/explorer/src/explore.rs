@@ -11,9 +11,8 @@ use crate::{dfs, layers, shrink, walk};
 /// Looks for schedules of `model` that break an invariant.
 ///
 /// The answer depends on the model and the options only, not on the number of workers or on time.
-/// One exception by construction: with one worker and no bounds an exhaustive search goes depth
-/// first, so that, when it is ended early (at the first violation, by a limit on states), its
-/// figures are those of another part of the same graph. Shrunk schedules are the same.
+/// One exception: where [`Options::states_max`] or the callback cuts an exhaustive search, one
+/// worker has seen another part of the graph than several.
 pub fn explore<M: Model>(
     model: &M,
     options: &Options,
@@ -24,7 +23,13 @@ pub fn explore<M: Model>(
     let bounded = options.steps_max.is_some() || options.preemptions_max.is_some();
     let (found, mut coverage) = match options.strategy {
         Strategy::Exhaustive if workers.count() == 1 && !bounded => {
-            dfs::search(model, options, on_progress)
+            let searched = dfs::search(model, options, on_progress);
+            if options.stop_at_first && searched.0.any() {
+                // Which violation comes first depends on the way; several workers go by layers.
+                layers::search(model, options, workers, on_progress)
+            } else {
+                searched
+            }
         }
         Strategy::Exhaustive | Strategy::PartialOrder => {
             layers::search(model, options, workers, on_progress)
@@ -50,11 +55,9 @@ fn count<M: Model>(
     coverage: &mut Coverage,
     on_progress: OnProgress<'_>,
 ) {
-    let options = Options {
-        stop_at_first: false,
-        ..options.clone()
-    };
+    let options = Options { stop_at_first: false, ..options.clone() };
     let (_, counted) = dfs::search(model, &options, on_progress);
+    coverage.depth_max = counted.depth_max;
     coverage.interleavings = counted.interleavings;
     coverage.interleavings_violating = counted.interleavings_violating;
 }
@@ -93,10 +96,7 @@ fn report<M: Model>(
             violation(model, invariant, steps, minimal)
         })
         .collect();
-    Report {
-        violations,
-        coverage,
-    }
+    Report { violations, coverage }
 }
 
 fn violation<M: Model>(
@@ -115,11 +115,5 @@ fn violation<M: Model>(
         },
         Err(error) => format!("the model is not deterministic: {error}"),
     };
-    Violation {
-        invariant,
-        name: invariant_name(model, invariant),
-        detail,
-        schedule,
-        minimal,
-    }
+    Violation { invariant, name: invariant_name(model, invariant), detail, schedule, minimal }
 }

@@ -38,17 +38,11 @@ impl Found {
     }
 
     pub(crate) fn into_schedules(self) -> impl Iterator<Item = (InvariantId, Vec<Step>)> {
-        self.by_invariant
-            .into_iter()
-            .map(|(invariant, (_, steps))| (invariant, steps))
+        self.by_invariant.into_iter().map(|(invariant, (_, steps))| (invariant, steps))
     }
 }
 
 /// The verdict on a state without enabled steps.
 pub(crate) fn check_end<M: Model>(model: &M, state: &State<M>) -> Result<(), InvariantId> {
-    if model.finished(state) {
-        model.check_final(state)
-    } else {
-        Err(InvariantId::DEADLOCK)
-    }
+    if model.finished(state) { model.check_final(state) } else { Err(InvariantId::DEADLOCK) }
 }

@@ -79,11 +79,7 @@ pub(crate) fn search<M: Model>(
     workers: &dyn Workers,
     on_progress: OnProgress<'_>,
 ) -> (Found, Coverage) {
-    let shards = if workers.count() > 1 {
-        (workers.count() * 16).next_power_of_two()
-    } else {
-        1
-    };
+    let shards = if workers.count() > 1 { (workers.count() * 16).next_power_of_two() } else { 1 };
     let setting = Setting {
         model,
         options,
@@ -115,12 +111,7 @@ pub(crate) fn search<M: Model>(
         let cancelled = expand_layer(&setting, workers, &layer, depth, &mut tally, on_progress);
         // Across layers the shorter schedule wins: it was found first.
         for (invariant, (parent, last)) in std::mem::take(&mut tally.violations) {
-            let schedule = || {
-                schedule_to(&setting, parent)
-                    .into_iter()
-                    .chain(last)
-                    .collect()
-            };
+            let schedule = || schedule_to(&setting, parent).into_iter().chain(last).collect();
             found.shorter(invariant, schedule, depth as usize);
         }
         if cancelled {
@@ -180,19 +171,15 @@ fn expand_layer<M: Model>(
             let merged = Mutex::new(std::mem::take(tally));
             workers.run(&|_worker| {
                 let mut expansion = Expansion::new(setting, depth);
-                while let Some(chunk) = slab
-                    .chunks(CHUNK)
-                    .nth(next_chunk.fetch_add(1, Ordering::Relaxed))
+                while let Some(chunk) =
+                    slab.chunks(CHUNK).nth(next_chunk.fetch_add(1, Ordering::Relaxed))
                 {
                     for node in chunk {
                         expansion.expand(node);
                     }
                 }
                 let own = expansion.finish();
-                merged
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .merge(own);
+                merged.lock().unwrap_or_else(PoisonError::into_inner).merge(own);
             });
             *tally = merged.into_inner().unwrap_or_else(PoisonError::into_inner);
         }
@@ -213,10 +200,7 @@ fn expand_layer<M: Model>(
 
 fn states<M: Model>(setting: &Setting<'_, M>) -> u64 {
     let count = |shard: &Mutex<Shard<State<M>>>| {
-        shard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .states()
+        shard.lock().unwrap_or_else(PoisonError::into_inner).states()
     };
     setting.shards.iter().map(count).sum()
 }

@@ -92,15 +92,9 @@ pub struct Footprint {
 
 impl Footprint {
     /// Touches nothing: what a finished thread will do.
-    pub const NOTHING: Footprint = Footprint {
-        reads: 0,
-        writes: 0,
-    };
+    pub const NOTHING: Footprint = Footprint { reads: 0, writes: 0 };
     /// Touches everything: always correct, and allows no reduction.
-    pub const EVERYTHING: Footprint = Footprint {
-        reads: u128::MAX,
-        writes: u128::MAX,
-    };
+    pub const EVERYTHING: Footprint = Footprint { reads: u128::MAX, writes: u128::MAX };
 
     /// Whether two footprints conflict.
     #[inline]
@@ -112,10 +106,7 @@ impl Footprint {
     #[inline]
     #[must_use]
     pub fn with(self, other: Footprint) -> Footprint {
-        Footprint {
-            reads: self.reads | other.reads,
-            writes: self.writes | other.writes,
-        }
+        Footprint { reads: self.reads | other.reads, writes: self.writes | other.writes }
     }
 
     /// Whether `other` touches nothing beyond this footprint (a write covers a read).

@@ -33,10 +33,7 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub(crate) fn of<M: Model>(model: &M, state: &State<M>, steps: &StepBuf) -> Threads {
-        let mut threads = Threads {
-            enabled: 0,
-            next: [Footprint::NOTHING; THREADS_MAX],
-        };
+        let mut threads = Threads { enabled: 0, next: [Footprint::NOTHING; THREADS_MAX] };
         for &step in steps.as_slice() {
             let thread = usize::from(step.thread);
             threads.enabled |= 1 << thread;
@@ -75,11 +72,7 @@ impl Threads {
             let member = open.trailing_zeros() as usize;
             open &= open - 1;
             let blocked = self.enabled & (1 << member) == 0;
-            let next = if blocked {
-                future[member]
-            } else {
-                self.next[member]
-            };
+            let next = if blocked { future[member] } else { self.next[member] };
             for (other, future) in future.iter().enumerate() {
                 if set & (1 << other) == 0 && next.conflicts(*future) {
                     set |= 1 << other;

@@ -77,11 +77,7 @@ pub enum ReplayError {
 
 fn list(steps: &[Step]) -> String {
     let texts: Vec<String> = steps.iter().map(Step::to_string).collect();
-    if texts.is_empty() {
-        "none".to_owned()
-    } else {
-        texts.join(", ")
-    }
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
 }
 
 /// Follows a schedule.
@@ -94,20 +90,13 @@ pub fn replay<M: Model>(model: &M, schedule: &Schedule) -> Result<Trace, ReplayE
     for (at, &step) in schedule.steps.iter().enumerate() {
         if let Err(invariant) = verdict {
             let name = invariant_name(model, invariant);
-            return Err(ReplayError::AfterViolation {
-                index: at + 1,
-                name,
-            });
+            return Err(ReplayError::AfterViolation { index: at + 1, name });
         }
         enabled.truncate(0);
         model.enabled(&state, &mut enabled);
         if !enabled.as_slice().contains(&step) {
             let enabled = enabled.as_slice().to_vec();
-            return Err(ReplayError::NotEnabled {
-                index: at + 1,
-                step,
-                enabled,
-            });
+            return Err(ReplayError::NotEnabled { index: at + 1, step, enabled });
         }
         let before = state.clone();
         model.apply(&mut state, step);
@@ -135,14 +124,8 @@ pub fn replay<M: Model>(model: &M, schedule: &Schedule) -> Result<Trace, ReplayE
             detail: explain(model, &schedule.steps, &state, invariant),
         };
     }
-    let threads = (0..model.threads())
-        .map(|thread| model.thread_name(thread as u8))
-        .collect();
-    Ok(Trace {
-        threads,
-        rows,
-        outcome,
-    })
+    let threads = (0..model.threads()).map(|thread| model.thread_name(thread as u8)).collect();
+    Ok(Trace { threads, rows, outcome })
 }
 
 /// The name of an invariant, the search's own included.
@@ -165,15 +148,8 @@ pub(crate) fn explain<M: Model>(
     }
     let threads = (0..model.threads() as u8).map(|thread| {
         let held = model.held(state, thread);
-        let held = if held.is_empty() {
-            "nothing".to_owned()
-        } else {
-            held
-        };
+        let held = if held.is_empty() { "nothing".to_owned() } else { held };
         format!("{} holds {held}", model.thread_name(thread))
     });
-    format!(
-        "no thread can move: {}",
-        threads.collect::<Vec<_>>().join("; ")
-    )
+    format!("no thread can move: {}", threads.collect::<Vec<_>>().join("; "))
 }

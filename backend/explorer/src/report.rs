@@ -12,7 +12,7 @@ use crate::schedule::Schedule;
 pub enum Strategy {
     /// Every reachable state once. Depth first with one worker and no bound on steps or
     /// preemptions; layer by layer otherwise, since a bounded depth-first search with a visited
-    /// set can miss states below its bound. Both reach the same states.
+    /// set can miss states below its bound. Both give the same answer.
     Exhaustive,
     /// Layer by layer with persistent sets and sleep sets: reaches every end state and finds a
     /// violation if there is one, but leaves out interleavings that only swap independent steps.
@@ -139,7 +139,8 @@ pub struct Coverage {
     /// Ends reached: distinct states without enabled steps. Random strategies: schedules that
     /// reached one.
     pub ends: u64,
-    /// Longest path taken, in steps: the depth of the stack, or the number of layers.
+    /// Longest path taken, in steps: depth first, or the number of layers where interleavings are
+    /// not counted.
     pub depth_max: u32,
     /// The bounds that cut the search, in order of the enum; empty if it is complete.
     pub truncated: Vec<Bound>,

@@ -92,11 +92,7 @@ pub enum ScheduleError {
 impl Schedule {
     /// A schedule for `model`.
     pub fn new<M: Model>(model: &M, steps: Vec<Step>) -> Schedule {
-        Schedule {
-            model: model.name(),
-            identity: model.identity(),
-            steps,
-        }
+        Schedule { model: model.name(), identity: model.identity(), steps }
     }
 
     /// Refuses a schedule that was made for another model.
@@ -119,10 +115,7 @@ impl Schedule {
 
     /// How often the schedule goes from one thread to another.
     pub fn switches(&self) -> usize {
-        self.steps
-            .windows(2)
-            .filter(|pair| pair[0].thread != pair[1].thread)
-            .count()
+        self.steps.windows(2).filter(|pair| pair[0].thread != pair[1].thread).count()
     }
 }
 
@@ -146,17 +139,16 @@ impl FromStr for Schedule {
     type Err = ScheduleError;
 
     fn from_str(text: &str) -> Result<Schedule, ScheduleError> {
-        let not_a_schedule = || ScheduleError::NotASchedule {
-            found: text.chars().take(40).collect(),
-        };
+        let not_a_schedule =
+            || ScheduleError::NotASchedule { found: text.chars().take(40).collect() };
         let mut fields = text.trim().splitn(4, ':');
         let tag = fields.next().unwrap_or_default();
         if tag != TAG {
             let version = tag.strip_prefix(TAG_FAMILY);
             return Err(match version {
-                Some(digits) if digits.parse::<u32>().is_ok() => ScheduleError::Version {
-                    found: tag.to_owned(),
-                },
+                Some(digits) if digits.parse::<u32>().is_ok() => {
+                    ScheduleError::Version { found: tag.to_owned() }
+                }
                 _ => not_a_schedule(),
             });
         }
@@ -165,18 +157,12 @@ impl FromStr for Schedule {
         else {
             return Err(not_a_schedule());
         };
-        let identity_error = || ScheduleError::Identity {
-            found: identity.to_owned(),
-        };
+        let identity_error = || ScheduleError::Identity { found: identity.to_owned() };
         if identity.len() != 16 || !identity.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(identity_error());
         }
         let identity = u64::from_str_radix(identity, 16).map_err(|_| identity_error())?;
-        Ok(Schedule {
-            model: model.to_owned(),
-            identity,
-            steps: parse_steps(steps)?,
-        })
+        Ok(Schedule { model: model.to_owned(), identity, steps: parse_steps(steps)? })
     }
 }
 
@@ -186,10 +172,8 @@ fn parse_steps(text: &str) -> Result<Vec<Step>, ScheduleError> {
         return Ok(steps);
     }
     for (index, token) in text.split('-').enumerate() {
-        let (step, repeats) = parse_run(token).ok_or_else(|| ScheduleError::Step {
-            index: index + 1,
-            found: token.to_owned(),
-        })?;
+        let (step, repeats) = parse_run(token)
+            .ok_or_else(|| ScheduleError::Step { index: index + 1, found: token.to_owned() })?;
         if steps.len() + repeats > STEPS_MAX {
             return Err(ScheduleError::TooLong);
         }
@@ -201,9 +185,7 @@ fn parse_steps(text: &str) -> Result<Vec<Step>, ScheduleError> {
 /// One token: `A`, `A.2`, `Ax3`, `A.2x3`.
 fn parse_run(token: &str) -> Option<(Step, usize)> {
     let letter = token.bytes().next()?;
-    let thread = letter
-        .checked_sub(b'A')
-        .filter(|&n| usize::from(n) < THREADS_MAX)?;
+    let thread = letter.checked_sub(b'A').filter(|&n| usize::from(n) < THREADS_MAX)?;
     let rest = &token[1..];
     let (choice, repeats) = match rest.split_once('x') {
         Some((choice, repeats)) => (choice, number(repeats)?),
@@ -219,11 +201,7 @@ fn parse_run(token: &str) -> Option<(Step, usize)> {
 
 /// Plain decimal digits only: `parse` alone would take a sign.
 fn number(digits: &str) -> Option<usize> {
-    digits
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| digits.parse().ok())
-        .flatten()
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 #[cfg(test)]

@@ -30,15 +30,9 @@ pub(crate) fn shrink<M: Model>(
     on_progress: OnProgress<'_>,
 ) -> Shrunk {
     if let Some(steps) = Shortest::new(model, invariant, states_max).search(on_progress) {
-        return Shrunk {
-            steps,
-            minimal: true,
-        };
+        return Shrunk { steps, minimal: true };
     }
-    Shrunk {
-        steps: delete(model, invariant, steps),
-        minimal: false,
-    }
+    Shrunk { steps: delete(model, invariant, steps), minimal: false }
 }
 
 /// A state as left by one thread.
@@ -85,11 +79,7 @@ impl<'a, M: Model> Shortest<'a, M> {
         let initial = self.model.initial();
         self.reached.insert(self.model.fingerprint(&initial), 0);
         // No thread has moved yet: the first step is no switch, so its place has no thread.
-        self.places.push(Place {
-            parent: 0,
-            step: Step::default(),
-            switches: 0,
-        });
+        self.places.push(Place { parent: 0, step: Step::default(), switches: 0 });
         let mut layer = vec![initial];
         let mut steps = StepBuf::default();
         let mut transitions = 0;
@@ -126,11 +116,7 @@ impl<'a, M: Model> Shortest<'a, M> {
 
     /// Takes all steps of one state. `open` is the number of the first place of the next layer.
     fn expand(&mut self, depth: u32, number: u32, open: u32, state: &State<M>, steps: &[Step]) {
-        let Place {
-            step: arrived_by,
-            switches,
-            ..
-        } = self.places[number as usize];
+        let Place { step: arrived_by, switches, .. } = self.places[number as usize];
         if steps.is_empty() && check_end(self.model, state) == Err(self.invariant) {
             self.offer((depth, switches), number, None);
         }
@@ -159,29 +145,17 @@ impl<'a, M: Model> Shortest<'a, M> {
         state: State<M>,
     ) {
         let fingerprint = self.model.fingerprint(&state);
-        if self
-            .reached
-            .insert(fingerprint, depth + 1)
-            .is_some_and(|first| first <= depth)
-        {
+        if self.reached.insert(fingerprint, depth + 1).is_some_and(|first| first <= depth) {
             return;
         }
         let key = mix(fingerprint ^ mix(u64::from(step.thread) + 1));
         match self.visited.insert(key, self.places.len() as u32) {
             None => {
-                self.places.push(Place {
-                    parent,
-                    step,
-                    switches,
-                });
+                self.places.push(Place { parent, step, switches });
                 self.next.push(state);
             }
             Some(known) if known >= open && switches < self.places[known as usize].switches => {
-                self.places[known as usize] = Place {
-                    parent,
-                    step,
-                    switches,
-                };
+                self.places[known as usize] = Place { parent, step, switches };
             }
             Some(_) => {}
         }
@@ -254,13 +228,7 @@ fn follow<M: Model>(model: &M, invariant: InvariantId, steps: &[Step]) -> Option
 }
 
 fn cost(steps: &[Step]) -> (usize, usize) {
-    (
-        steps.len(),
-        steps
-            .windows(2)
-            .filter(|pair| pair[0].thread != pair[1].thread)
-            .count(),
-    )
+    (steps.len(), steps.windows(2).filter(|pair| pair[0].thread != pair[1].thread).count())
 }
 
 /// Delta debugging: drops chunks, halving their size, and joins runs of one thread, as long as
@@ -308,21 +276,9 @@ fn join_runs<M: Model>(model: &M, invariant: InvariantId, steps: &mut Vec<Step>)
 /// `None` if nothing lies between.
 fn joined(steps: &[Step], at: usize) -> Option<[Vec<Step>; 2]> {
     let of_thread = |step: &Step| step.thread == steps[at].thread;
-    let before = steps[..at]
-        .iter()
-        .rposition(of_thread)
-        .filter(|&before| before + 1 < at)?;
-    let end = at
-        + steps[at..]
-            .iter()
-            .take_while(|step| of_thread(step))
-            .count();
-    let start = before + 1
-        - steps[..=before]
-            .iter()
-            .rev()
-            .take_while(|s| of_thread(s))
-            .count();
+    let before = steps[..at].iter().rposition(of_thread).filter(|&before| before + 1 < at)?;
+    let end = at + steps[at..].iter().take_while(|step| of_thread(step)).count();
+    let start = before + 1 - steps[..=before].iter().rev().take_while(|s| of_thread(s)).count();
     let (mut up, mut down) = (steps.to_vec(), steps.to_vec());
     up[before + 1..end].rotate_right(end - at);
     down[start..at].rotate_left(before + 1 - start);

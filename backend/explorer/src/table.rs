@@ -29,16 +29,7 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new() -> Table {
-        Table {
-            slots: vec![
-                Slot {
-                    key: 0,
-                    number: EMPTY
-                };
-                1 << 10
-            ],
-            len: 0,
-        }
+        Table { slots: vec![Slot { key: 0, number: EMPTY }; 1 << 10], len: 0 }
     }
 
     /// Where `key` is, or the empty slot where it belongs.
@@ -91,13 +82,7 @@ impl Table {
 
     #[cold]
     fn grow(&mut self) {
-        let larger = vec![
-            Slot {
-                key: 0,
-                number: EMPTY
-            };
-            self.slots.len() * 2
-        ];
+        let larger = vec![Slot { key: 0, number: EMPTY }; self.slots.len() * 2];
         for slot in std::mem::replace(&mut self.slots, larger) {
             if slot.number != EMPTY {
                 let at = self.find(slot.key);

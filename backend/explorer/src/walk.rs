@@ -45,10 +45,7 @@ impl Tally {
         self.cut_by_preemptions |= other.cut_by_preemptions;
         self.depth_max = self.depth_max.max(other.depth_max);
         for (invariant, found) in other.violations {
-            let kept = self
-                .violations
-                .entry(invariant)
-                .or_insert_with(|| found.clone());
+            let kept = self.violations.entry(invariant).or_insert_with(|| found.clone());
             if found.0 < kept.0 {
                 *kept = found;
             }
@@ -65,19 +62,10 @@ pub(crate) fn search<M: Model>(
 ) -> (Found, Coverage) {
     let (seed, schedules, pct_depth) = match options.strategy {
         Strategy::Random { seed, schedules } => (seed, schedules, None),
-        Strategy::Pct {
-            seed,
-            schedules,
-            depth,
-        } => (seed, schedules, Some(depth)),
+        Strategy::Pct { seed, schedules, depth } => (seed, schedules, Some(depth)),
         Strategy::Exhaustive | Strategy::PartialOrder => (0, 0, None),
     };
-    let mut plan = Plan {
-        model,
-        options,
-        seed,
-        pct: None,
-    };
+    let mut plan = Plan { model, options, seed, pct: None };
     if let Some(depth) = pct_depth {
         // The length that change points are spread over: that of one run without a switch more
         // than needed.
@@ -102,10 +90,7 @@ pub(crate) fn search<M: Model>(
                 }
                 (first..end.min(first + CHUNK)).for_each(|number| walker.walk(number));
             }
-            merged
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .merge(walker.tally);
+            merged.lock().unwrap_or_else(PoisonError::into_inner).merge(walker.tally);
         });
         total = merged.into_inner().unwrap_or_else(PoisonError::into_inner);
         done = end;
@@ -193,18 +178,13 @@ impl Priorities {
         for at in (1..of.len()).rev() {
             of.swap(at, rng.below(at + 1));
         }
-        let changes = (1..low)
-            .map(|priority| (rng.below(length), priority))
-            .collect();
+        let changes = (1..low).map(|priority| (rng.below(length), priority)).collect();
         Priorities { rng, of, changes }
     }
 
     fn highest(&self, steps: &[Step]) -> u8 {
         let priority = |step: &&Step| self.of[usize::from(step.thread)];
-        steps
-            .iter()
-            .max_by_key(priority)
-            .map_or(0, |step| step.thread)
+        steps.iter().max_by_key(priority).map_or(0, |step| step.thread)
     }
 }
 
@@ -297,15 +277,10 @@ impl<'a, M: Model> Walker<'a, M> {
     fn allow(&mut self, last: Option<u8>, preemptions: u32) -> bool {
         let enabled = self.enabled.as_slice();
         let could_go_on = enabled.iter().any(|step| Some(step.thread) == last);
-        let used_up = self
-            .plan
-            .options
-            .preemptions_max
-            .is_some_and(|max| preemptions >= max);
+        let used_up = self.plan.options.preemptions_max.is_some_and(|max| preemptions >= max);
         self.allowed.clear();
         if could_go_on && used_up {
-            self.allowed
-                .extend(enabled.iter().filter(|step| Some(step.thread) == last));
+            self.allowed.extend(enabled.iter().filter(|step| Some(step.thread) == last));
             let cut = enabled.len() - self.allowed.len();
             self.tally.pruned_by_bound += cut as u64;
             self.tally.cut_by_preemptions |= cut > 0;
@@ -318,11 +293,8 @@ impl<'a, M: Model> Walker<'a, M> {
     fn violated(&mut self, number: u64, invariant: InvariantId) {
         self.tally.violating += 1;
         let schedule = &self.schedule;
-        let kept = self
-            .tally
-            .violations
-            .entry(invariant)
-            .or_insert_with(|| (number, schedule.clone()));
+        let kept =
+            self.tally.violations.entry(invariant).or_insert_with(|| (number, schedule.clone()));
         if number < kept.0 {
             *kept = (number, schedule.clone());
         }

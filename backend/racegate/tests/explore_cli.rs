@@ -12,11 +12,7 @@ const FIXED: [&str; 3] = ["mkwrite-fallocate", "--variant", "linux-5.10.262"];
 
 fn explore(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_racegate"));
-    command
-        .arg("explore")
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    command.arg("explore").args(arguments).output().expect("the program starts")
 }
 
 fn status(output: &Output) -> i32 {
@@ -73,13 +69,11 @@ fn every_strategy_finds_it_the_same_way_each_time_on_any_number_of_threads() {
     let expected = schedule(&json(&BUGGY));
     for strategy in ["dfs", "por", "random", "pct"] {
         let with = |threads| {
-            timeless(json(
-                &[&BUGGY[..], &["--strategy", strategy, "--threads", threads]].concat(),
-            ))
+            timeless(json(&[&BUGGY[..], &["--strategy", strategy, "--threads", threads]].concat()))
         };
         assert_eq!(with("2"), with("2"), "{strategy}");
         assert_eq!(schedule(&with("1")), expected, "{strategy}");
-        assert_eq!(schedule(&with("3")), expected, "{strategy}");
+        assert_eq!(with("1"), with("3"), "{strategy}");
     }
 }
 
@@ -129,20 +123,14 @@ fn a_scenario_of_the_users_own_is_searched_and_replayed_from_its_file() {
     let found = explore(&[&own, "--variant", "linux-5.10.223"]);
     assert_eq!(status(&found), 1);
     let text = String::from_utf8(found.stdout).unwrap();
-    let again = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("racegate explore "))
-        .unwrap();
+    let again =
+        text.lines().find_map(|line| line.trim().strip_prefix("racegate explore ")).unwrap();
     assert!(again.starts_with(&own), "{again}");
     assert_eq!(status(&explore(&again.split(' ').collect::<Vec<_>>())), 1);
 
     let refused = explore(&[&file("bad.toml", "a:b c")]);
     assert_eq!(status(&refused), 2);
-    assert!(
-        String::from_utf8(refused.stderr)
-            .unwrap()
-            .contains("`name` is")
-    );
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("`name` is"));
 }
 
 #[test]
@@ -151,45 +139,20 @@ fn a_bound_that_cut_the_search_is_reported() {
     assert_eq!(document["complete"], false);
     assert_eq!(document["truncated"], serde_json::json!(["steps"]));
     let text = explore(&[&FIXED[..], &["--preemptions", "0"]].concat()).stdout;
-    assert!(
-        String::from_utf8(text)
-            .unwrap()
-            .contains("not complete: cut by preemptions")
-    );
+    assert!(String::from_utf8(text).unwrap().contains("not complete: cut by preemptions"));
 }
 
 #[test]
 fn mistakes_are_refused_with_what_exists() {
     let refusals: [(&[&str], &str); 9] = [
         (&["no-such"], "mkwrite-fallocate"),
-        (
-            &["mkwrite-fallocate", "--variant", "linux-2.6"],
-            "linux-5.10.223",
-        ),
+        (&["mkwrite-fallocate", "--variant", "linux-2.6"], "linux-5.10.223"),
         (&["--mutant", "M99"], "M01"),
         (&[], "name a scenario or a mutant"),
-        (
-            &["mkwrite-fallocate", "--seed", "1"],
-            "--strategy random or pct",
-        ),
-        (
-            &[
-                "mkwrite-fallocate",
-                "--strategy",
-                "por",
-                "--preemptions",
-                "1",
-            ],
-            "preemption bound",
-        ),
+        (&["mkwrite-fallocate", "--seed", "1"], "--strategy random or pct"),
+        (&["mkwrite-fallocate", "--strategy", "por", "--preemptions", "1"], "preemption bound"),
         (&["--replay", "rgs9:a:b:c"], "this build reads `rgs1`"),
-        (
-            &[
-                "--replay",
-                "rgs1:mkwrite-fallocate@linux-5.10.223:0000000000000000:A",
-            ],
-            "changed",
-        ),
+        (&["--replay", "rgs1:mkwrite-fallocate@linux-5.10.223:0000000000000000:A"], "changed"),
         (&["missing.toml"], "missing.toml"),
     ];
     for (arguments, expected) in refusals {

@@ -106,11 +106,7 @@ impl<'a, M: Model> Expansion<'a, M> {
             [only] => Some(only.lock().unwrap_or_else(PoisonError::into_inner)),
             _ => None,
         };
-        let batches = setting
-            .shards
-            .iter()
-            .map(|_| Vec::with_capacity(BATCH))
-            .collect();
+        let batches = setting.shards.iter().map(|_| Vec::with_capacity(BATCH)).collect();
         let outlet = Outlet { batches, only };
         Expansion {
             setting,
@@ -137,9 +133,7 @@ impl<'a, M: Model> Expansion<'a, M> {
             shard.arrive_all(batch)
         } else {
             let shard = self.setting.shards[at].lock();
-            shard
-                .unwrap_or_else(PoisonError::into_inner)
-                .arrive_all(batch)
+            shard.unwrap_or_else(PoisonError::into_inner).arrive_all(batch)
         };
     }
 
@@ -148,12 +142,7 @@ impl<'a, M: Model> Expansion<'a, M> {
         self.setting.model.enabled(&node.state, &mut self.steps);
         if self.steps.len() == 0 {
             self.end(node);
-        } else if self
-            .setting
-            .options
-            .steps_max
-            .is_some_and(|max| self.depth >= max)
-        {
+        } else if self.setting.options.steps_max.is_some_and(|max| self.depth >= max) {
             self.tally.pruned_by_steps += self.steps.len() as u64;
             self.tally.paths = self.tally.paths.saturating_add(node.paths);
         } else if self.setting.reduce {
@@ -196,12 +185,7 @@ impl<'a, M: Model> Expansion<'a, M> {
     /// Whether `step` takes the turn from a thread that could go on.
     fn preempts(&self, last: Option<u8>, step: Step) -> bool {
         last.is_some_and(|last| {
-            last != step.thread
-                && self
-                    .steps
-                    .as_slice()
-                    .iter()
-                    .any(|other| other.thread == last)
+            last != step.thread && self.steps.as_slice().iter().any(|other| other.thread == last)
         })
     }
 
@@ -241,11 +225,7 @@ impl<'a, M: Model> Expansion<'a, M> {
     /// the threads that wait could wait for ever around a cycle.
     fn progresses(&mut self, node: &Node<State<M>>, threads: u32) -> bool {
         let model = self.setting.model;
-        let mut steps = self
-            .steps
-            .as_slice()
-            .iter()
-            .filter(|s| threads & (1 << s.thread) != 0);
+        let mut steps = self.steps.as_slice().iter().filter(|s| threads & (1 << s.thread) != 0);
         steps.any(|&step| {
             self.scratch.clone_from(&node.state);
             model.apply(&mut self.scratch, step);
@@ -253,9 +233,7 @@ impl<'a, M: Model> Expansion<'a, M> {
             model.check(&self.scratch, step).is_ok()
                 && !match &self.outlet.only {
                     Some(shard) => shard.known_before(key),
-                    None => self
-                        .setting
-                        .with_shard(key, |shard| shard.known_before(key)),
+                    None => self.setting.with_shard(key, |shard| shard.known_before(key)),
                 }
         })
     }
@@ -283,15 +261,8 @@ impl<'a, M: Model> Expansion<'a, M> {
         if let Some(last) = last {
             key = mix(key ^ mix(u64::from(last) << 32 | u64::from(preemptions)));
         }
-        let arrival = Arrival {
-            key,
-            parent: node.key,
-            step,
-            paths: node.paths,
-            sleep,
-            last,
-            preemptions,
-        };
+        let arrival =
+            Arrival { key, parent: node.key, step, paths: node.paths, sleep, last, preemptions };
         let at = self.setting.shard_index(key);
         self.outlet.batches[at].push((arrival, self.scratch.clone()));
         if self.outlet.batches[at].len() == BATCH {

@@ -65,9 +65,7 @@ impl<S> Shard<S> {
 
     /// Whether the state was reached in an earlier layer than the one being filled.
     pub(super) fn known_before(&self, key: u64) -> bool {
-        self.table
-            .get(key)
-            .is_some_and(|number| number < self.first)
+        self.table.get(key).is_some_and(|number| number < self.first)
     }
 
     /// The parent of a state and the step that led from there.
@@ -83,46 +81,20 @@ impl<S> Shard<S> {
         let mut sum = 0;
         for (arrival, _) in &*batch {
             let number = self.table.glance(arrival.key);
-            sum ^= self
-                .records
-                .get(number as usize)
-                .map_or(0, |record| record.parent);
+            sum ^= self.records.get(number as usize).map_or(0, |record| record.parent);
             let node = self.next.get(number.wrapping_sub(self.first) as usize);
             sum ^= node.map_or(0, |node| node.key);
         }
         black_box(sum);
-        batch
-            .drain(..)
-            .map(|(arrival, state)| u64::from(self.arrive(&arrival, state)))
-            .sum()
+        batch.drain(..).map(|(arrival, state)| u64::from(self.arrive(&arrival, state))).sum()
     }
 
     /// Takes one arrival; true if its state was known.
     pub(super) fn arrive(&mut self, arrival: &Arrival, state: S) -> bool {
-        let Arrival {
-            key,
-            parent,
-            step,
-            paths,
-            sleep,
-            last,
-            preemptions,
-        } = *arrival;
-        let node = |sleep, slept| Node {
-            state,
-            key,
-            paths,
-            sleep,
-            slept,
-            last,
-            preemptions,
-        };
+        let Arrival { key, parent, step, paths, sleep, last, preemptions } = *arrival;
+        let node = |sleep, slept| Node { state, key, paths, sleep, slept, last, preemptions };
         let Some(number) = self.table.insert(key, self.records.len() as u32) else {
-            self.records.push(Record {
-                parent,
-                step,
-                sleep,
-            });
+            self.records.push(Record { parent, step, sleep });
             self.next.push(node(sleep, u32::MAX));
             return false;
         };
@@ -140,10 +112,7 @@ impl<S> Shard<S> {
         self.uneven = true;
         if record.sleep & !sleep != 0 {
             let slept = record.sleep;
-            let again = self
-                .again
-                .entry(number)
-                .or_insert_with(|| node(slept, slept));
+            let again = self.again.entry(number).or_insert_with(|| node(slept, slept));
             again.sleep &= sleep;
             record.sleep = again.sleep;
         }

@@ -6,10 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn step() -> impl Strategy<Value = Step> {
-    (
-        0..THREADS_MAX as u8,
-        prop_oneof![3 => Just(0_u8), 1 => any::<u8>()],
-    )
+    (0..THREADS_MAX as u8, prop_oneof![3 => Just(0_u8), 1 => any::<u8>()])
         .prop_map(|(thread, choice)| Step { thread, choice })
 }
 
@@ -47,31 +44,14 @@ fn prints_runs_and_choices() {
 
 #[test]
 fn refuses_what_it_cannot_mean() {
-    assert!(matches!(
-        refusal("hello"),
-        ScheduleError::NotASchedule { .. }
-    ));
-    assert!(matches!(
-        refusal("rgs1:m"),
-        ScheduleError::NotASchedule { .. }
-    ));
+    assert!(matches!(refusal("hello"), ScheduleError::NotASchedule { .. }));
+    assert!(matches!(refusal("rgs1:m"), ScheduleError::NotASchedule { .. }));
     assert!(matches!(refusal("rgs2:m:0:A"), ScheduleError::Version { found } if found == "rgs2"));
-    assert!(matches!(
-        refusal("rgs1:m:12:A"),
-        ScheduleError::Identity { .. }
-    ));
-    assert!(matches!(
-        refusal("rgs1:m:+123456789abcdef:A"),
-        ScheduleError::Identity { .. }
-    ));
-    for bad in [
-        "a", "A-", "A.", "Ax", "Ax0", "A.256", "A+", "A.+1", "Ax-1", "[", "\u{e9}",
-    ] {
+    assert!(matches!(refusal("rgs1:m:12:A"), ScheduleError::Identity { .. }));
+    assert!(matches!(refusal("rgs1:m:+123456789abcdef:A"), ScheduleError::Identity { .. }));
+    for bad in ["a", "A-", "A.", "Ax", "Ax0", "A.256", "A+", "A.+1", "Ax-1", "[", "\u{e9}"] {
         let text = format!("rgs1:m:0123456789abcdef:B-{bad}");
-        assert!(
-            matches!(refusal(&text), ScheduleError::Step { .. }),
-            "{bad}"
-        );
+        assert!(matches!(refusal(&text), ScheduleError::Step { .. }), "{bad}");
     }
     let long = format!("rgs1:m:0123456789abcdef:Ax{}-Bx2", STEPS_MAX - 1);
     assert_eq!(refusal(&long), ScheduleError::TooLong);

@@ -36,10 +36,7 @@ type State = (u32, [u8; 3]);
 
 impl Canary {
     fn new(lie: Lie) -> Canary {
-        Canary {
-            lie,
-            asked: AtomicU32::new(0),
-        }
+        Canary { lie, asked: AtomicU32::new(0) }
     }
 
     /// True every thirteenth time, if this is the lie.
@@ -106,11 +103,7 @@ impl Model for Canary {
     fn fingerprint(&self, state: &State) -> u64 {
         let honest = u64::from(state.0) << 32
             | u64::from(u32::from_le_bytes([state.1[0], state.1[1], state.1[2], 0]));
-        if self.whim(Lie::Fingerprint) {
-            honest + (1 << 63)
-        } else {
-            honest
-        }
+        if self.whim(Lie::Fingerprint) { honest + (1 << 63) } else { honest }
     }
 
     fn footprint(&self, state: &State, step: Step) -> Footprint {
@@ -120,18 +113,9 @@ impl Model for Canary {
             _ => 1,
         };
         match step.thread {
-            0 | 1 => Footprint {
-                reads: 0,
-                writes: counter,
-            },
-            _ if self.lie == Lie::Future && state.1[2] == 1 => Footprint {
-                reads: 8,
-                writes: 0,
-            },
-            _ => Footprint {
-                reads: counter,
-                writes: 0,
-            },
+            0 | 1 => Footprint { reads: 0, writes: counter },
+            _ if self.lie == Lie::Future && state.1[2] == 1 => Footprint { reads: 8, writes: 0 },
+            _ => Footprint { reads: counter, writes: 0 },
         }
     }
 
@@ -142,10 +126,7 @@ impl Model for Canary {
         let step = Step { thread, choice: 0 };
         let next = self.footprint(&(state.0, [0; 3]), step);
         let guard = u128::from(self.lie != Lie::GuardInFuture) * 3;
-        next.with(Footprint {
-            reads: guard,
-            writes: 0,
-        })
+        next.with(Footprint { reads: guard, writes: 0 })
     }
 
     fn invariant(&self, _: InvariantId) -> String {
@@ -177,58 +158,34 @@ fn an_honest_model_passes() {
 
 #[test]
 fn hidden_memory_is_caught() {
-    assert!(matches!(
-        fault(Lie::Memory),
-        Fault::NotDeterministic { what: "states", .. }
-    ));
-    assert!(matches!(
-        fault(Lie::Offer),
-        Fault::NotDeterministic {
-            what: "enabled steps",
-            ..
-        }
-    ));
+    assert!(matches!(fault(Lie::Memory), Fault::NotDeterministic { what: "states", .. }));
+    assert!(matches!(fault(Lie::Offer), Fault::NotDeterministic { what: "enabled steps", .. }));
     assert!(matches!(
         fault(Lie::Fingerprint),
-        Fault::NotDeterministic {
-            what: "fingerprints",
-            ..
-        }
+        Fault::NotDeterministic { what: "fingerprints", .. }
     ));
 }
 
 #[test]
 fn bad_lists_of_steps_are_caught() {
     assert!(matches!(fault(Lie::ListedTwice), Fault::BadStep { .. }));
-    let Fault::BadStep { step, .. } = fault(Lie::NoSuchThread) else {
-        panic!()
-    };
+    let Fault::BadStep { step, .. } = fault(Lie::NoSuchThread) else { panic!() };
     assert_eq!(step.thread, 3);
 }
 
 #[test]
 fn false_independence_is_caught() {
-    let Fault::NotIndependent { what, .. } = fault(Lie::Footprint) else {
-        panic!()
-    };
+    let Fault::NotIndependent { what, .. } = fault(Lie::Footprint) else { panic!() };
     assert_eq!(what, "the order changes the state");
 }
 
 #[test]
 fn a_step_that_another_enables_is_not_independent_of_it() {
-    let Fault::NotIndependent { what, .. } = fault(Lie::Guard) else {
-        panic!()
-    };
-    assert_eq!(
-        what,
-        "the first changes what the thread of the second may do"
-    );
+    let Fault::NotIndependent { what, .. } = fault(Lie::Guard) else { panic!() };
+    assert_eq!(what, "the first changes what the thread of the second may do");
 }
 
 #[test]
 fn a_future_that_is_too_small_is_caught() {
-    assert!(matches!(
-        fault(Lie::Future),
-        Fault::FutureTooSmall { thread: 2, .. }
-    ));
+    assert!(matches!(fault(Lie::Future), Fault::FutureTooSmall { thread: 2, .. }));
 }

@@ -11,10 +11,7 @@ use super::program::{Op, Program, programs};
 use super::{Threads, all, run};
 
 fn preempting(preemptions: u32) -> Options {
-    Options {
-        preemptions_max: Some(preemptions),
-        ..all()
-    }
+    Options { preemptions_max: Some(preemptions), ..all() }
 }
 
 proptest! {
@@ -64,28 +61,12 @@ fn preemptions_are_counted_as_chess_does() {
 #[test]
 fn a_step_bound_is_reported() {
     let program = Program::new(vec![vec![Op::Nop; 3]; 2]);
-    let coverage = run(
-        &program,
-        &Options {
-            steps_max: Some(2),
-            ..all()
-        },
-        1,
-    )
-    .coverage;
+    let coverage = run(&program, &Options { steps_max: Some(2), ..all() }, 1).coverage;
     assert_eq!(coverage.truncated, [Bound::Steps]);
     assert_eq!(coverage.interleavings, Some(4));
     assert_eq!(coverage.states, Some(6));
     assert_eq!(coverage.pruned_by_bound, 6);
-    let coverage = run(
-        &program,
-        &Options {
-            steps_max: Some(6),
-            ..all()
-        },
-        1,
-    )
-    .coverage;
+    let coverage = run(&program, &Options { steps_max: Some(6), ..all() }, 1).coverage;
     assert_eq!(coverage.truncated, []);
     assert_eq!(coverage.interleavings, Some(20));
 }
@@ -94,15 +75,8 @@ fn a_step_bound_is_reported() {
 fn a_limit_on_states_is_reported() {
     let program = Program::new(vec![vec![Op::Nop; 30]; 3]);
     for workers in [1, 2] {
-        let coverage = run(
-            &program,
-            &Options {
-                states_max: Some(1000),
-                ..all()
-            },
-            workers,
-        )
-        .coverage;
+        let coverage =
+            run(&program, &Options { states_max: Some(1000), ..all() }, workers).coverage;
         assert_eq!(coverage.truncated, [Bound::States]);
         assert_eq!(coverage.interleavings, None);
         assert!((1000..3000).contains(&coverage.states.unwrap()));
@@ -112,41 +86,25 @@ fn a_limit_on_states_is_reported() {
 #[test]
 fn a_callback_can_end_a_search() {
     let program = Program::new(vec![vec![Op::Nop; 50]; 3]);
-    let random = Strategy::Random {
-        seed: 1,
-        schedules: 1 << 40,
-    };
-    for (strategy, workers) in [
-        (Strategy::Exhaustive, 1),
-        (Strategy::Exhaustive, 2),
-        (random, 1),
-        (random, 2),
-    ] {
+    let random = Strategy::Random { seed: 1, schedules: 1 << 40 };
+    for (strategy, workers) in
+        [(Strategy::Exhaustive, 1), (Strategy::Exhaustive, 2), (random, 1), (random, 2)]
+    {
         let options = Options { strategy, ..all() };
         let mut calls = 0;
         let mut on_progress = |_| {
             calls += 1;
-            if calls < 3 {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
+            if calls < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         let report = explore(&program, &options, &Threads(workers), &mut on_progress).unwrap();
-        assert!(
-            report.coverage.truncated.contains(&Bound::Cancelled),
-            "{report:?}"
-        );
+        assert!(report.coverage.truncated.contains(&Bound::Cancelled), "{report:?}");
         assert_eq!(calls, 3);
     }
 }
 
 #[test]
 fn a_search_that_stops_at_the_first_violation_is_not_complete() {
-    let program = Program::new(vec![
-        vec![Op::Set(0, 1), Op::Nop],
-        vec![Op::AssertNot(0, 1)],
-    ]);
+    let program = Program::new(vec![vec![Op::Set(0, 1), Op::Nop], vec![Op::AssertNot(0, 1)]]);
     for workers in [1, 2] {
         let report = run(&program, &Options::default(), workers);
         assert_eq!(report.violations.len(), 1);
@@ -161,26 +119,10 @@ fn unsound_options_are_refused() {
         explore(program, options, &Threads(1), &mut on_progress).expect_err("must be refused")
     };
     let program = Program::new(vec![vec![Op::Nop]; 2]);
-    let options = Options {
-        strategy: Strategy::PartialOrder,
-        ..preempting(1)
-    };
-    assert_eq!(
-        refusal(&program, &options),
-        OptionsError::PreemptionsWithPartialOrder
-    );
-    let strategy = Strategy::Pct {
-        seed: 0,
-        schedules: 1,
-        depth: 0,
-    };
-    assert_eq!(
-        refusal(&program, &Options { strategy, ..all() }),
-        OptionsError::PctDepth
-    );
+    let options = Options { strategy: Strategy::PartialOrder, ..preempting(1) };
+    assert_eq!(refusal(&program, &options), OptionsError::PreemptionsWithPartialOrder);
+    let strategy = Strategy::Pct { seed: 0, schedules: 1, depth: 0 };
+    assert_eq!(refusal(&program, &Options { strategy, ..all() }), OptionsError::PctDepth);
     let crowd = Program::new(vec![vec![]; 27]);
-    assert_eq!(
-        refusal(&crowd, &all()),
-        OptionsError::TooManyThreads { threads: 27 }
-    );
+    assert_eq!(refusal(&crowd, &all()), OptionsError::TooManyThreads { threads: 27 });
 }

@@ -10,25 +10,13 @@ use super::{all, run};
 
 /// Threads that never meet, of the given lengths.
 fn apart(lengths: &[usize]) -> Program {
-    Program::new(
-        lengths
-            .iter()
-            .map(|&length| vec![Op::Nop; length])
-            .collect(),
-    )
+    Program::new(lengths.iter().map(|&length| vec![Op::Nop; length]).collect())
 }
 
 /// Depth first, layers on one worker (a bound that does not bite), layers on three.
 fn engines(program: &Program) -> [Report; 3] {
-    let layered = explorer::Options {
-        steps_max: Some(1000),
-        ..all()
-    };
-    [
-        run(program, &all(), 1),
-        run(program, &layered, 1),
-        run(program, &all(), 3),
-    ]
+    let layered = explorer::Options { steps_max: Some(1000), ..all() };
+    [run(program, &all(), 1), run(program, &layered, 1), run(program, &all(), 3)]
 }
 
 /// Two threads of three steps: AAABBB AABABB AABBAB AABBBA ABAABB ABABAB ABABBA ABBAAB ABBABA
@@ -70,10 +58,7 @@ fn more_than_can_be_counted_saturates() {
 #[test]
 fn wide_layers_are_shared_exactly() {
     let program = apart(&[20, 20, 20, 4]);
-    let layered = explorer::Options {
-        steps_max: Some(1000),
-        ..all()
-    };
+    let layered = explorer::Options { steps_max: Some(1000), ..all() };
     let one = run(&program, &layered, 1);
     assert_eq!(one.coverage.states, Some(21 * 21 * 21 * 5));
     for workers in [2, 5] {

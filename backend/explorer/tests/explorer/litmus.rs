@@ -17,28 +17,16 @@ fn peterson(turn_first: bool) -> Program {
             [Op::Set(own, 1), Op::Set(2, other)]
         };
         // 2..6: wait while the other is interested and it is the other's turn.
-        let wait = [
-            Op::Load(other),
-            Op::JumpIf(0, 6),
-            Op::Load(2),
-            Op::JumpIf(other, 2),
-        ];
+        let wait = [Op::Load(other), Op::JumpIf(0, 6), Op::Load(2), Op::JumpIf(other, 2)];
         // In the section a variable of the thread's own marker must survive.
-        let section = [
-            Op::Set(3, own + 1),
-            Op::AssertNot(3, other + 1),
-            Op::Set(own, 0),
-        ];
+        let section = [Op::Set(3, own + 1), Op::AssertNot(3, other + 1), Op::Set(own, 0)];
         announce.into_iter().chain(wait).chain(section).collect()
     };
     Program::new(vec![thread(0), thread(1)])
 }
 
 fn strategies() -> [(Options, usize); 4] {
-    let reduced = Options {
-        strategy: Strategy::PartialOrder,
-        ..all()
-    };
+    let reduced = Options { strategy: Strategy::PartialOrder, ..all() };
     [(all(), 1), (all(), 2), (reduced.clone(), 1), (reduced, 2)]
 }
 
@@ -61,17 +49,8 @@ fn peterson_with_swapped_announcements_does_not() {
         assert_eq!(report.violations.len(), 1, "{report:?}");
         let violation = &report.violations[0];
         assert!(violation.minimal);
-        assert_eq!(
-            (
-                violation.schedule.steps.len(),
-                violation.schedule.switches()
-            ),
-            (13, 3)
-        );
-        assert!(
-            violation.schedule.to_string().ends_with(":A-Bx5-Ax6-B"),
-            "{violation:?}"
-        );
+        assert_eq!((violation.schedule.steps.len(), violation.schedule.switches()), (13, 3));
+        assert!(violation.schedule.to_string().ends_with(":A-Bx5-Ax6-B"), "{violation:?}");
     }
 }
 
@@ -82,12 +61,7 @@ fn dining(philosophers: u8, ordered: bool) -> Program {
         if ordered && first > second {
             (first, second) = (second, first);
         }
-        vec![
-            Op::Lock(first),
-            Op::Lock(second),
-            Op::Unlock(second),
-            Op::Unlock(first),
-        ]
+        vec![Op::Lock(first), Op::Lock(second), Op::Unlock(second), Op::Unlock(first)]
     };
     Program::new((0..philosophers).map(thread).collect())
 }
@@ -97,9 +71,7 @@ fn dining_philosophers_deadlock_when_each_holds_one_fork() {
     for philosophers in 2..=5 {
         for (options, workers) in strategies() {
             let report = run(&dining(philosophers, false), &options, workers);
-            let [violation] = &report.violations[..] else {
-                panic!("{report:?}")
-            };
+            let [violation] = &report.violations[..] else { panic!("{report:?}") };
             assert_eq!(violation.invariant, InvariantId::DEADLOCK);
             assert_eq!(violation.name, "deadlock");
             assert_eq!(violation.schedule.steps.len(), usize::from(philosophers));
@@ -137,23 +109,12 @@ fn an_unlocked_counter_loses_an_update() {
         ends_with: Some((0, 2)),
     };
     let unlocked = add(&[Op::Load(0), Op::Inc, Op::Store(0)]);
-    let locked = add(&[
-        Op::Lock(0),
-        Op::Load(0),
-        Op::Inc,
-        Op::Store(0),
-        Op::Unlock(0),
-    ]);
+    let locked = add(&[Op::Lock(0), Op::Load(0), Op::Inc, Op::Store(0), Op::Unlock(0)]);
     for (options, workers) in strategies() {
         let report = run(&unlocked, &options, workers);
-        let [violation] = &report.violations[..] else {
-            panic!("{report:?}")
-        };
+        let [violation] = &report.violations[..] else { panic!("{report:?}") };
         assert_eq!(violation.invariant, ENDS_WITH);
-        assert!(
-            violation.schedule.to_string().ends_with(":Ax2-Bx3-A"),
-            "{violation:?}"
-        );
+        assert!(violation.schedule.to_string().ends_with(":Ax2-Bx3-A"), "{violation:?}");
         assert_eq!(run(&locked, &options, workers).violations, []);
     }
     // 20 schedules; the 2 that do not overlap keep both updates.

@@ -43,8 +43,5 @@ fn run<M: Model>(model: &M, options: &Options, workers: usize) -> Report {
 
 /// Exhaustive, all violations, no bounds.
 fn all() -> Options {
-    Options {
-        stop_at_first: false,
-        ..Options::default()
-    }
+    Options { stop_at_first: false, ..Options::default() }
 }

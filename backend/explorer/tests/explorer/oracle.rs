@@ -24,13 +24,7 @@ pub(crate) fn enumerate<M: Model>(model: &M, preemptions_max: u32) -> Oracle<M::
         cheapest: BTreeMap::new(),
     };
     let mut path = Vec::new();
-    go(
-        model,
-        &model.initial(),
-        preemptions_max,
-        &mut path,
-        &mut oracle,
-    );
+    go(model, &model.initial(), preemptions_max, &mut path, &mut oracle);
     oracle
 }
 
@@ -56,10 +50,7 @@ fn go<M: Model>(
         return;
     }
     let last = path.last().map(|step| step.thread);
-    let could_go_on = enabled
-        .as_slice()
-        .iter()
-        .any(|step| Some(step.thread) == last);
+    let could_go_on = enabled.as_slice().iter().any(|step| Some(step.thread) == last);
     for &step in enabled.as_slice() {
         let cost = u32::from(could_go_on && Some(step.thread) != last);
         let Some(left) = preemptions_left.checked_sub(cost) else {
@@ -82,10 +73,7 @@ fn go<M: Model>(
 fn note<S>(verdict: Result<(), InvariantId>, path: &[Step], oracle: &mut Oracle<S>) {
     let Err(invariant) = verdict else { return };
     oracle.violating += 1;
-    let switches = path
-        .windows(2)
-        .filter(|pair| pair[0].thread != pair[1].thread)
-        .count();
+    let switches = path.windows(2).filter(|pair| pair[0].thread != pair[1].thread).count();
     let cost = (path.len(), switches);
     let cheapest = oracle.cheapest.entry(invariant).or_insert(cost);
     *cheapest = cost.min(*cheapest);

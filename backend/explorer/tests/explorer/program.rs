@@ -58,17 +58,12 @@ pub(crate) const ENDS_WITH: InvariantId = InvariantId(100);
 
 impl Program {
     pub(crate) fn new(threads: Vec<Vec<Op>>) -> Program {
-        Program {
-            threads,
-            ..Program::default()
-        }
+        Program { threads, ..Program::default() }
     }
 
     fn op(&self, state: &State, thread: u8) -> Option<Op> {
         let thread = usize::from(thread);
-        self.threads[thread]
-            .get(usize::from(state.pc[thread]))
-            .copied()
+        self.threads[thread].get(usize::from(state.pc[thread])).copied()
     }
 
     fn touched(&self, op: Op) -> Footprint {
@@ -104,9 +99,7 @@ impl Program {
                 }
             }
         }
-        code.iter()
-            .zip(seen)
-            .filter_map(|(&op, seen)| seen.then_some(op))
+        code.iter().zip(seen).filter_map(|(&op, seen)| seen.then_some(op))
     }
 }
 
@@ -127,12 +120,7 @@ impl Model for Program {
 
     fn initial(&self) -> State {
         let count = self.threads.len();
-        State {
-            vars: [0; VARS],
-            locks: [0; LOCKS],
-            pc: vec![0; count],
-            acc: vec![0; count],
-        }
+        State { vars: [0; VARS], locks: [0; LOCKS], pc: vec![0; count], acc: vec![0; count] }
     }
 
     fn enabled(&self, state: &State, out: &mut StepBuf) {
@@ -152,9 +140,7 @@ impl Model for Program {
 
     fn apply(&self, state: &mut State, step: Step) {
         let thread = usize::from(step.thread);
-        let Some(op) = self.op(state, step.thread) else {
-            panic!("step of a finished thread")
-        };
+        let Some(op) = self.op(state, step.thread) else { panic!("step of a finished thread") };
         state.pc[thread] += 1;
         match op {
             Op::Nop | Op::Await(..) | Op::AssertNot(..) => {}
@@ -182,9 +168,7 @@ impl Model for Program {
     fn check(&self, state: &State, last: Step) -> Result<(), InvariantId> {
         let thread = usize::from(last.thread);
         // A jump may lead anywhere, but an assertion is always left to the next instruction.
-        let taken = usize::from(state.pc[thread])
-            .checked_sub(1)
-            .map(|at| self.threads[thread][at]);
+        let taken = usize::from(state.pc[thread]).checked_sub(1).map(|at| self.threads[thread][at]);
         if let Some(Op::AssertNot(var, value)) = taken {
             // A jump to just behind an assertion evaluates it as well; its footprint is then
             // that of a jump, so generated programs do not do that.
@@ -213,8 +197,7 @@ impl Model for Program {
     }
 
     fn footprint(&self, state: &State, step: Step) -> Footprint {
-        self.op(state, step.thread)
-            .map_or(Footprint::NOTHING, |op| self.touched(op))
+        self.op(state, step.thread).map_or(Footprint::NOTHING, |op| self.touched(op))
     }
 
     fn future(&self, state: &State, thread: u8) -> Footprint {
@@ -263,11 +246,7 @@ fn op(length: u8, jumps: std::ops::Range<u8>) -> impl Strategy<Value = Op> {
 /// in `cyclic` ones.
 pub(crate) fn programs(length: u8, cyclic: bool) -> impl Strategy<Value = Program> {
     let body = move |at: u8| {
-        let jumps = if cyclic {
-            0..length + 1
-        } else {
-            at + 1..length + 1
-        };
+        let jumps = if cyclic { 0..length + 1 } else { at + 1..length + 1 };
         op(length, jumps)
     };
     let code = (0..length).map(body).collect::<Vec<_>>();
@@ -281,20 +260,14 @@ pub(crate) fn programs(length: u8, cyclic: bool) -> impl Strategy<Value = Progra
         prop::collection::vec(never, 0..2),
         prop::option::weighted(0.2, (0..3_u8, 0..3_u8)),
     )
-        .prop_map(|(threads, never, ends_with)| Program {
-            threads,
-            never,
-            ends_with,
-        })
+        .prop_map(|(threads, never, ends_with)| Program { threads, never, ends_with })
 }
 
 /// `check` sees the instruction before the program counter: see there.
 fn without_jumps_behind_assertions(mut code: Vec<Op>) -> Vec<Op> {
     for at in 0..code.len() {
         if let Op::JumpIf(_, to) = code[at] {
-            let lands_behind = usize::from(to)
-                .checked_sub(1)
-                .and_then(|before| code.get(before));
+            let lands_behind = usize::from(to).checked_sub(1).and_then(|before| code.get(before));
             if usize::from(to) > code.len() || matches!(lands_behind, Some(Op::AssertNot(..))) {
                 code[at] = Op::Nop;
             }

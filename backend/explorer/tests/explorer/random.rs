@@ -32,21 +32,10 @@ fn hits(program: &Program, strategy: Strategy) -> u128 {
 fn the_same_seed_gives_the_same_search_on_any_number_of_workers() {
     for seed in 0..4 {
         for strategy in [
-            Strategy::Random {
-                seed,
-                schedules: 5000,
-            },
-            Strategy::Pct {
-                seed,
-                schedules: 5000,
-                depth: 3,
-            },
+            Strategy::Random { seed, schedules: 5000 },
+            Strategy::Pct { seed, schedules: 5000, depth: 3 },
         ] {
-            let options = Options {
-                strategy,
-                shrink_states: 0,
-                ..Options::default()
-            };
+            let options = Options { strategy, shrink_states: 0, ..Options::default() };
             let one = run(&split_stores(), &options, 1);
             assert_eq!(run(&split_stores(), &options, 1), one);
             assert_eq!(run(&split_stores(), &options, 3), one);
@@ -57,16 +46,10 @@ fn the_same_seed_gives_the_same_search_on_any_number_of_workers() {
 #[test]
 fn different_seeds_give_different_searches() {
     let adder = vec![Op::Load(0), Op::Inc, Op::Store(0)];
-    let program = Program {
-        threads: vec![adder; 2],
-        ends_with: Some((0, 2)),
-        ..Program::default()
-    };
+    let program =
+        Program { threads: vec![adder; 2], ends_with: Some((0, 2)), ..Program::default() };
     let report = |seed| -> Report {
-        let strategy = Strategy::Random {
-            seed,
-            schedules: 10_000,
-        };
+        let strategy = Strategy::Random { seed, schedules: 10_000 };
         run(&program, &Options { strategy, ..all() }, 1)
     };
     assert_ne!(report(1).coverage, report(2).coverage);
@@ -74,10 +57,7 @@ fn different_seeds_give_different_searches() {
 
 #[test]
 fn random_search_never_claims_to_be_complete() {
-    let strategy = Strategy::Random {
-        seed: 0,
-        schedules: 100,
-    };
+    let strategy = Strategy::Random { seed: 0, schedules: 100 };
     let program = Program::new(vec![vec![Op::Nop]]);
     let coverage = run(&program, &Options { strategy, ..all() }, 1).coverage;
     assert_eq!(coverage.truncated, [Bound::Schedules]);
@@ -89,11 +69,7 @@ fn random_search_never_claims_to_be_complete() {
 #[test]
 fn pct_keeps_its_promise_where_uniform_choice_does_not() {
     let schedules = 4000;
-    let deep = |depth| Strategy::Pct {
-        seed: 3,
-        schedules,
-        depth,
-    };
+    let deep = |depth| Strategy::Pct { seed: 3, schedules, depth };
     let uniform = Strategy::Random { seed: 3, schedules };
     assert!(hits(&runs_ahead(), deep(1)) > 1500);
     assert!(hits(&runs_ahead(), uniform) < 20);
@@ -107,20 +83,10 @@ fn random_findings_shrink_to_the_minimum() {
     let program = split_stores();
     let exhaustive = run(&program, &all(), 1).violations;
     for strategy in [
-        Strategy::Random {
-            seed: 9,
-            schedules: 1000,
-        },
-        Strategy::Pct {
-            seed: 9,
-            schedules: 1000,
-            depth: 2,
-        },
+        Strategy::Random { seed: 9, schedules: 1000 },
+        Strategy::Pct { seed: 9, schedules: 1000, depth: 2 },
     ] {
-        assert_eq!(
-            run(&program, &Options { strategy, ..all() }, 1).violations,
-            exhaustive
-        );
+        assert_eq!(run(&program, &Options { strategy, ..all() }, 1).violations, exhaustive);
     }
     assert!(exhaustive[0].schedule.to_string().ends_with(":Ax11-B"));
 }
@@ -136,28 +102,9 @@ fn deletion_takes_over_where_search_gives_up() {
         ],
         ..Program::default()
     };
-    let strategy = Strategy::Random {
-        seed: 5,
-        schedules: 10,
-    };
-    let as_found = run(
-        &program,
-        &Options {
-            strategy,
-            shrink_states: 0,
-            ..all()
-        },
-        1,
-    );
-    let deleted = run(
-        &program,
-        &Options {
-            strategy,
-            shrink_states: 1,
-            ..all()
-        },
-        1,
-    );
+    let strategy = Strategy::Random { seed: 5, schedules: 10 };
+    let as_found = run(&program, &Options { strategy, shrink_states: 0, ..all() }, 1);
+    let deleted = run(&program, &Options { strategy, shrink_states: 1, ..all() }, 1);
     let minimal = run(&program, &Options { strategy, ..all() }, 1);
     let lengths = [&as_found, &deleted, &minimal].map(|report| {
         let schedule = &report.violations[0].schedule;

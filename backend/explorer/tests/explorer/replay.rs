@@ -32,10 +32,7 @@ proptest! {
 }
 
 fn locked() -> Program {
-    Program::new(vec![
-        vec![Op::Lock(0), Op::AssertNot(0, 0), Op::Nop],
-        vec![Op::Lock(0)],
-    ])
+    Program::new(vec![vec![Op::Lock(0), Op::AssertNot(0, 0), Op::Nop], vec![Op::Lock(0)]])
 }
 
 fn follow(steps: &str) -> Result<explorer::Trace, ReplayError> {
@@ -51,64 +48,24 @@ fn a_schedule_that_stops_early_is_open() {
 
 #[test]
 fn steps_that_cannot_be_taken_are_refused() {
-    let thread_a = Step {
-        thread: 0,
-        choice: 0,
-    };
+    let thread_a = Step { thread: 0, choice: 0 };
     let refusal = follow("A-B").unwrap_err();
-    let step = Step {
-        thread: 1,
-        choice: 0,
-    };
-    assert_eq!(
-        refusal,
-        ReplayError::NotEnabled {
-            index: 2,
-            step,
-            enabled: vec![thread_a]
-        }
-    );
-    assert_eq!(
-        refusal.to_string(),
-        "step 2 (B) is not enabled; enabled are: A"
-    );
-    assert!(matches!(
-        follow("A.1"),
-        Err(ReplayError::NotEnabled { index: 1, .. })
-    ));
-    assert!(matches!(
-        follow("Z"),
-        Err(ReplayError::NotEnabled { index: 1, .. })
-    ));
+    let step = Step { thread: 1, choice: 0 };
+    assert_eq!(refusal, ReplayError::NotEnabled { index: 2, step, enabled: vec![thread_a] });
+    assert_eq!(refusal.to_string(), "step 2 (B) is not enabled; enabled are: A");
+    assert!(matches!(follow("A.1"), Err(ReplayError::NotEnabled { index: 1, .. })));
+    assert!(matches!(follow("Z"), Err(ReplayError::NotEnabled { index: 1, .. })));
     let refusal = follow("Ax3").unwrap_err();
-    assert_eq!(
-        refusal,
-        ReplayError::AfterViolation {
-            index: 3,
-            name: "I0".to_owned()
-        }
-    );
+    assert_eq!(refusal, ReplayError::AfterViolation { index: 3, name: "I0".to_owned() });
 }
 
 #[test]
 fn a_schedule_for_another_model_is_refused() {
     let schedule = Schedule::new(&locked(), vec![]);
     let refusal = replay(&Program::new(vec![]), &schedule).unwrap_err();
-    assert!(matches!(
-        refusal,
-        ReplayError::Schedule(ScheduleError::OtherIdentity { .. })
-    ));
-    let renamed = Schedule {
-        model: "other".to_owned(),
-        ..schedule
-    };
+    assert!(matches!(refusal, ReplayError::Schedule(ScheduleError::OtherIdentity { .. })));
+    let renamed = Schedule { model: "other".to_owned(), ..schedule };
     let refusal = replay(&locked(), &renamed).unwrap_err();
-    assert!(matches!(
-        refusal,
-        ReplayError::Schedule(ScheduleError::OtherModel { .. })
-    ));
-    assert_eq!(
-        refusal.to_string(),
-        "schedule is for model `other`, not for `program`"
-    );
+    assert!(matches!(refusal, ReplayError::Schedule(ScheduleError::OtherModel { .. })));
+    assert_eq!(refusal.to_string(), "schedule is for model `other`, not for `program`");
 }

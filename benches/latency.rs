@@ -52,31 +52,15 @@ fn main() {
     let socket = folder.path().join("blk.sock");
     let listener = UnixListener::bind(&socket).expect("socket");
     let storage = Arc::new(MemoryStorage::new(DISK_BYTES).expect("memory"));
-    let options = EngineOptions {
-        queues: 1,
-        seed: 0,
-        storage: storage.clone(),
-        log: None,
-    };
+    let options = EngineOptions { queues: 1, seed: 0, storage: storage.clone(), log: None };
     let engine = Engine::new(options).expect("engine");
-    let text = RulesText {
-        file: "latency.toml".into(),
-        text: rules(),
-        ..RulesText::default()
-    };
+    let text = RulesText { file: "latency.toml".into(), text: rules(), ..RulesText::default() };
     engine.load(&text).expect("rules");
-    let options = DeviceOptions {
-        num_queues: 1,
-        ..DeviceOptions::default()
-    };
+    let options = DeviceOptions { num_queues: 1, ..DeviceOptions::default() };
     let device = Device::new(options, storage, Some(Arc::clone(&engine))).expect("device");
     let stop = Stop::new().expect("stop");
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            device
-                .serve(Transport::Listener(listener), stop.as_fd())
-                .expect("served")
-        });
+        scope.spawn(|| device.serve(Transport::Listener(listener), stop.as_fd()).expect("served"));
         measure(&socket, &engine);
         stop.set();
     });
@@ -94,11 +78,7 @@ fn rules() -> String {
             delay.as_micros()
         )
     };
-    ROWS.iter()
-        .enumerate()
-        .filter(|(_, (delay, _))| !delay.is_zero())
-        .map(rule)
-        .collect()
+    ROWS.iter().enumerate().filter(|(_, (delay, _))| !delay.is_zero()).map(rule).collect()
 }
 
 fn name(delay: Duration) -> String {
@@ -129,11 +109,7 @@ fn measure(socket: &std::path::Path, engine: &Engine) {
         let us = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
         print!(
             "{:>10} {requests:>8} | {:>10.1} {:>10.1} {:>10.1} |",
-            if delay.is_zero() {
-                "none".to_owned()
-            } else {
-                name(delay)
-            },
+            if delay.is_zero() { "none".to_owned() } else { name(delay) },
             us(0.5),
             us(0.99),
             us(1.0)

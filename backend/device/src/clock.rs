@@ -18,9 +18,7 @@ impl Clock {
     /// A clock that reads zero now.
     #[must_use]
     pub fn start() -> Clock {
-        Clock {
-            start_ns: monotonic_ns(),
-        }
+        Clock { start_ns: monotonic_ns() }
     }
 
     /// Nanoseconds since [`Clock::start`].

@@ -44,21 +44,14 @@ impl Server {
         let thread = std::thread::Builder::new()
             .name("rg-control".into())
             .spawn(move || run(&listener, &target, &of_thread))?;
-        Ok(Server {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Server { stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.set();
-        if self
-            .thread
-            .take()
-            .is_some_and(|thread| thread.join().is_err())
-        {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the control thread panicked");
         }
     }
@@ -71,19 +64,12 @@ fn run(listener: &UnixListener, target: &Target, stop: &Stop) {
     loop {
         let mut fds = Vec::with_capacity(2 + 2 * clients.len());
         fds.push(PollFd::new(stop, PollFlags::IN));
-        let listening = if accepting {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
+        let listening = if accepting { PollFlags::IN } else { PollFlags::empty() };
         fds.push(PollFd::new(listener, listening));
         for client in &clients {
             let (socket, subscription) = client.interest();
             fds.push(PollFd::from_borrowed_fd(client.as_fd(), socket));
-            fds.push(PollFd::from_borrowed_fd(
-                client.subscription_fd(),
-                subscription,
-            ));
+            fds.push(PollFd::from_borrowed_fd(client.subscription_fd(), subscription));
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -237,11 +237,7 @@ impl Engine {
             .released
             .remove(&id)
             .and_then(|queue| self.inboxes.get(usize::from(queue))?.handed_over(id));
-        let input = Input::Complete {
-            id,
-            outcome,
-            submitted,
-        };
+        let input = Input::Complete { id, outcome, submitted };
         state.core.step(now, input, &mut state.outbox);
         self.carry_out(guard, None);
     }
@@ -287,8 +283,7 @@ impl Engine {
 
     /// Has [`Engine::tick`] called in time for what is due then; called under the lock.
     fn set_alarm(&self, due: Nanos) {
-        self.alarm
-            .set(Nanos(due.0.saturating_sub(self.lead.get_ns())));
+        self.alarm.set(Nanos(due.0.saturating_sub(self.lead.get_ns())));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -44,13 +44,7 @@ struct Shared {
 impl Link {
     /// A link that reports to `engine` and delivers what is put into `mailbox`.
     pub fn new(engine: Arc<Engine>, mailbox: Arc<Mailbox>) -> Link {
-        Link {
-            shared: Arc::new(Shared {
-                engine,
-                mailbox,
-                malformed: AtomicU64::new(0),
-            }),
-        }
+        Link { shared: Arc::new(Shared { engine, mailbox, malformed: AtomicU64::new(0) }) }
     }
 
     /// Frames from the guest that could not be read.
@@ -71,11 +65,7 @@ impl Storage for Link {
     fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
         let polls =
             Polls::new(&self.shared.mailbox).map_err(|source| StorageError::Link { source })?;
-        Ok(Box::new(LinkChannel {
-            shared: Arc::clone(&self.shared),
-            polls,
-            bytes: Vec::new(),
-        }))
+        Ok(Box::new(LinkChannel { shared: Arc::clone(&self.shared), polls, bytes: Vec::new() }))
     }
 
     fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
@@ -156,10 +146,7 @@ fn decode(bytes: &[u8]) -> Result<Option<(ToHost, Value)>, FrameError> {
     if frame.payload.is_empty() {
         return Ok(None);
     }
-    let message = |source| FrameError::Message {
-        seq: frame.seq,
-        source,
-    };
+    let message = |source| FrameError::Message { seq: frame.seq, source };
     let value: Value = serde_json::from_slice(frame.payload).map_err(message)?;
     let typed = ToHost::deserialize(&value).map_err(message)?;
     Ok(Some((typed, value)))

@@ -71,11 +71,7 @@ impl Sinks {
         let thread = std::thread::Builder::new()
             .name("rg-events".into())
             .spawn(move || of_thread.run(log))?;
-        Ok(Sinks {
-            shared,
-            thread: Some(thread),
-            has_log,
-        })
+        Ok(Sinks { shared, thread: Some(thread), has_log })
     }
 
     /// Whether somebody is there to read events.
@@ -115,11 +111,7 @@ impl Sinks {
             tracing::warn!("the event log is slower than the guest: requests wait for it");
         }
         while queue.events.len() >= BACKLOG && !queue.log_failed && !queue.stop {
-            queue = self
-                .shared
-                .taken
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -127,11 +119,7 @@ impl Sinks {
     pub fn settle(&self) {
         let mut queue = self.shared.queue();
         while !queue.events.is_empty() || queue.busy {
-            queue = self
-                .shared
-                .taken
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -152,9 +140,7 @@ impl Sinks {
 
     /// The subscriber is gone.
     pub fn unsubscribe(&self, subscription: &Arc<Subscription>) {
-        self.shared
-            .subscriptions()
-            .retain(|other| !Arc::ptr_eq(other, subscription));
+        self.shared.subscriptions().retain(|other| !Arc::ptr_eq(other, subscription));
     }
 }
 
@@ -164,9 +150,7 @@ impl Shared {
     }
 
     fn subscriptions(&self) -> MutexGuard<'_, Vec<Arc<Subscription>>> {
-        self.subscriptions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, mut log: Option<Log>) {
@@ -176,10 +160,7 @@ impl Shared {
             queue.busy = false;
             self.taken.notify_all();
             while queue.events.is_empty() && queue.lost == 0 && !queue.stop {
-                queue = self
-                    .filled
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             std::mem::swap(&mut queue.events, &mut events);
             let lost = std::mem::take(&mut queue.lost);
@@ -200,12 +181,7 @@ impl Shared {
                 self.taken.notify_all();
             }
             for subscription in self.subscriptions().iter() {
-                subscription.offer(&Batch {
-                    events: &events,
-                    lines: &lines,
-                    ends: &ends,
-                    lost,
-                });
+                subscription.offer(&Batch { events: &events, lines: &lines, ends: &ends, lost });
             }
             events.clear();
         }
@@ -238,11 +214,7 @@ impl Drop for Sinks {
     fn drop(&mut self) {
         self.shared.queue().stop = true;
         self.shared.filled.notify_one();
-        if self
-            .thread
-            .take()
-            .is_some_and(|thread| thread.join().is_err())
-        {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the event thread panicked");
         }
     }

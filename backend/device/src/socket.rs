@@ -94,18 +94,12 @@ pub struct SocketFile {
 /// # Errors
 /// A program listens there already, the file is not a socket, or the system refuses.
 pub fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
-    let wrap = |source: io::Error| SocketError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let address = SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong {
-        path: path.to_owned(),
-    })?;
+    let wrap = |source: io::Error| SocketError::Io { path: path.to_owned(), source };
+    let address =
+        SocketAddrUnix::new(path).map_err(|_| SocketError::TooLong { path: path.to_owned() })?;
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(SocketError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => remove_if_dead(path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -115,10 +109,7 @@ pub fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), SocketError>
             };
             if !folder.is_dir() {
                 let folder = folder.to_owned();
-                return Err(SocketError::NoFolder {
-                    path: path.to_owned(),
-                    folder,
-                });
+                return Err(SocketError::NoFolder { path: path.to_owned(), folder });
             }
         }
         Err(error) => return Err(wrap(error)),
@@ -134,9 +125,7 @@ pub fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), SocketError>
     // connect (`unix_bind_bsd`).
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| wrap(errno.into()))?;
     bind(&socket, &address).map_err(|errno| match errno {
-        rustix::io::Errno::ADDRINUSE => SocketError::Live {
-            path: path.to_owned(),
-        },
+        rustix::io::Errno::ADDRINUSE => SocketError::Live { path: path.to_owned() },
         errno => wrap(errno.into()),
     })?;
     let file = SocketFile::of(path).map_err(wrap)?;
@@ -185,29 +174,20 @@ pub fn inherited_transport(fd: OwnedFd) -> Result<Transport, SocketError> {
 }
 
 fn remove_if_dead(path: &Path) -> Result<(), SocketError> {
-    let wrap = |source: io::Error| SocketError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let wrap = |source: io::Error| SocketError::Io { path: path.to_owned(), source };
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(wrap)
         }
         // Also when its queue of connections is full, or it is no stream socket: somebody's.
-        _ => Err(SocketError::Live {
-            path: path.to_owned(),
-        }),
+        _ => Err(SocketError::Live { path: path.to_owned() }),
     }
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<SocketFile> {
         let metadata = fs::symlink_metadata(path)?;
-        Ok(SocketFile {
-            path: path.to_owned(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
+        Ok(SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
     }
 }
 
@@ -258,16 +238,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("precious");
         fs::write(&path, "data").expect("writes");
-        assert!(matches!(
-            listen_at(&path),
-            Err(SocketError::NotASocket { .. })
-        ));
+        assert!(matches!(listen_at(&path), Err(SocketError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).expect("still there"), "data");
         let missing = folder.path().join("no").join("s");
-        assert!(matches!(
-            listen_at(&missing),
-            Err(SocketError::NoFolder { .. })
-        ));
+        assert!(matches!(listen_at(&missing), Err(SocketError::NoFolder { .. })));
         let long = folder.path().join("x".repeat(200));
         assert!(matches!(listen_at(&long), Err(SocketError::TooLong { .. })));
     }

@@ -20,9 +20,7 @@ impl Stop {
     /// # Errors
     /// When the system gives no eventfd.
     pub fn new() -> io::Result<Stop> {
-        Ok(Stop {
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
+        Ok(Stop { event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
 
     /// Sets the flag, for good.
@@ -33,14 +31,8 @@ impl Stop {
 
     /// Whether it is set.
     pub fn is_set(&self) -> bool {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        matches!(
-            poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&now)),
-            Ok(1..)
-        )
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&now)), Ok(1..))
     }
 }
 

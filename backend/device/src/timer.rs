@@ -58,14 +58,7 @@ impl Alarm {
     pub fn new(clock: Clock) -> io::Result<Alarm> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
         let (due, stop) = (AtomicU64::new(NEVER), AtomicBool::new(false));
-        Ok(Alarm {
-            shared: Arc::new(Shared {
-                fd,
-                clock,
-                due,
-                stop,
-            }),
-        })
+        Ok(Alarm { shared: Arc::new(Shared { fd, clock, due, stop }) })
     }
 
     /// Has the handler called at `due`, or before.
@@ -88,17 +81,12 @@ impl Alarm {
     /// When the system gives no thread.
     pub fn start(&self, mut handler: impl FnMut() + Send + 'static) -> io::Result<Timer> {
         let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new()
-            .name("rg-timer".into())
-            .spawn(move || {
-                while shared.wait() {
-                    handler();
-                }
-            })?;
-        Ok(Timer {
-            shared: Arc::clone(&self.shared),
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("rg-timer".into()).spawn(move || {
+            while shared.wait() {
+                handler();
+            }
+        })?;
+        Ok(Timer { shared: Arc::clone(&self.shared), thread: Some(thread) })
     }
 }
 
@@ -107,10 +95,7 @@ impl Shared {
         // A zero time would disarm the timerfd; the clock's own zero never is one, the machine
         // having booted before.
         let timer = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: self.clock.absolute(at),
         };
         if let Err(error) = timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &timer) {
@@ -180,16 +165,13 @@ mod tests {
         let clock = Clock::start();
         let alarm = Alarm::new(clock).expect("timerfd");
         let (sender, receiver) = mpsc::channel();
-        let _timer = alarm
-            .start(move || sender.send(clock.now()).expect("the test waits"))
-            .expect("thread");
+        let _timer =
+            alarm.start(move || sender.send(clock.now()).expect("the test waits")).expect("thread");
         let mut late_ns = Vec::new();
         for delay_us in [0, 20, 100, 500, 1000, 5000].repeat(20) {
             let due = clock.now().plus(delay_us * 1000);
             alarm.set(due);
-            let at = receiver
-                .recv_timeout(Duration::from_secs(10))
-                .expect("the alarm");
+            let at = receiver.recv_timeout(Duration::from_secs(10)).expect("the alarm");
             assert!(at >= due, "called {} ns early", due.since(at));
             late_ns.push(at.since(due));
         }
@@ -208,17 +190,14 @@ mod tests {
         let clock = Clock::start();
         let alarm = Alarm::new(clock).expect("timerfd");
         let (sender, receiver) = mpsc::channel();
-        let _timer = alarm
-            .start(move || sender.send(clock.now()).expect("the test waits"))
-            .expect("thread");
+        let _timer =
+            alarm.start(move || sender.send(clock.now()).expect("the test waits")).expect("thread");
         let now = clock.now();
         let soon = now.plus(20_000_000);
         alarm.set(now.plus(3_600_000_000_000));
         alarm.set(soon);
         alarm.set(now.plus(1_800_000_000_000));
-        let at = receiver
-            .recv_timeout(Duration::from_secs(10))
-            .expect("the alarm");
+        let at = receiver.recv_timeout(Duration::from_secs(10)).expect("the alarm");
         assert!(at >= soon);
     }
 }

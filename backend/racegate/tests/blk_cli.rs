@@ -37,25 +37,14 @@ fn end(child: Child) -> Output {
     if !readable(pidfd.as_fd(), PATIENCE) {
         kill_process(pid, Signal::KILL).expect("kill");
         let output = child.wait_with_output().expect("output");
-        panic!(
-            "racegate-blk did not end: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        panic!("racegate-blk did not end: {}", String::from_utf8_lossy(&output.stderr));
     }
     child.wait_with_output().expect("output")
 }
 
 fn readable(fd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> bool {
-    let limit = Timespec {
-        tv_sec: patience.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
-    poll(
-        &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
-        Some(&limit),
-    )
-    .expect("poll")
-        > 0
+    let limit = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&limit)).expect("poll") > 0
 }
 
 /// A folder with an image of 8 MiB in it.
@@ -76,21 +65,13 @@ impl Place {
     }
 
     fn file(&self, name: &str, bytes: u64) {
-        fs::File::create(self.path(name))
-            .and_then(|file| file.set_len(bytes))
-            .expect("file");
+        fs::File::create(self.path(name)).and_then(|file| file.set_len(bytes)).expect("file");
     }
 
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path()).expect("folder");
         let mut names: Vec<String> = entries
-            .map(|entry| {
-                entry
-                    .expect("entry")
-                    .file_name()
-                    .into_string()
-                    .expect("UTF-8")
-            })
+            .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
             .collect();
         names.sort();
         names
@@ -178,11 +159,7 @@ fn fails(place: &Place, args: &[&str], words: &[&str]) {
 #[test]
 fn capabilities_whatever_else() {
     for args in [vec![], vec!["--blk-file"], vec!["--nonsense", "--fd=x"]] {
-        let output = program()
-            .args(args)
-            .arg("--print-capabilities")
-            .output()
-            .expect("runs");
+        let output = program().args(args).arg("--print-capabilities").output().expect("runs");
         assert!(output.status.success());
         assert!(output.stderr.is_empty());
         let printed: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -200,11 +177,7 @@ fn description_file() {
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(json["type"], "block");
     assert!(json["description"].is_string());
-    assert!(
-        json["binary"]
-            .as_str()
-            .is_some_and(|path| path.ends_with("/racegate-blk"))
-    );
+    assert!(json["binary"].as_str().is_some_and(|path| path.ends_with("/racegate-blk")));
 }
 
 #[test]
@@ -212,56 +185,19 @@ fn wrong_command_lines() {
     let place = Place::new();
     fails(&place, &[], &["--blk-file", "--help"]);
     fails(&place, &["--blk-file=disk"], &["--socket-path", "--fd"]);
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--fd=3"],
-        &["--socket-path", "--fd"],
-    );
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--nonsense"],
-        &["--nonsense"],
-    );
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--storage=tape"],
-        &["tape"],
-    );
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--num-queues=0"],
-        &["--num-queues"],
-    );
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--num-queues=17"],
-        &["--num-queues"],
-    );
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--queue-size=100"],
-        &["--queue-size"],
-    );
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--fd=3"], &["--socket-path", "--fd"]);
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--nonsense"], &["--nonsense"]);
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--storage=tape"], &["tape"]);
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--num-queues=0"], &["--num-queues"]);
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--num-queues=17"], &["--num-queues"]);
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--queue-size=100"], &["--queue-size"]);
     let long = "--serial=012345678901234567890";
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", long],
-        &["--serial", "20"],
-    );
-    let both = [
-        "--blk-file=disk",
-        "--socket-path=s",
-        "--storage=overlay",
-        "--read-only",
-    ];
+    fails(&place, &["--blk-file=disk", "--socket-path=s", long], &["--serial", "20"]);
+    let both = ["--blk-file=disk", "--socket-path=s", "--storage=overlay", "--read-only"];
     fails(&place, &both, &["--read-only", "--storage file"]);
     fails(&place, &["--blk-file=disk", "--fd=77"], &["--fd", "77"]);
     fails(&place, &["--blk-file=disk", "--fd=1"], &["--fd", "0 to 2"]);
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s", "--ready-fd=78"],
-        &["--ready-fd", "78"],
-    );
+    fails(&place, &["--blk-file=disk", "--socket-path=s", "--ready-fd=78"], &["--ready-fd", "78"]);
 }
 
 #[test]
@@ -288,11 +224,7 @@ fn bad_images() {
 fn locked_image() {
     let place = Place::new();
     let first = place.start(&["--blk-file=disk", "--socket-path=first"]);
-    fails(
-        &place,
-        &["--blk-file=disk", "--socket-path=s"],
-        &["disk", "in use"],
-    );
+    fails(&place, &["--blk-file=disk", "--socket-path=s"], &["disk", "in use"]);
     fails(
         &place,
         &["--blk-file=disk", "--socket-path=s", "--storage=overlay"],
@@ -336,10 +268,7 @@ fn bad_sockets() {
         .expect("TCP");
     let output = end(place.spawn(&["--blk-file=disk"], &[("--fd", ours.into())]));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && text.contains("not a Unix stream socket"),
-        "{text}"
-    );
+    assert!(!output.status.success() && text.contains("not a Unix stream socket"), "{text}");
 }
 
 #[test]
@@ -353,10 +282,7 @@ fn bad_rules() {
     };
     bad("[[rule", &["rules.toml:1"]);
     bad("\n[[rule]]\nname = 3\n", &["rules.toml:3", "name"]);
-    bad(
-        "[[rule]]\nname='a'\nmach={op='read'}\naction={delay='1s'}\n",
-        &["rules.toml:3", "mach"],
-    );
+    bad("[[rule]]\nname='a'\nmach={op='read'}\naction={delay='1s'}\n", &["rules.toml:3", "mach"]);
     bad(
         "[[rule]]\nname='a'\nmatch={op='read',class='blok_bitmap'}\naction={delay='1s'}\n",
         &["rules.toml:3", "blok_bitmap", "block_bitmap"],
@@ -365,14 +291,8 @@ fn bad_rules() {
         "[[rule]]\nname='a'\nmatch={op='read'}\naction={hold={until='rule:b'}}\n",
         &["rules.toml:4", "b"],
     );
-    bad(
-        "[[rule]]\nname='a'\nmatch={op='read'}\naction={fail='EWHAT'}\n",
-        &["rules.toml:4"],
-    );
-    bad(
-        "[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='2h'}\n",
-        &["rules.toml:4"],
-    );
+    bad("[[rule]]\nname='a'\nmatch={op='read'}\naction={fail='EWHAT'}\n", &["rules.toml:4"]);
+    bad("[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='2h'}\n", &["rules.toml:4"]);
     fails(
         &place,
         &["--blk-file=disk", "--socket-path=s", "--rules=none.toml"],
@@ -407,17 +327,8 @@ fn signals_end_it_cleanly() {
         let _idle = UnixStream::connect(place.path("s")).expect("a front-end that says nothing");
         daemon.signal(signal);
         let output = daemon.end();
-        assert_eq!(
-            output.status.code(),
-            Some(0),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert!(
-            output.stderr.is_empty(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(place.names(), ["disk", "log"], "the sockets are gone");
     }
 }
@@ -426,12 +337,7 @@ fn signals_end_it_cleanly() {
 #[test]
 fn dead_sockets_are_replaced() {
     let place = Place::new();
-    let args = [
-        "--blk-file=disk",
-        "--socket-path=s",
-        "--control-socket=c",
-        "--link-socket=l",
-    ];
+    let args = ["--blk-file=disk", "--socket-path=s", "--control-socket=c", "--link-socket=l"];
     let killed = place.start(&args);
     killed.signal(Signal::KILL);
     killed.end();
@@ -450,18 +356,12 @@ fn inherited_sockets() {
     ours.shutdown(Shutdown::Both).expect("shutdown");
     drop(ours);
     let output = end(child);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // Listening: it goes on, and does not remove what it did not make.
     let listener = UnixListener::bind(place.path("given")).expect("socket");
     let (ready, theirs) = UnixStream::pair().expect("socket pair");
     let inherited = [("--fd", listener.into()), ("--ready-fd", theirs.into())];
-    let daemon = Daemon {
-        child: Some(place.spawn(&["--blk-file=disk"], &inherited)),
-    };
+    let daemon = Daemon { child: Some(place.spawn(&["--blk-file=disk"], &inherited)) };
     drop(inherited);
     let mut line = String::new();
     BufReader::new(ready).read_line(&mut line).expect("a line");
@@ -482,9 +382,7 @@ impl Control {
     fn connect(place: &Place) -> Control {
         let socket = UnixStream::connect(place.path("c")).expect("connects");
         socket.set_read_timeout(Some(PATIENCE)).expect("time limit");
-        Control {
-            reader: BufReader::new(socket),
-        }
+        Control { reader: BufReader::new(socket) }
     }
 
     fn line(&mut self) -> serde_json::Value {
@@ -496,10 +394,7 @@ impl Control {
     fn ask(&mut self, command: &serde_json::Value) -> serde_json::Value {
         let mut line = command.to_string();
         line.push('\n');
-        self.reader
-            .get_mut()
-            .write_all(line.as_bytes())
-            .expect("sent");
+        self.reader.get_mut().write_all(line.as_bytes()).expect("sent");
         self.line()
     }
 }
@@ -521,47 +416,21 @@ fn control_from_end_to_end() {
     assert_eq!(loaded["rules"][0]["name"], "a");
     let bad = "[[rule]]\nname='b'\n";
     let refused = control.ask(&json!({"command": "load", "file": "y.toml", "text": bad}));
-    assert!(
-        refused["message"]
-            .as_str()
-            .is_some_and(|text| text.starts_with("y.toml:"))
-    );
+    assert!(refused["message"].as_str().is_some_and(|text| text.starts_with("y.toml:")));
     let kept = control.ask(&json!({"command": "list"}));
-    assert_eq!(
-        (&kept["file"], &kept["rules"][0]["name"]),
-        (&json!("x.toml"), &json!("a"))
-    );
-    assert_eq!(
-        control.ask(&json!({"command": "disarm", "rule": "a"}))["reply"],
-        "done"
-    );
-    assert_eq!(
-        control.ask(&json!({"command": "list"}))["rules"][0]["armed"],
-        false
-    );
-    assert_eq!(
-        control.ask(&json!({"command": "arm", "rule": "a"}))["reply"],
-        "done"
-    );
-    assert_eq!(
-        control.ask(&json!({"command": "arm", "rule": "zz"}))["reply"],
-        "error"
-    );
+    assert_eq!((&kept["file"], &kept["rules"][0]["name"]), (&json!("x.toml"), &json!("a")));
+    assert_eq!(control.ask(&json!({"command": "disarm", "rule": "a"}))["reply"], "done");
+    assert_eq!(control.ask(&json!({"command": "list"}))["rules"][0]["armed"], false);
+    assert_eq!(control.ask(&json!({"command": "arm", "rule": "a"}))["reply"], "done");
+    assert_eq!(control.ask(&json!({"command": "arm", "rule": "zz"}))["reply"], "error");
     assert_eq!(control.ask(&json!({"command": "release"}))["requests"], 0);
     let sectors = &control.ask(&json!({"command": "layout"}))["sectors"];
     assert_eq!(*sectors, json!({"unknown": (8 << 20) / 512}));
-    assert_eq!(
-        control.ask(&json!({"command": "layout", "sector": 1_u64 << 40}))["reply"],
-        "error"
-    );
+    assert_eq!(control.ask(&json!({"command": "layout", "sector": 1_u64 << 40}))["reply"], "error");
     assert_eq!(control.ask(&json!({"command": "reset"}))["reply"], "done");
     let ping = json!({"command": "send", "message": {"kind": "ping", "id": 1}});
     let refused = control.ask(&ping);
-    assert!(
-        refused["message"]
-            .as_str()
-            .is_some_and(|text| text.contains("--link-socket"))
-    );
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains("--link-socket")));
     assert_eq!(control.ask(&json!("nonsense"))["reply"], "error");
 
     // A hostile client: a line without end is cut off, and nobody else notices.
@@ -571,26 +440,13 @@ fn control_from_end_to_end() {
     // Clients that ask and never read.
     let mut deaf: Vec<Control> = (0..20).map(|_| Control::connect(&place)).collect();
     for client in &mut deaf {
-        client
-            .reader
-            .get_mut()
-            .set_nonblocking(true)
-            .expect("nonblocking");
-        while client
-            .reader
-            .get_mut()
-            .write(b"{\"command\":\"list\"}\n")
-            .is_ok()
-        {}
+        client.reader.get_mut().set_nonblocking(true).expect("nonblocking");
+        while client.reader.get_mut().write(b"{\"command\":\"list\"}\n").is_ok() {}
     }
     // Too many clients: the rest are refused, and served again when others have gone.
-    let crowd: Vec<UnixStream> = (0..100)
-        .map(|_| UnixStream::connect(place.path("c")).expect("connects"))
-        .collect();
-    assert_eq!(
-        control.ask(&json!({"command": "list"}))["rules"][0]["name"],
-        "a"
-    );
+    let crowd: Vec<UnixStream> =
+        (0..100).map(|_| UnixStream::connect(place.path("c")).expect("connects")).collect();
+    assert_eq!(control.ask(&json!({"command": "list"}))["rules"][0]["name"], "a");
     drop((crowd, deaf, hostile));
 
     assert_eq!(control.ask(&json!({"command": "events"}))["reply"], "done");
@@ -602,10 +458,7 @@ fn control_from_end_to_end() {
             break other;
         }
     };
-    assert_eq!(
-        other.ask(&json!({"command": "release", "rule": "a"}))["reply"],
-        "released"
-    );
+    assert_eq!(other.ask(&json!({"command": "release", "rule": "a"}))["reply"], "released");
     let next = std::iter::repeat_with(|| control.line()).find(|line| line["event"] == "release");
     assert_eq!(next.expect("an endless iterator")["rule"], "a");
     assert_eq!(other.ask(&json!({"command": "shutdown"}))["reply"], "done");
@@ -619,10 +472,7 @@ fn sockets_are_private() {
     let place = Place::new();
     let daemon = place.start(&["--blk-file=disk", "--socket-path=s", "--control-socket=c"]);
     for socket in ["s", "c"] {
-        let mode = fs::metadata(place.path(socket))
-            .expect("socket")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(place.path(socket)).expect("socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
     assert!(daemon.terminate().status.success());

@@ -77,16 +77,8 @@ impl Client {
         if self.pending() {
             return (PollFlags::OUT, PollFlags::empty());
         }
-        let socket = if self.ended {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        };
-        let events = if self.subscription.is_some() {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
+        let socket = if self.ended { PollFlags::empty() } else { PollFlags::IN };
+        let events = if self.subscription.is_some() { PollFlags::IN } else { PollFlags::empty() };
         (socket, events)
     }
 
@@ -162,9 +154,7 @@ impl Client {
     }
 
     fn next_line(&mut self) -> Option<Vec<u8>> {
-        let found = self.input[self.searched..]
-            .iter()
-            .position(|byte| *byte == b'\n');
+        let found = self.input[self.searched..].iter().position(|byte| *byte == b'\n');
         let Some(found) = found else {
             self.searched = self.input.len();
             return None;

@@ -51,11 +51,9 @@ impl Target {
         };
         let result = match request {
             Request::List => Ok(self.rules()),
-            Request::Load(text) => self
-                .engine
-                .load(&text)
-                .map_err(|e| chain(&e))
-                .map(|()| self.rules()),
+            Request::Load(text) => {
+                self.engine.load(&text).map_err(|e| chain(&e)).map(|()| self.rules())
+            }
             Request::Arm { rule } => done(self.engine.arm(&rule, true)),
             Request::Disarm { rule } => done(self.engine.arm(&rule, false)),
             Request::Release { rule } => self
@@ -64,12 +62,9 @@ impl Target {
                 .map(|requests| Response::Released { requests })
                 .map_err(|e| chain(&e)),
             Request::Stats => Ok(Response::Stats(self.engine.stats())),
-            Request::Layout {
-                sector: None,
-                sectors: None,
-            } => Ok(Response::LayoutSummary {
-                sectors: self.engine.layout_summary(),
-            }),
+            Request::Layout { sector: None, sectors: None } => {
+                Ok(Response::LayoutSummary { sectors: self.engine.layout_summary() })
+            }
             Request::Layout { sector, sectors } => self
                 .engine
                 .layout(sector.unwrap_or(0), sectors.unwrap_or(1))
@@ -131,15 +126,11 @@ impl Target {
 }
 
 fn done<E: std::error::Error>(result: Result<(), E>) -> Result<Response, String> {
-    result
-        .map(|()| Response::Done)
-        .map_err(|error| chain(&error))
+    result.map(|()| Response::Done).map_err(|error| chain(&error))
 }
 
 fn failed(message: &str) -> Answer {
-    Answer::Response(Response::Error {
-        message: message.to_owned(),
-    })
+    Answer::Response(Response::Error { message: message.to_owned() })
 }
 
 /// The error and what it comes from, in one line.

@@ -111,15 +111,8 @@ impl Engine {
     pub fn layout(&self, sector: u64, sectors: u64) -> Result<Vec<SpanRecord>, LayoutError> {
         let map = self.ask_layout();
         let device_sectors = map.device_sectors();
-        if sector
-            .checked_add(sectors)
-            .is_none_or(|end| end > device_sectors)
-        {
-            return Err(LayoutError::OffDisk {
-                sector,
-                sectors,
-                device_sectors,
-            });
+        if sector.checked_add(sectors).is_none_or(|end| end > device_sectors) {
+            return Err(LayoutError::OffDisk { sector, sectors, device_sectors });
         }
         let mut ranges = Vec::new();
         let mut too_many = false;
@@ -130,11 +123,7 @@ impl Engine {
                 too_many = true;
             }
         });
-        if too_many {
-            Err(LayoutError::TooMany)
-        } else {
-            Ok(ranges)
-        }
+        if too_many { Err(LayoutError::TooMany) } else { Ok(ranges) }
     }
 
     /// How many 512-byte sectors of the disk are of each class.

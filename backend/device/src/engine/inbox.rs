@@ -60,12 +60,7 @@ struct Waiting {
 impl Inbox {
     pub(super) fn new(clock: Clock, lead: Arc<Lead>) -> io::Result<Inbox> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Inbox {
-            event,
-            clock,
-            lead,
-            list: Mutex::default(),
-        })
+        Ok(Inbox { event, clock, lead, list: Mutex::default() })
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
@@ -120,10 +115,7 @@ impl Inbox {
             list = self.list();
         }
         let List { waiting, taken, .. } = &mut *list;
-        let ready = waiting
-            .iter()
-            .take_while(|waiting| waiting.due <= now)
-            .count();
+        let ready = waiting.iter().take_while(|waiting| waiting.due <= now).count();
         for Waiting { id, release, .. } in waiting.drain(..ready) {
             taken.insert(id, now);
             out.push((id, release));

@@ -54,10 +54,7 @@ impl Engine {
     pub(super) fn open_layout(&self, state: &mut State, now: Nanos, how: LayoutChange) {
         let device_bytes = self.storage.capacity_sectors().saturating_mul(SECTOR_BYTES);
         // The same layout again: it remembers partitions, and how often the guest made it be read.
-        let mut layout = state
-            .layout
-            .take()
-            .unwrap_or_else(|| Layout::blank(device_bytes));
+        let mut layout = state.layout.take().unwrap_or_else(|| Layout::blank(device_bytes));
         let opened = layout.reopen(&mut Reader(&*self.storage), device_bytes);
         let change = match opened {
             Ok(()) => {
@@ -66,10 +63,7 @@ impl Engine {
             }
             Err(error) => {
                 let reported = state.no_ext4.as_ref().is_some_and(|before| before.reported);
-                state.no_ext4 = Some(NoExt4 {
-                    why: chain(&error),
-                    reported,
-                });
+                state.no_ext4 = Some(NoExt4 { why: chain(&error), reported });
                 LayoutChange::Lost
             }
         };
@@ -78,9 +72,7 @@ impl Engine {
         state.reopen_due = false;
         self.publish(state);
         let detail = state.no_ext4.as_ref().map(|no_ext4| no_ext4.why.clone());
-        state
-            .core
-            .note(now, What::Layout { change, detail }, &mut state.outbox);
+        state.core.note(now, What::Layout { change, detail }, &mut state.outbox);
     }
 
     pub(super) fn write_arrived(&self, state: &mut State, now: Nanos, sector: u64, bytes: &[u8]) {
@@ -116,10 +108,7 @@ impl Engine {
         }
         state.map = state.layout.as_ref().map(Layout::map);
         self.publish(state);
-        let what = What::Layout {
-            change: LayoutChange::Changed,
-            detail: None,
-        };
+        let what = What::Layout { change: LayoutChange::Changed, detail: None };
         state.core.note(now, what, &mut state.outbox);
     }
 

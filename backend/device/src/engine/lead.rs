@@ -29,8 +29,7 @@ impl Lead {
         let mean = self.mean_ns.load(Ordering::Relaxed);
         let deviation = self.deviation_ns.load(Ordering::Relaxed);
         self.mean_ns.store((mean * 7 + ns) / 8, Ordering::Relaxed);
-        self.deviation_ns
-            .store((deviation * 3 + mean.abs_diff(ns)) / 4, Ordering::Relaxed);
+        self.deviation_ns.store((deviation * 3 + mean.abs_diff(ns)) / 4, Ordering::Relaxed);
     }
 
     /// The lead for the next release, in nanoseconds.
@@ -49,11 +48,7 @@ mod tests {
         let lead = Lead::default();
         assert_eq!(lead.get_ns(), 0);
         (0..100).for_each(|_| lead.observe(30_000));
-        assert!(
-            (29_000..32_000).contains(&lead.get_ns()),
-            "{}",
-            lead.get_ns()
-        );
+        assert!((29_000..32_000).contains(&lead.get_ns()), "{}", lead.get_ns());
         (0..100).for_each(|_| lead.observe(u64::MAX));
         assert!((LEAD_MAX_NS - 100..=LEAD_MAX_NS).contains(&lead.get_ns()));
         (0..100).for_each(|_| lead.observe(0));

@@ -188,7 +188,6 @@ impl Engine {
 
     /// Makes the filter and the map of the state those that queue threads see.
     pub(super) fn publish(&self, state: &State) {
-        self.view
-            .publish(Arc::clone(&state.filter), state.map.clone());
+        self.view.publish(Arc::clone(&state.filter), state.map.clone());
     }
 }

@@ -28,10 +28,7 @@ struct Shelf(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Shelf {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend_from_slice(bytes);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -42,11 +39,7 @@ impl Write for Shelf {
 
 impl Shelf {
     fn text(&self) -> String {
-        let bytes = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         String::from_utf8(bytes).expect("lines of JSON")
     }
 }
@@ -55,19 +48,10 @@ impl Shelf {
 fn mkfs() -> Vec<u8> {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("image");
-    std::fs::File::create(&path)
-        .and_then(|file| file.set_len(DISK_BYTES))
-        .expect("image");
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-b", "1024"])
-        .arg(&path)
-        .output();
+    std::fs::File::create(&path).and_then(|file| file.set_len(DISK_BYTES)).expect("image");
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-b", "1024"]).arg(&path).output();
     let made = made.expect("mkfs.ext4 (apt install e2fsprogs)");
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     std::fs::read(&path).expect("image")
 }
 
@@ -78,21 +62,11 @@ fn disk(bytes: &[u8]) -> Arc<MemoryStorage> {
 }
 
 fn engine(storage: Arc<MemoryStorage>, log: Option<Log>) -> Arc<Engine> {
-    Engine::new(EngineOptions {
-        queues: 2,
-        seed: 7,
-        storage,
-        log,
-    })
-    .expect("engine")
+    Engine::new(EngineOptions { queues: 2, seed: 7, storage, log }).expect("engine")
 }
 
 fn load(engine: &Engine, rules: &str) {
-    let text = RulesText {
-        file: "test.toml".into(),
-        text: rules.into(),
-        ..RulesText::default()
-    };
+    let text = RulesText { file: "test.toml".into(), text: rules.into(), ..RulesText::default() };
     engine.load(&text).expect("rules");
 }
 
@@ -108,24 +82,14 @@ fn bitmap(engine: &Engine, group: u32) -> u64 {
 fn arrive(engine: &Engine, queue: u16, op: Op, sector: u64) -> (RequestId, Disposition) {
     assert_eq!(engine.interest(op, sector, 2), Interest::Event);
     let id = engine.next_id();
-    let request = ArrivingRequest {
-        id,
-        queue,
-        head: 0,
-        op,
-        sector,
-        sectors: 2,
-    };
+    let request = ArrivingRequest { id, queue, head: 0, op, sector, sectors: 2 };
     (id, engine.arrive(&request, None))
 }
 
 /// Waits until the inbox of a queue has something.
 fn released(engine: &Engine, queue: u16) -> Vec<(RequestId, Release)> {
     let inbox = engine.inbox(queue).expect("a queue");
-    let limit = Timespec {
-        tv_sec: PATIENCE.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
+    let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
     let mut fds = [PollFd::from_borrowed_fd(inbox.as_fd(), PollFlags::IN)];
     assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "nothing was released");
     let mut list = Vec::new();
@@ -143,21 +107,10 @@ fn nothing_loaded_nothing_asked() {
         &engine,
         "[[rule]]\nname='r'\nmatch={op='read',class='block_bitmap'}\naction={delay='1s'}",
     );
-    assert_eq!(
-        engine.interest(Op::Read, bitmap(&engine, 0), 2),
-        Interest::Event
-    );
-    assert_eq!(
-        engine.interest(Op::Read, 2, 2),
-        Interest::None,
-        "the superblock"
-    );
+    assert_eq!(engine.interest(Op::Read, bitmap(&engine, 0), 2), Interest::Event);
+    assert_eq!(engine.interest(Op::Read, 2, 2), Interest::None, "the superblock");
     assert_eq!(engine.interest(Op::Flush, 0, 0), Interest::None);
-    assert_eq!(
-        engine.interest(Op::Write, 2, 2),
-        Interest::EventWithBytes,
-        "the superblock"
-    );
+    assert_eq!(engine.interest(Op::Write, 2, 2), Interest::EventWithBytes, "the superblock");
 }
 
 #[test]
@@ -220,28 +173,14 @@ fn holds_end_by_mark_rule_control_limit_and_disconnect() {
 
     let (gate, _) = arrive(&engine, 0, Op::Read, 8);
     let id = engine.next_id();
-    let flush = ArrivingRequest {
-        id,
-        queue: 1,
-        head: 0,
-        op: Op::Flush,
-        sector: 0,
-        sectors: 0,
-    };
+    let flush = ArrivingRequest { id, queue: 1, head: 0, op: Op::Flush, sector: 0, sectors: 0 };
     assert_eq!(engine.arrive(&flush, None), Disposition::Fail { errno: 5 });
-    assert_eq!(
-        released(&engine, 0),
-        [(gate, Release::Submit)],
-        "from another queue"
-    );
+    assert_eq!(released(&engine, 0), [(gate, Release::Submit)], "from another queue");
 
     let (operator, _) = arrive(&engine, 0, Op::Read, 16);
     assert!(engine.release(Some("nobody")).is_err());
     assert_eq!(engine.release(Some("operator")), Ok(1));
-    assert_eq!(
-        released(&engine, 0),
-        [(operator, Release::Fail { errno: 5 })]
-    );
+    assert_eq!(released(&engine, 0), [(operator, Release::Fail { errno: 5 })]);
 
     let (limit, _) = arrive(&engine, 1, Op::Read, 24);
     assert_eq!(released(&engine, 1), [(limit, Release::Submit)]);
@@ -277,21 +216,12 @@ fn the_layout_follows_mkfs_in_the_guest() {
         }
         let data = (interest == Interest::EventWithBytes).then_some(bytes);
         let id = engine.next_id();
-        let request = ArrivingRequest {
-            id,
-            queue: 0,
-            head: 0,
-            op: Op::Write,
-            sector,
-            sectors,
-        };
+        let request = ArrivingRequest { id, queue: 0, head: 0, op: Op::Write, sector, sectors };
         assert_eq!(engine.arrive(&request, data), Disposition::Submit);
         storage.write_at(offset, bytes).expect("fits");
         engine.complete(id, Outcome::Ok, Op::Write, sector, sectors, data);
     }
-    let oracle = Layout::open(&mut image.as_slice(), DISK_BYTES)
-        .expect("ext4")
-        .map();
+    let oracle = Layout::open(&mut image.as_slice(), DISK_BYTES).expect("ext4").map();
     let mut expected = std::collections::BTreeMap::new();
     oracle.classify(0, DISK_BYTES / SECTOR_BYTES, &mut |span| {
         *expected.entry(span.class.kind()).or_insert(0) += span.sectors;
@@ -306,13 +236,8 @@ fn the_log_is_complete_and_replays() {
     let shelf = Shelf::default();
     let log: Log = Box::new(shelf.clone());
     let storage = disk(&[]);
-    let engine = Engine::new(EngineOptions {
-        queues: 4,
-        seed: 3,
-        storage,
-        log: Some(log),
-    })
-    .expect("engine");
+    let engine =
+        Engine::new(EngineOptions { queues: 4, seed: 3, storage, log: Some(log) }).expect("engine");
     load(
         &engine,
         "[[rule]]\nname='some'\nmatch={op='read',probability=0.2}\n\
@@ -355,34 +280,21 @@ fn the_log_is_complete_and_replays() {
     });
     engine.settle_events();
     let text = shelf.text();
-    let events: Vec<Event> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("an event"))
-        .collect();
+    let events: Vec<Event> =
+        text.lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
     for (before, event) in events.iter().zip(&events[1..]) {
         assert_eq!(event.seq, before.seq + 1);
         assert!(event.at >= before.at);
     }
-    let requests = events
-        .iter()
-        .filter(|event| matches!(event.what, What::Request { .. }))
-        .count();
-    let completions = events
-        .iter()
-        .filter(|event| matches!(event.what, What::Complete { .. }))
-        .count();
+    let requests = events.iter().filter(|event| matches!(event.what, What::Request { .. })).count();
+    let completions =
+        events.iter().filter(|event| matches!(event.what, What::Complete { .. })).count();
     assert_eq!((requests as u64, completions as u64), (4 * EACH, 4 * EACH));
     let replayed = replay(text.lines()).expect("a log");
     assert_eq!(replayed.differences, []);
     // The canary: a log with one decision taken out must not pass.
-    let victim = text
-        .lines()
-        .position(|line| line.contains("\"decision\""))
-        .expect("a decision");
-    let forged = text
-        .lines()
-        .enumerate()
-        .filter(|(index, _)| *index != victim);
+    let victim = text.lines().position(|line| line.contains("\"decision\"")).expect("a decision");
+    let forged = text.lines().enumerate().filter(|(index, _)| *index != victim);
     let caught = replay(forged.map(|(_, line)| line)).expect("a log");
     assert!(!caught.differences.is_empty());
 }
@@ -391,9 +303,7 @@ fn lines(subscription: &Subscription) -> Vec<Event> {
     let mut bytes = Vec::new();
     subscription.take(&mut bytes);
     let text = String::from_utf8(bytes).expect("JSON");
-    text.lines()
-        .map(|line| serde_json::from_str(line).expect("an event"))
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
 }
 
 /// A subscriber that does not read loses events, is told how many, and harms nobody.
@@ -419,24 +329,12 @@ fn a_slow_subscriber_is_told_what_it_lost() {
     let got = seen.iter().filter(is_message).count() as u64;
     let lost: u64 = seen
         .iter()
-        .map(|event| {
-            if let What::Lost { events } = event.what {
-                events
-            } else {
-                0
-            }
-        })
+        .map(|event| if let What::Lost { events } = event.what { events } else { 0 })
         .sum();
     assert!(lost > 0, "ten megabytes do not fit");
-    let layout_notes = seen
-        .iter()
-        .filter(|event| matches!(event.what, What::Layout { .. }))
-        .count() as u64;
+    let layout_notes =
+        seen.iter().filter(|event| matches!(event.what, What::Layout { .. })).count() as u64;
     assert_eq!(got + lost, made, "and {layout_notes} notes of the layout");
     engine.unsubscribe(&slow);
-    assert_eq!(
-        engine.interest(Op::Read, 0, 2),
-        Interest::None,
-        "nobody wants events now"
-    );
+    assert_eq!(engine.interest(Op::Read, 0, 2), Interest::None, "nobody wants events now");
 }

@@ -26,14 +26,8 @@ struct Snapshot {
 
 impl View {
     pub(super) fn nothing() -> View {
-        let snapshot = Snapshot {
-            filter: Arc::new(Filter::nothing()),
-            map: None,
-        };
-        View {
-            active: AtomicBool::new(false),
-            snapshot: ArcSwap::from_pointee(snapshot),
-        }
+        let snapshot = Snapshot { filter: Arc::new(Filter::nothing()), map: None };
+        View { active: AtomicBool::new(false), snapshot: ArcSwap::from_pointee(snapshot) }
     }
 
     /// Replaces the snapshot.

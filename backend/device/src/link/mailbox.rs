@@ -84,9 +84,7 @@ impl Mailbox {
 
     /// Tells the agent that something happened at the host.
     pub fn signal(&self, name: &str) {
-        if let Err(error) = self.send(&ToGuest::Signal {
-            name: name.to_owned(),
-        }) {
+        if let Err(error) = self.send(&ToGuest::Signal { name: name.to_owned() }) {
             tracing::warn!(%error, name, "a signal for the agent was dropped");
         }
     }

@@ -74,12 +74,7 @@ impl Polls {
     /// Adds a poll; a message that waits already is given by the next [`Polls::answer`].
     pub(super) fn add(&mut self, token: u64, to: Segments) {
         let limit = self.clock.now().plus(POLL_LIMIT_MS * 1_000_000);
-        self.waiting.push_back(Poll {
-            token,
-            to,
-            limit,
-            hurried: false,
-        });
+        self.waiting.push_back(Poll { token, to, limit, hurried: false });
         self.look();
     }
 
@@ -123,8 +118,7 @@ impl Polls {
             poll.to.write(0, &self.frame);
             let used = self.frame.len() as u64;
             let rest = poll.to.len().saturating_sub(used);
-            poll.to
-                .zero(used, usize::try_from(rest).unwrap_or(usize::MAX));
+            poll.to.zero(used, usize::try_from(rest).unwrap_or(usize::MAX));
             done(poll.token, Ok(()));
         }
         if let Some(poll) = self.waiting.front() {
@@ -134,10 +128,7 @@ impl Polls {
 
     fn set_timer(&self, limit: Nanos) {
         let timer = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: self.clock.absolute(limit),
         };
         if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &timer) {

@@ -35,7 +35,7 @@ pub(super) struct Batch<'a> {
     pub(super) lines: &'a [u8],
     /// Where each line ends.
     pub(super) ends: &'a [usize],
-    /// How many events before these were dropped.
+    /// How many events after these were dropped.
     pub(super) lost: u64,
 }
 
@@ -59,7 +59,6 @@ impl Subscription {
         let start = skipped.checked_sub(1).map_or(0, |index| batch.ends[index]);
         let ends = &batch.ends[skipped..];
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.lost += batch.lost;
         let was_empty = waiting.lines.is_empty();
         if waiting.lost > 0
             && was_empty
@@ -71,14 +70,14 @@ impl Subscription {
             let room = ROOM_BYTES.saturating_sub(waiting.lines.len());
             let fitting = ends.partition_point(|end| end - start <= room);
             if let Some(last) = fitting.checked_sub(1) {
-                waiting
-                    .lines
-                    .extend_from_slice(&batch.lines[start..ends[last]]);
+                waiting.lines.extend_from_slice(&batch.lines[start..ends[last]]);
             }
             waiting.lost = (ends.len() - fitting) as u64;
         } else {
             waiting.lost += ends.len() as u64;
         }
+        // What was dropped before it got here came after these.
+        waiting.lost += batch.lost;
         let signal = was_empty && !waiting.lines.is_empty();
         drop(waiting);
         if signal {
@@ -100,11 +99,7 @@ impl Waiting {
     /// Says how many events before `next` this reader did not get.
     fn report_lost(&mut self, next: &Event) {
         let what = What::Lost { events: self.lost };
-        let event = Event {
-            seq: next.seq.saturating_sub(1),
-            at: next.at,
-            what,
-        };
+        let event = Event { seq: next.seq.saturating_sub(1), at: next.at, what };
         if serde_json::to_writer(&mut self.lines, &event).is_ok() {
             self.lines.push(b'\n');
             self.lost = 0;

@@ -39,28 +39,14 @@ struct Setting {
 impl Setting {
     fn new() -> Setting {
         let storage = Arc::new(MemoryStorage::new(DISK_BYTES).expect("memory"));
-        let options = EngineOptions {
-            queues: 1,
-            seed: 0,
-            storage,
-            log: None,
-        };
+        let options = EngineOptions { queues: 1, seed: 0, storage, log: None };
         let engine = Engine::new(options).expect("engine");
         let mailbox = Mailbox::new();
         engine.attach_agent(Arc::clone(&mailbox));
         let link = Arc::new(Link::new(Arc::clone(&engine), Arc::clone(&mailbox)));
-        let options = DeviceOptions {
-            num_queues: 1,
-            queue_size: 64,
-            serial: "link".into(),
-        };
+        let options = DeviceOptions { num_queues: 1, queue_size: 64, serial: "link".into() };
         let served = Served::start(options, link.clone(), None);
-        Setting {
-            engine,
-            mailbox,
-            link,
-            served,
-        }
+        Setting { engine, mailbox, link, served }
     }
 
     fn client(&self) -> Client {
@@ -91,12 +77,7 @@ fn answered(client: &mut Client) -> (u64, Option<ToGuest>) {
 }
 
 fn mark(name: &str) -> ToHost {
-    ToHost::Mark {
-        name: name.into(),
-        guest_ns: 5,
-        thread: "t".into(),
-        trial: 1,
-    }
+    ToHost::Mark { name: name.into(), guest_ns: 5, thread: "t".into(), trial: 1 }
 }
 
 fn events(engine: &Engine, subscription: &Subscription) -> Vec<Event> {
@@ -104,9 +85,7 @@ fn events(engine: &Engine, subscription: &Subscription) -> Vec<Event> {
     let mut bytes = Vec::new();
     subscription.take(&mut bytes);
     let text = String::from_utf8(bytes).expect("JSON");
-    text.lines()
-        .map(|line| serde_json::from_str(line).expect("an event"))
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
 }
 
 #[test]
@@ -132,25 +111,11 @@ fn messages_both_ways() {
     assert_eq!(answered(&mut client), (0, Some(ToGuest::Ping { id: 0 })));
     assert_eq!(answered(&mut client), (1, Some(ToGuest::Ping { id: 1 })));
     setting.mailbox.signal("held:x");
-    assert_eq!(
-        answered(&mut client),
-        (
-            2,
-            Some(ToGuest::Signal {
-                name: "held:x".into()
-            })
-        )
-    );
+    assert_eq!(answered(&mut client), (2, Some(ToGuest::Signal { name: "held:x".into() })));
     // A message first, then the poll.
-    setting
-        .mailbox
-        .send(&ToGuest::Sync { rounds: 3 })
-        .expect("room");
+    setting.mailbox.send(&ToGuest::Sync { rounds: 3 }).expect("room");
     poll(&mut client, 3);
-    assert_eq!(
-        answered(&mut client),
-        (3, Some(ToGuest::Sync { rounds: 3 }))
-    );
+    assert_eq!(answered(&mut client), (3, Some(ToGuest::Sync { rounds: 3 })));
 }
 
 #[test]
@@ -171,17 +136,10 @@ fn rules_and_agent_meet() {
     let setting = Setting::new();
     let rule = "[[rule]]\nname='gate'\nmatch={op='flush'}\ntell_agent=true\n\
                 action={hold={until='agent:parked',at_most='60s'}}";
-    let text = RulesText {
-        file: "r".into(),
-        text: rule.into(),
-        ..RulesText::default()
-    };
+    let text = RulesText { file: "r".into(), text: rule.into(), ..RulesText::default() };
     setting.engine.load(&text).expect("rules");
     let disk = Served::start(
-        DeviceOptions {
-            num_queues: 1,
-            ..DeviceOptions::default()
-        },
+        DeviceOptions { num_queues: 1, ..DeviceOptions::default() },
         Arc::new(MemoryStorage::new(DISK_BYTES).expect("memory")),
         Some(Arc::clone(&setting.engine)),
     );
@@ -192,21 +150,11 @@ fn rules_and_agent_meet() {
     poll(&mut link, 1);
     main.queues[0].flush(9).expect("room");
     main.kick(0);
-    assert_eq!(
-        answered(&mut link).1,
-        Some(ToGuest::Signal {
-            name: "held:gate".into()
-        })
-    );
+    assert_eq!(answered(&mut link).1, Some(ToGuest::Signal { name: "held:gate".into() }));
     assert!(!main.queues[0].completions().has_next(), "nobody let it go");
     assert_eq!(write(&mut link, &mark("parked"), 0), 0);
     assert_eq!(main.next(0), (9, 0));
-    assert_eq!(
-        answered(&mut link).1,
-        Some(ToGuest::Signal {
-            name: "released:gate".into()
-        })
-    );
+    assert_eq!(answered(&mut link).1, Some(ToGuest::Signal { name: "released:gate".into() }));
 }
 
 #[test]
@@ -271,10 +219,7 @@ fn the_next_guest() {
         disk: "vda".into(),
     };
     assert_eq!(write(&mut second, &hello, 0), 0);
-    setting
-        .mailbox
-        .send(&ToGuest::Ping { id: 7 })
-        .expect("room");
+    setting.mailbox.send(&ToGuest::Ping { id: 7 }).expect("room");
     poll(&mut second, 0);
     assert_eq!(answered(&mut second).1, Some(ToGuest::Ping { id: 7 }));
 }
@@ -284,15 +229,11 @@ fn the_next_guest() {
 fn a_poll_without_room() {
     let setting = Setting::new();
     let mut client = setting.client();
-    let long = ToGuest::Signal {
-        name: "n".repeat(1000),
-    };
+    let long = ToGuest::Signal { name: "n".repeat(1000) };
     setting.mailbox.send(&long).expect("room");
     assert_ne!(client.read(0, TO_GUEST, 0, 512), 0);
     poll(&mut client, 0);
     assert_eq!(answered(&mut client).1, Some(long));
-    let endless = ToGuest::Signal {
-        name: "n".repeat(MAX_FRAME),
-    };
+    let endless = ToGuest::Signal { name: "n".repeat(MAX_FRAME) };
     assert!(setting.mailbox.send(&endless).is_err());
 }

@@ -97,8 +97,5 @@ pub(super) fn one_line(error: &clap::Error) -> String {
     }
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
-    first
-        .trim_start_matches("error: ")
-        .trim_end_matches(':')
-        .to_owned()
+    first.trim_start_matches("error: ").trim_end_matches(':').to_owned()
 }

@@ -46,11 +46,7 @@ struct Sockets {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Inherited descriptors first: see `socket::inherited`.
     let inherited = args.fd.map(socket::inherited).transpose().context("--fd")?;
-    let ready = args
-        .ready_fd
-        .map(ready_pipe)
-        .transpose()
-        .context("--ready-fd")?;
+    let ready = args.ready_fd.map(ready_pipe).transpose().context("--ready-fd")?;
 
     let options = DeviceOptions {
         num_queues: args.num_queues,
@@ -113,15 +109,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let of_link = link
             .map(|(device, transport)| {
                 let stop = &stop;
-                std::thread::Builder::new()
-                    .name("rg-link".into())
-                    .spawn_scoped(scope, move || {
-                        let served = device.serve(transport, stop.as_fd());
-                        if let Err(error) = &served {
-                            tracing::error!(%error, "the link disk is gone");
-                        }
-                        served
-                    })
+                std::thread::Builder::new().name("rg-link".into()).spawn_scoped(scope, move || {
+                    let served = device.serve(transport, stop.as_fd());
+                    if let Err(error) = &served {
+                        tracing::error!(%error, "the link disk is gone");
+                    }
+                    served
+                })
             })
             .transpose()
             .context("cannot start the link disk")?;
@@ -159,10 +153,7 @@ fn open_storage(args: &Args) -> anyhow::Result<Arc<dyn Storage>> {
              image"
         );
     }
-    let options = |read_only| FileOptions {
-        read_only,
-        direct: args.direct,
-    };
+    let options = |read_only| FileOptions { read_only, direct: args.direct };
     Ok(match args.storage {
         StorageKind::File => Arc::new(FileStorage::open(path, options(args.read_only))?),
         StorageKind::Overlay => Arc::new(OverlayStorage::open(path)?),
@@ -180,14 +171,10 @@ fn copy_to_memory(image: &FileStorage) -> anyhow::Result<MemoryStorage> {
     let mut at = 0;
     while at < bytes {
         let part = &mut buf[..COPY_BYTES.min(bytes - at) as usize];
-        image
-            .read_at(at, part)
-            .with_context(|| format!("cannot read the image at byte {at}"))?;
+        image.read_at(at, part).with_context(|| format!("cannot read the image at byte {at}"))?;
         // Memory that was never written reads as zeroes and takes no room.
         if part.iter().any(|byte| *byte != 0) {
-            memory
-                .write_at(at, part)
-                .context("cannot fill the memory disk")?;
+            memory.write_at(at, part).context("cannot fill the memory disk")?;
         }
         at += part.len() as u64;
     }
@@ -216,22 +203,10 @@ fn open_sockets(args: &Args, inherited: Option<OwnedFd>) -> anyhow::Result<Socke
         (None, Some(path)) => Transport::Listener(open(path, "--socket-path")?),
         (None, None) => bail!("missing: --socket-path or --fd"),
     };
-    let link = args
-        .link_socket
-        .as_deref()
-        .map(|path| open(path, "--link-socket"))
-        .transpose()?;
-    let control = args
-        .control_socket
-        .as_deref()
-        .map(|path| open(path, "--control-socket"))
-        .transpose()?;
-    Ok(Sockets {
-        main,
-        link: link.map(Transport::Listener),
-        control,
-        _files: files,
-    })
+    let link = args.link_socket.as_deref().map(|path| open(path, "--link-socket")).transpose()?;
+    let control =
+        args.control_socket.as_deref().map(|path| open(path, "--control-socket")).transpose()?;
+    Ok(Sockets { main, link: link.map(Transport::Listener), control, _files: files })
 }
 
 fn create_log(path: &Path) -> anyhow::Result<Log> {

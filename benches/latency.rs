@@ -116,20 +116,17 @@ fn measure(socket: &std::path::Path, engine: &Engine) {
         );
         let stats = engine.stats();
         let rule = stats.rules.iter().find(|rule| *rule.name == *name(delay));
-        match rule.and_then(|rule| rule.late.as_ref()) {
-            Some(late) => {
-                let us = |ns: u64| ns as f64 / 1000.0;
-                println!(
-                    " {:>10.1} {:>10.1} {:>10.1}",
-                    us(late.p50_ns),
-                    us(late.p99_ns),
-                    us(late.max_ns)
-                );
-            }
-            None => {
-                baseline_ns = latencies.value_at_quantile(0.5);
-                println!(" (the whole way of a request without a rule)");
-            }
+        if let Some(late) = rule.and_then(|rule| rule.late.as_ref()) {
+            let us = |ns: u64| ns as f64 / 1000.0;
+            println!(
+                " {:>10.1} {:>10.1} {:>10.1}",
+                us(late.p50_ns),
+                us(late.p99_ns),
+                us(late.max_ns)
+            );
+        } else {
+            baseline_ns = latencies.value_at_quantile(0.5);
+            println!(" (the whole way of a request without a rule)");
         }
     }
 }

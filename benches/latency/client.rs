@@ -14,7 +14,7 @@ use vm_memory::{FileOffset, MmapRegion};
 const BLOCK_BYTES: usize = 4096;
 
 /// A connection with one queue.
-pub struct Client {
+pub(crate) struct Client {
     transport: Box<VirtioBlkTransport>,
     queue: VirtioBlkQueue<'static, ()>,
     block: MmapRegion,
@@ -22,7 +22,7 @@ pub struct Client {
 
 impl Client {
     /// Connects to a backend.
-    pub fn connect(socket: &Path) -> Client {
+    pub(crate) fn connect(socket: &Path) -> Client {
         let path = socket.to_str().expect("a path in UTF-8");
         let features = (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits();
         let vhost =
@@ -42,7 +42,7 @@ impl Client {
     }
 
     /// Reads one block and waits for it.
-    pub fn read(&mut self, offset: u64) {
+    pub(crate) fn read(&mut self, offset: u64) {
         // SAFETY: the address is BLOCK_BYTES of a mapping that outlives the request, which ends
         // before this function does.
         unsafe { self.queue.read_raw(offset, self.block.as_ptr(), BLOCK_BYTES, ()) }.expect("room");

@@ -258,8 +258,8 @@ fn bad_sockets() {
         bad(&long, &["too long"]);
     }
     assert_eq!(fs::read(place.path("plain")).expect("still there").len(), 3);
-    let log = ["--blk-file=disk", "--socket-path=s", "--event-log=no/log"];
-    fails(&place, &log, &["no/log", "event log"]);
+    let nowhere = ["--blk-file=disk", "--socket-path=s", "--event-log=no/log"];
+    fails(&place, &nowhere, &["no/log", "event log"]);
     let (ours, _theirs) = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| {
             let stream = std::net::TcpStream::connect(listener.local_addr()?)?;

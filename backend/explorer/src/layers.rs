@@ -29,26 +29,45 @@ use expand::{Expansion, Tally};
 use shard::{Arrival, Shard};
 
 /// States that a worker takes at a time.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 /// States expanded between two calls of the progress callback.
-const SLAB_CHUNKS: usize = 256;
+const SLAB_CHUNKS: usize = 512;
 /// Layers smaller than this are not worth waking other workers for.
-const ALONE_BELOW: usize = 4 * CHUNK;
+const ALONE_BELOW: usize = 8 * CHUNK;
 
-/// A state to expand, with what its schedules have in common.
-pub(crate) struct Node<S> {
+/// A state to expand.
+struct Node<S> {
     state: S,
     key: u64,
+    /// The thread of the last step, and the preemptions so far. Only under a preemption bound;
+    /// otherwise `None` and 0, so that they do not tell states apart.
+    last: Option<u8>,
+    preemptions: u32,
+}
+
+/// What the schedules that lead to a state have in common. Apart from the state, because it
+/// changes with each arrival, and is small enough to stay in the cache.
+#[derive(Clone, Copy)]
+struct Lineage {
     /// Number of schedules that lead here, saturating.
     paths: u128,
     /// Threads asleep here.
     sleep: u32,
     /// Threads that were asleep at an earlier visit: all, at the first.
     slept: u32,
-    /// The thread of the last step, and the preemptions so far. Only under a preemption bound;
-    /// otherwise 0, so that they do not tell states apart.
-    last: Option<u8>,
-    preemptions: u32,
+}
+
+/// The part of a layer that a shard gave: states and, by the same index, their lineages.
+struct Part<S> {
+    nodes: Vec<Node<S>>,
+    lineages: Vec<Lineage>,
+}
+
+impl<S> Part<S> {
+    /// Cuts the part into pieces for workers.
+    fn chunks(&self) -> impl Iterator<Item = (&[Node<S>], &[Lineage])> {
+        self.nodes.chunks(CHUNK).zip(self.lineages.chunks(CHUNK))
+    }
 }
 
 /// What stays the same for a whole search.
@@ -79,7 +98,7 @@ pub(crate) fn search<M: Model>(
     workers: &dyn Workers,
     on_progress: OnProgress<'_>,
 ) -> (Found, Coverage) {
-    let shards = if workers.count() > 1 { (workers.count() * 16).next_power_of_two() } else { 1 };
+    let shards = if workers.count() > 1 { (workers.count() * 4).next_power_of_two() } else { 1 };
     let setting = Setting {
         model,
         options,
@@ -104,7 +123,7 @@ pub(crate) fn search<M: Model>(
     let mut coverage = Coverage::default();
     for depth in 0_u32.. {
         let layer = close_layer(&setting, &mut tally);
-        if layer.is_empty() {
+        if layer.iter().all(|part| part.nodes.is_empty()) {
             break;
         }
         coverage.depth_max = depth;
@@ -133,37 +152,33 @@ pub(crate) fn search<M: Model>(
     (found, coverage)
 }
 
-/// Ends the layer that is being filled and takes its states out, shard by shard.
-fn close_layer<M: Model>(setting: &Setting<'_, M>, tally: &mut Tally) -> Vec<Node<State<M>>> {
-    let mut layer = Vec::new();
-    for shard in &setting.shards {
+/// Ends the layer that is being filled and takes its states out, one list a shard.
+fn close_layer<M: Model>(setting: &Setting<'_, M>, tally: &mut Tally) -> Vec<Part<State<M>>> {
+    let close = |shard: &Mutex<Shard<State<M>>>| {
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         tally.uneven |= shard.uneven();
-        let mut nodes = shard.close_layer();
-        if layer.is_empty() {
-            layer = nodes;
-        } else {
-            layer.append(&mut nodes);
-        }
-    }
-    layer
+        shard.close_layer()
+    };
+    setting.shards.iter().map(close).collect()
 }
 
 /// Expands all states of a layer; true if the callback said stop.
 fn expand_layer<M: Model>(
     setting: &Setting<'_, M>,
     workers: &dyn Workers,
-    layer: &[Node<State<M>>],
+    layer: &[Part<State<M>>],
     depth: u32,
     tally: &mut Tally,
     on_progress: OnProgress<'_>,
 ) -> bool {
-    let mut done = 0;
-    for slab in layer.chunks(CHUNK * SLAB_CHUNKS) {
-        if workers.count() == 1 || slab.len() < ALONE_BELOW {
+    let chunks: Vec<_> = layer.iter().flat_map(Part::chunks).collect();
+    let mut waiting: usize = layer.iter().map(|part| part.nodes.len()).sum();
+    for slab in chunks.chunks(SLAB_CHUNKS) {
+        let nodes: usize = slab.iter().map(|(nodes, _)| nodes.len()).sum();
+        if workers.count() == 1 || nodes < ALONE_BELOW {
             let mut expansion = Expansion::new(setting, depth);
-            for node in slab {
-                expansion.expand(node);
+            for &chunk in slab {
+                expansion.expand_all_of(chunk);
             }
             tally.merge(expansion.finish());
         } else {
@@ -171,23 +186,19 @@ fn expand_layer<M: Model>(
             let merged = Mutex::new(std::mem::take(tally));
             workers.run(&|_worker| {
                 let mut expansion = Expansion::new(setting, depth);
-                while let Some(chunk) =
-                    slab.chunks(CHUNK).nth(next_chunk.fetch_add(1, Ordering::Relaxed))
-                {
-                    for node in chunk {
-                        expansion.expand(node);
-                    }
+                while let Some(&chunk) = slab.get(next_chunk.fetch_add(1, Ordering::Relaxed)) {
+                    expansion.expand_all_of(chunk);
                 }
                 let own = expansion.finish();
                 merged.lock().unwrap_or_else(PoisonError::into_inner).merge(own);
             });
             *tally = merged.into_inner().unwrap_or_else(PoisonError::into_inner);
         }
-        done += slab.len();
+        waiting -= nodes;
         let progress = Progress {
             states: states(setting),
             transitions: tally.transitions,
-            waiting: (layer.len() - done) as u64,
+            waiting: waiting as u64,
             depth,
             shrinking: false,
         };

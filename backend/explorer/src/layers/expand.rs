@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::shard::{Arrival, Shard};
-use super::{Node, Setting};
+use super::{Lineage, Node, Setting};
 use crate::found::{State, check_end};
 use crate::model::{InvariantId, Model, Step, StepBuf};
 use crate::order::Threads;
@@ -15,7 +15,7 @@ use crate::report::{Bound, Coverage};
 use crate::rng::mix;
 
 /// Arrivals gathered for one shard before its lock is taken.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 
 /// Counts and violations of a part of a search.
 #[derive(Default)]
@@ -137,34 +137,41 @@ impl<'a, M: Model> Expansion<'a, M> {
         };
     }
 
-    pub(super) fn expand(&mut self, node: &Node<State<M>>) {
-        self.steps.truncate(0);
-        self.setting.model.enabled(&node.state, &mut self.steps);
-        if self.steps.len() == 0 {
-            self.end(node);
-        } else if self.setting.options.steps_max.is_some_and(|max| self.depth >= max) {
-            self.tally.pruned_by_steps += self.steps.len() as u64;
-            self.tally.paths = self.tally.paths.saturating_add(node.paths);
-        } else if self.setting.reduce {
-            self.expand_reduced(node);
-        } else {
-            self.expand_all(node);
+    /// Expands one chunk of a layer.
+    pub(super) fn expand_all_of(&mut self, (nodes, lineages): (&[Node<State<M>>], &[Lineage])) {
+        for (node, lineage) in nodes.iter().zip(lineages) {
+            self.expand(node, lineage);
         }
     }
 
-    fn end(&mut self, node: &Node<State<M>>) {
-        if node.slept != u32::MAX {
+    fn expand(&mut self, node: &Node<State<M>>, lineage: &Lineage) {
+        self.steps.truncate(0);
+        self.setting.model.enabled(&node.state, &mut self.steps);
+        if self.steps.len() == 0 {
+            self.end(node, lineage);
+        } else if self.setting.options.steps_max.is_some_and(|max| self.depth >= max) {
+            self.tally.pruned_by_steps += self.steps.len() as u64;
+            self.tally.paths = self.tally.paths.saturating_add(lineage.paths);
+        } else if self.setting.reduce {
+            self.expand_reduced(node, lineage);
+        } else {
+            self.expand_all(node, lineage);
+        }
+    }
+
+    fn end(&mut self, node: &Node<State<M>>, lineage: &Lineage) {
+        if lineage.slept != u32::MAX {
             return; // Seen at its first visit.
         }
         self.tally.ends += 1;
-        self.tally.paths = self.tally.paths.saturating_add(node.paths);
+        self.tally.paths = self.tally.paths.saturating_add(lineage.paths);
         if let Err(invariant) = check_end(self.setting.model, &node.state) {
-            self.tally.paths_violating = self.tally.paths_violating.saturating_add(node.paths);
+            self.tally.paths_violating = self.tally.paths_violating.saturating_add(lineage.paths);
             self.tally.violated(invariant, (node.key, None));
         }
     }
 
-    fn expand_all(&mut self, node: &Node<State<M>>) {
+    fn expand_all(&mut self, node: &Node<State<M>>, lineage: &Lineage) {
         let bound = self.setting.options.preemptions_max;
         for at in 0..self.steps.len() {
             let step = self.steps.as_slice()[at];
@@ -178,7 +185,7 @@ impl<'a, M: Model> Expansion<'a, M> {
                     continue;
                 }
             }
-            self.take(node, step, 0, last, preemptions);
+            self.take(node, lineage, step, 0, last, preemptions);
         }
     }
 
@@ -189,16 +196,16 @@ impl<'a, M: Model> Expansion<'a, M> {
         })
     }
 
-    fn expand_reduced(&mut self, node: &Node<State<M>>) {
+    fn expand_reduced(&mut self, node: &Node<State<M>>, lineage: &Lineage) {
         let model = self.setting.model;
         let threads = Threads::of(model, &node.state, &self.steps);
-        let awake = threads.enabled & !node.sleep;
+        let awake = threads.enabled & !lineage.sleep;
         let mut moving = threads.moving(model, &node.state, awake);
         if moving != awake && !self.progresses(node, moving) {
             moving = awake;
         }
         // At a later visit only what has slept so far.
-        let moving = moving & node.slept;
+        let moving = moving & lineage.slept;
         let mut earlier = 0;
         for at in 0..self.steps.len() {
             let step = self.steps.as_slice()[at];
@@ -207,7 +214,7 @@ impl<'a, M: Model> Expansion<'a, M> {
                 continue;
             }
             // A thread does not send itself to sleep, whatever its footprint says.
-            let others = (node.sleep | earlier) & !(1 << step.thread);
+            let others = (lineage.sleep | earlier) & !(1 << step.thread);
             let sleep = threads.undisturbed(others, model.footprint(&node.state, step));
             let last_of_thread = self
                 .steps
@@ -217,7 +224,7 @@ impl<'a, M: Model> Expansion<'a, M> {
             if last_of_thread {
                 earlier |= 1 << step.thread;
             }
-            self.take(node, step, sleep, None, 0);
+            self.take(node, lineage, step, sleep, None, 0);
         }
     }
 
@@ -241,6 +248,7 @@ impl<'a, M: Model> Expansion<'a, M> {
     fn take(
         &mut self,
         node: &Node<State<M>>,
+        lineage: &Lineage,
         step: Step,
         sleep: u32,
         last: Option<u8>,
@@ -252,8 +260,8 @@ impl<'a, M: Model> Expansion<'a, M> {
         self.tally.transitions += 1;
         if let Err(invariant) = model.check(&self.scratch, step) {
             self.tally.violating_transitions += 1;
-            self.tally.paths = self.tally.paths.saturating_add(node.paths);
-            self.tally.paths_violating = self.tally.paths_violating.saturating_add(node.paths);
+            self.tally.paths = self.tally.paths.saturating_add(lineage.paths);
+            self.tally.paths_violating = self.tally.paths_violating.saturating_add(lineage.paths);
             self.tally.violated(invariant, (node.key, Some(step)));
             return;
         }
@@ -262,7 +270,7 @@ impl<'a, M: Model> Expansion<'a, M> {
             key = mix(key ^ mix(u64::from(last) << 32 | u64::from(preemptions)));
         }
         let arrival =
-            Arrival { key, parent: node.key, step, paths: node.paths, sleep, last, preemptions };
+            Arrival { key, parent: node.key, step, paths: lineage.paths, sleep, last, preemptions };
         let at = self.setting.shard_index(key);
         self.outlet.batches[at].push((arrival, self.scratch.clone()));
         if self.outlet.batches[at].len() == BATCH {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use super::Node;
+use super::{Lineage, Node, Part};
 use crate::model::Step;
 use crate::table::Table;
 
@@ -35,10 +35,10 @@ pub(super) struct Shard<S> {
     records: Vec<Record>,
     /// Number of the first state of the layer being filled.
     first: u32,
-    next: Vec<Node<S>>,
+    next: Part<S>,
     /// States of earlier layers that have to be visited again, because a thread that was asleep at
     /// all earlier visits is awake at this one.
-    again: BTreeMap<u32, Node<S>>,
+    again: BTreeMap<u32, (Node<S>, Lineage)>,
     /// Whether a state was reached at two depths: then paths are not countable layer by layer.
     uneven: bool,
 }
@@ -49,7 +49,7 @@ impl<S> Shard<S> {
             table: Table::new(),
             records: Vec::new(),
             first: 0,
-            next: Vec::new(),
+            next: Part { nodes: Vec::new(), lineages: Vec::new() },
             again: BTreeMap::new(),
             uneven: false,
         }
@@ -82,8 +82,8 @@ impl<S> Shard<S> {
         for (arrival, _) in &*batch {
             let number = self.table.glance(arrival.key);
             sum ^= self.records.get(number as usize).map_or(0, |record| record.parent);
-            let node = self.next.get(number.wrapping_sub(self.first) as usize);
-            sum ^= node.map_or(0, |node| node.key);
+            let lineage = self.next.lineages.get(number.wrapping_sub(self.first) as usize);
+            sum ^= lineage.map_or(0, |lineage| u64::from(lineage.sleep));
         }
         black_box(sum);
         batch.drain(..).map(|(arrival, state)| u64::from(self.arrive(&arrival, state))).sum()
@@ -92,18 +92,19 @@ impl<S> Shard<S> {
     /// Takes one arrival; true if its state was known.
     pub(super) fn arrive(&mut self, arrival: &Arrival, state: S) -> bool {
         let Arrival { key, parent, step, paths, sleep, last, preemptions } = *arrival;
-        let node = |sleep, slept| Node { state, key, paths, sleep, slept, last, preemptions };
+        let node = Node { state, key, last, preemptions };
         let Some(number) = self.table.insert(key, self.records.len() as u32) else {
             self.records.push(Record { parent, step, sleep });
-            self.next.push(node(sleep, u32::MAX));
+            self.next.nodes.push(node);
+            self.next.lineages.push(Lineage { paths, sleep, slept: u32::MAX });
             return false;
         };
         let record = &mut self.records[number as usize];
         if number >= self.first {
-            let node = &mut self.next[(number - self.first) as usize];
-            node.paths = node.paths.saturating_add(paths);
-            node.sleep &= sleep;
-            record.sleep = node.sleep;
+            let lineage = &mut self.next.lineages[(number - self.first) as usize];
+            lineage.paths = lineage.paths.saturating_add(paths);
+            lineage.sleep &= sleep;
+            record.sleep = lineage.sleep;
             if (parent, step) < (record.parent, record.step) {
                 (record.parent, record.step) = (parent, step);
             }
@@ -111,19 +112,23 @@ impl<S> Shard<S> {
         }
         self.uneven = true;
         if record.sleep & !sleep != 0 {
-            let slept = record.sleep;
-            let again = self.again.entry(number).or_insert_with(|| node(slept, slept));
-            again.sleep &= sleep;
-            record.sleep = again.sleep;
+            let lineage = Lineage { paths, sleep: record.sleep, slept: record.sleep };
+            let (_, lineage) = self.again.entry(number).or_insert((node, lineage));
+            lineage.sleep &= sleep;
+            record.sleep = lineage.sleep;
         }
         true
     }
 
-    /// Ends the layer being filled and returns its nodes.
-    pub(super) fn close_layer(&mut self) -> Vec<Node<S>> {
+    /// Ends the layer being filled and returns it.
+    pub(super) fn close_layer(&mut self) -> Part<S> {
         self.first = self.records.len() as u32;
-        let mut layer = std::mem::take(&mut self.next);
-        layer.extend(std::mem::take(&mut self.again).into_values());
+        let fresh = Part { nodes: Vec::new(), lineages: Vec::new() };
+        let mut layer = std::mem::replace(&mut self.next, fresh);
+        for (node, lineage) in std::mem::take(&mut self.again).into_values() {
+            layer.nodes.push(node);
+            layer.lineages.push(lineage);
+        }
         layer
     }
 }

@@ -36,21 +36,9 @@ const RUNS: usize = 3;
 const SCHEDULES: u64 = 50_000;
 
 /// The same program with and without the fix, by size.
-const FIXED: Toy = Toy {
-    recheck: true,
-    writeback: true,
-    stores: 4,
-};
-const FIXED_WITHOUT_WRITEBACK: Toy = Toy {
-    recheck: true,
-    writeback: false,
-    stores: 4,
-};
-const ONE_STORE: Toy = Toy {
-    recheck: true,
-    writeback: false,
-    stores: 1,
-};
+const FIXED: Toy = Toy { recheck: true, writeback: true, stores: 4 };
+const FIXED_WITHOUT_WRITEBACK: Toy = Toy { recheck: true, writeback: false, stores: 4 };
+const ONE_STORE: Toy = Toy { recheck: true, writeback: false, stores: 1 };
 
 struct Threads(usize);
 
@@ -98,23 +86,14 @@ fn measure<R>(mut job: impl FnMut() -> R) -> (R, f64) {
 }
 
 fn search<M: Model>(model: &M, options: &Options, workers: &dyn Workers) -> Coverage {
-    let options = Options {
-        stop_at_first: false,
-        count_states: 0,
-        ..options.clone()
-    };
+    let options = Options { stop_at_first: false, count_states: 0, ..options.clone() };
     let mut on_progress = |_| ControlFlow::Continue(());
     // OK to unwrap: these options are sound.
-    explore(model, &options, workers, &mut on_progress)
-        .unwrap()
-        .coverage
+    explore(model, &options, workers, &mut on_progress).unwrap().coverage
 }
 
 fn random(schedules: u64) -> Options {
-    Options {
-        strategy: Strategy::Random { seed: 1, schedules },
-        ..Options::default()
-    }
+    Options { strategy: Strategy::Random { seed: 1, schedules }, ..Options::default() }
 }
 
 /// Question 0.
@@ -123,39 +102,21 @@ fn engine() {
     let scenario = Scenario::parse(include_str!("explorer/engine.toml")).unwrap();
     let kernel = Kernel::find("linux-6.12.107").unwrap();
     let model = DelallocModel::new(scenario, kernel, None);
-    let reduced = Options {
-        strategy: Strategy::PartialOrder,
-        ..Options::default()
-    };
+    let reduced = Options { strategy: Strategy::PartialOrder, ..Options::default() };
     let (coverage, seconds) = measure(|| search(&model, &Options::default(), &OneWorker));
     let bytes = size_of::<delalloc::State>();
     let (states, transitions) = (coverage.states.unwrap_or(0), coverage.transitions);
     println!("engine: {states} states of {bytes} bytes, {transitions} transitions");
-    line(
-        "depth first, 1 worker",
-        transitions as f64 / seconds,
-        "transitions",
-    );
+    line("depth first, 1 worker", transitions as f64 / seconds, "transitions");
     let (coverage, seconds) = measure(|| search(&model, &reduced, &OneWorker));
-    line(
-        "partial order, 1 worker",
-        coverage.transitions as f64 / seconds,
-        "transitions",
-    );
+    line("partial order, 1 worker", coverage.transitions as f64 / seconds, "transitions");
     let (coverage, seconds) = measure(|| search(&model, &random(SCHEDULES), &OneWorker));
-    line(
-        "random, 1 worker",
-        coverage.transitions as f64 / seconds,
-        "transitions",
-    );
+    line("random, 1 worker", coverage.transitions as f64 / seconds, "transitions");
 }
 
 /// Question 1; gives distinct states a second of the plain search.
 fn strategies() -> f64 {
-    let layered = Options {
-        steps_max: Some(1000),
-        ..Options::default()
-    };
+    let layered = Options { steps_max: Some(1000), ..Options::default() };
     let (coverage, seconds) = measure(|| search(&FIXED, &Options::default(), &OneWorker));
     let states = coverage.states.unwrap_or(0) as f64;
     let interleavings = coverage.interleavings.unwrap_or(0);
@@ -163,32 +124,16 @@ fn strategies() -> f64 {
         "toy: {states} states, {} transitions, {interleavings} interleavings",
         coverage.transitions
     );
-    line(
-        "depth first, 1 worker",
-        coverage.transitions as f64 / seconds,
-        "transitions",
-    );
+    line("depth first, 1 worker", coverage.transitions as f64 / seconds, "transitions");
     let (coverage, layered_seconds) = measure(|| search(&FIXED, &layered, &OneWorker));
-    line(
-        "layers, 1 worker",
-        coverage.transitions as f64 / layered_seconds,
-        "transitions",
-    );
+    line("layers, 1 worker", coverage.transitions as f64 / layered_seconds, "transitions");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let start = Instant::now();
     let coverage = search(&FIXED, &layered, &Threads(cores));
     let rate = coverage.transitions as f64 / wall_seconds(start.elapsed());
-    line(
-        &format!("layers, {cores} workers, wall clock"),
-        rate,
-        "transitions",
-    );
+    line(&format!("layers, {cores} workers, wall clock"), rate, "transitions");
     let (coverage, random_seconds) = measure(|| search(&FIXED, &random(SCHEDULES), &OneWorker));
-    line(
-        "random, 1 worker",
-        coverage.transitions as f64 / random_seconds,
-        "transitions",
-    );
+    line("random, 1 worker", coverage.transitions as f64 / random_seconds, "transitions");
     states / seconds
 }
 
@@ -200,18 +145,11 @@ fn wall_seconds(elapsed: Duration) -> f64 {
 fn stateright(explorer_rate: f64) {
     let expected = search(&FIXED, &Options::default(), &OneWorker).states;
     let (states, seconds) = measure(|| stateright_peer::breadth_first(FIXED));
-    assert_eq!(
-        Some(states),
-        expected,
-        "stateright and explorer disagree on the graph"
-    );
+    assert_eq!(Some(states), expected, "stateright and explorer disagree on the graph");
     let rate = states as f64 / seconds;
     line("stateright, breadth first, 1 thread", rate, "states");
     line("explorer, depth first, 1 worker", explorer_rate, "states");
-    ratio(
-        "explorer / stateright, states a second",
-        explorer_rate / rate,
-    );
+    ratio("explorer / stateright, states a second", explorer_rate / rate);
 }
 
 /// Question 3.
@@ -224,10 +162,7 @@ fn shuttle_random() {
     let rate = ran as f64 / seconds;
     line("shuttle, random, 5 threads", rate, "schedules");
     line("explorer, random, 5 threads", explorer_rate, "schedules");
-    ratio(
-        "explorer / shuttle, random schedules a second",
-        explorer_rate / rate,
-    );
+    ratio("explorer / shuttle, random schedules a second", explorer_rate / rate);
 }
 
 /// Question 4.
@@ -238,20 +173,9 @@ fn shuttle_exhaustive() {
     println!(
         "one store against fallocate: {interleavings} interleavings here, {ran} in shuttle (which also schedules spawn and join)"
     );
-    line(
-        "shuttle, depth first",
-        ran as f64 / shuttle_seconds,
-        "schedules",
-    );
-    line(
-        "explorer, depth first, counted",
-        interleavings / seconds,
-        "schedules",
-    );
-    ratio(
-        "explorer / shuttle, all schedules",
-        (shuttle_seconds / seconds).max(0.0),
-    );
+    line("shuttle, depth first", ran as f64 / shuttle_seconds, "schedules");
+    line("explorer, depth first, counted", interleavings / seconds, "schedules");
+    ratio("explorer / shuttle, all schedules", (shuttle_seconds / seconds).max(0.0));
 }
 
 fn line(what: &str, rate: f64, of: &str) {

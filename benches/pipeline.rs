@@ -51,11 +51,7 @@ fn core(toml: &str) -> Core {
 
 fn bitmap(sector: u64) -> [Span; 1] {
     let class = Class::Home(Home::BlockBitmap { group: 0 });
-    [Span {
-        first_sector: sector,
-        sectors: 8,
-        class,
-    }]
+    [Span { first_sector: sector, sectors: 8, class }]
 }
 
 /// Arrival, and what follows until the request has completed.
@@ -63,27 +59,12 @@ fn one(core: &mut Core, out: &mut Outbox, number: u64) {
     let now = Nanos(number * 1_000);
     let spans = bitmap(64);
     let id = RequestId(number);
-    let request = Request {
-        id,
-        queue: 0,
-        head: 0,
-        op: Op::Read,
-        sector: 64,
-        sectors: 8,
-        spans: &spans,
-    };
+    let request =
+        Request { id, queue: 0, head: 0, op: Op::Read, sector: 64, sectors: 8, spans: &spans };
     core.step(now, Input::Arrive(request), out);
     if let Some(due) = core.next_due() {
         core.step(due, Input::Tick, out);
-        core.step(
-            due,
-            Input::Complete {
-                id,
-                outcome: Outcome::Ok,
-                submitted: Some(due),
-            },
-            out,
-        );
+        core.step(due, Input::Complete { id, outcome: Outcome::Ok, submitted: Some(due) }, out);
     }
     black_box(&out);
     out.clear();
@@ -156,29 +137,14 @@ fn decide(c: &mut Criterion) {
                 let spans = bitmap(64);
                 for id in (0..1024).map(RequestId) {
                     let (queue, head, op, sector, sectors) = (0, 0, Op::Read, 64, 8);
-                    let request = Request {
-                        id,
-                        queue,
-                        head,
-                        op,
-                        sector,
-                        sectors,
-                        spans: &spans,
-                    };
+                    let request = Request { id, queue, head, op, sector, sectors, spans: &spans };
                     core.step(Nanos(0), Input::Arrive(request), &mut out);
                 }
                 out.clear();
                 (core, out)
             },
             |(core, out)| {
-                core.step(
-                    Nanos(1),
-                    Input::AgentMark {
-                        name: "store-parked",
-                        guest_ns: 0,
-                    },
-                    out,
-                );
+                core.step(Nanos(1), Input::AgentMark { name: "store-parked", guest_ns: 0 }, out);
             },
             BatchSize::LargeInput,
         );

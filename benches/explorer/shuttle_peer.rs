@@ -62,10 +62,7 @@ fn fallocate(file: &File) {
 /// One execution: all stores and fallocate; at the end every block is allocated.
 fn execute(stores: u8) {
     let blocks = (0..stores).map(|_| Block::default()).collect();
-    let file = Arc::new(File {
-        blocks,
-        i_data_sem: Mutex::new(()),
-    });
+    let file = Arc::new(File { blocks, i_data_sem: Mutex::new(()) });
     let threads: Vec<_> = (0..usize::from(stores))
         .map(|block| {
             let file = Arc::clone(&file);

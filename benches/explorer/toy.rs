@@ -52,11 +52,7 @@ impl Word {
     }
 
     fn set_flag(&mut self, block: u8, flag: Flag, value: bool) {
-        self.set(
-            u32::from(block) * BLOCK_BITS + flag as u32,
-            1,
-            u64::from(value),
-        );
+        self.set(u32::from(block) * BLOCK_BITS + flag as u32, 1, u64::from(value));
     }
 
     fn pc(self, thread: u8) -> u64 {
@@ -209,10 +205,7 @@ impl Model for Toy {
     }
 
     fn identity(&self) -> u64 {
-        explorer::identity(&format!(
-            "{} {} {}",
-            self.recheck, self.writeback, self.stores
-        ))
+        explorer::identity(&format!("{} {} {}", self.recheck, self.writeback, self.stores))
     }
 
     fn threads(&self) -> usize {
@@ -239,11 +232,7 @@ impl Model for Toy {
 
     #[inline]
     fn check(&self, state: &Word, _last: Step) -> Result<(), InvariantId> {
-        if Toy::holds(*state) {
-            Ok(())
-        } else {
-            Err(InvariantId(0))
-        }
+        if Toy::holds(*state) { Ok(()) } else { Err(InvariantId(0)) }
     }
 
     /// The word itself: different states never share it.

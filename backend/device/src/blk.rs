@@ -41,11 +41,7 @@ pub struct DeviceOptions {
 
 impl Default for DeviceOptions {
     fn default() -> DeviceOptions {
-        DeviceOptions {
-            num_queues: 4,
-            queue_size: 256,
-            serial: "racegate".into(),
-        }
+        DeviceOptions { num_queues: 4, queue_size: 256, serial: "racegate".into() }
     }
 }
 
@@ -114,12 +110,7 @@ impl Device {
         if options.serial.len() > SERIAL_BYTES {
             return Err(DeviceError::Serial(options.serial));
         }
-        Ok(Device {
-            options,
-            storage,
-            engine,
-            current: Mutex::new(Weak::new()),
-        })
+        Ok(Device { options, storage, engine, current: Mutex::new(Weak::new()) })
     }
 
     /// Serves front-ends, one after the other, until `shutdown` is readable. On return nothing

@@ -45,10 +45,7 @@ impl Token {
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Slab<T> {
-        Slab {
-            entries: Vec::new(),
-            free: Vec::new(),
-        }
+        Slab { entries: Vec::new(), free: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -68,11 +65,7 @@ impl<T> Slab<T> {
 
     pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let (generation, entry) = self.entries.get_mut(token.index() as usize)?;
-        if *generation == token.generation() {
-            entry.as_mut()
-        } else {
-            None
-        }
+        if *generation == token.generation() { entry.as_mut() } else { None }
     }
 
     pub(crate) fn remove(&mut self, token: Token) -> Option<T> {
@@ -110,13 +103,7 @@ impl InFlight {
 
     /// All parts ended: tells the guest how, and gives the chain back.
     pub(crate) fn complete(self) -> Used {
-        let InFlight {
-            head,
-            status,
-            written,
-            failed,
-            ..
-        } = self;
+        let InFlight { head, status, written, failed, .. } = self;
         match failed {
             None => complete(head, status, VIRTIO_BLK_S_OK as u8, written),
             Some(errno) => complete(head, status, status_of(errno), 0),
@@ -127,10 +114,7 @@ impl InFlight {
 /// Writes a status byte. `written` bytes went before it.
 pub(crate) fn complete(head: u16, status: StatusByte, code: u8, written: u32) -> Used {
     status.write(code);
-    Used {
-        head,
-        len: written.saturating_add(1),
-    }
+    Used { head, len: written.saturating_add(1) }
 }
 
 /// What the engine was told of a part, to be told again when it ends.

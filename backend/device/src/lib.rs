@@ -3,17 +3,17 @@
 
 pub mod blk;
 pub mod clock;
+mod completion;
+mod config;
 pub mod control;
 pub mod engine;
 pub mod link;
+mod queue;
+mod request;
 pub mod segments;
 pub mod sink;
 pub mod socket;
 pub mod stop;
 pub mod storage;
-mod worker;
-mod request;
-mod queue;
-mod config;
-mod completion;
 pub mod timer;
+mod worker;

@@ -62,10 +62,7 @@ impl Vring {
         let mut state = self.ring.get_mut();
         let enabled = state.is_enabled();
         let queue = state.get_queue_mut();
-        let table = TableAt {
-            addr: GuestAddress(queue.desc_table()),
-            len: queue.size(),
-        };
+        let table = TableAt { addr: GuestAddress(queue.desc_table()), len: queue.size() };
         if !enabled || !queue.ready() {
             return Ok(table);
         }
@@ -141,10 +138,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Vring, VirtqueueError> {
         let ring = VringMutex::new(memory, max_queue_size)?;
-        Ok(Vring {
-            ring,
-            err: Arc::new(Mutex::new(None)),
-        })
+        Ok(Vring { ring, err: Arc::new(Mutex::new(None)) })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -225,10 +219,7 @@ impl VringT<Memory> for Vring {
     fn read_kick(&self) -> io::Result<bool> {
         match self.ring.read_kick() {
             Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
             {
                 Ok(self.ring.get_ref().is_enabled())
             }

@@ -133,12 +133,7 @@ pub(crate) fn status_of(errno: Errno) -> u8 {
 /// # Errors
 /// Outer: there is no status byte to answer with. Inner: refused.
 pub(crate) fn parse(chain: Chain, limits: Limits) -> Result<Result<Request, Refused>, BrokenChain> {
-    let Chain {
-        readable,
-        mut writable,
-        fault,
-        status_lost,
-    } = chain;
+    let Chain { readable, mut writable, fault, status_lost } = chain;
     if status_lost {
         // Only a bad address loses a status byte that the chain has.
         return Err(fault.map_or(BrokenChain::NoStatus, BrokenChain::StatusAddress));
@@ -173,10 +168,7 @@ fn verb(
         VIRTIO_BLK_T_IN => {
             wrong_way(&readable)?;
             check_data(&writable, sector, limits)?;
-            Ok(Verb::Read {
-                sector,
-                to: writable,
-            })
+            Ok(Verb::Read { sector, to: writable })
         }
         VIRTIO_BLK_T_OUT => {
             wrong_way(&writable)?;
@@ -184,10 +176,7 @@ fn verb(
                 return Err(Refusal::ReadOnly);
             }
             check_data(&readable, sector, limits)?;
-            Ok(Verb::Write {
-                sector,
-                from: readable,
-            })
+            Ok(Verb::Write { sector, from: readable })
         }
         // Whatever data comes with a flush has no meaning.
         VIRTIO_BLK_T_FLUSH => Ok(Verb::Flush),
@@ -210,11 +199,7 @@ fn verb(
 
 /// Data where the request type has none.
 fn wrong_way(data: &Segments) -> Result<(), Refusal> {
-    if data.is_empty() {
-        Ok(())
-    } else {
-        Err(Refusal::Direction(data.len()))
-    }
+    if data.is_empty() { Ok(()) } else { Err(Refusal::Direction(data.len())) }
 }
 
 fn check_data(data: &Segments, sector: u64, limits: Limits) -> Result<(), Refusal> {
@@ -266,11 +251,7 @@ fn ranges(
             return Err(Refusal::RangeTooLong(sectors));
         }
         check_sectors(sector, u64::from(sectors), limits)?;
-        ranges.push(Range {
-            sector,
-            sectors,
-            unmap: flags != 0,
-        });
+        ranges.push(Range { sector, sectors, unmap: flags != 0 });
     }
     Ok(ranges)
 }

@@ -73,9 +73,7 @@ impl AlignedBuf {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is never 0 (see `layout`).
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(bytes) = NonNull::new(raw) else {
-            handle_alloc_error(layout)
-        };
+        let Some(bytes) = NonNull::new(raw) else { handle_alloc_error(layout) };
         AlignedBuf { bytes, len }
     }
 
@@ -136,27 +134,16 @@ unsafe impl Send for Segments {}
 impl Segments {
     /// No data yet; [`Segments::push`] adds guest ranges.
     pub fn guest(memory: &Snapshot) -> Segments {
-        Segments {
-            iov: SmallVec::new(),
-            len: 0,
-            keep: Keep::Guest(memory.clone()),
-        }
+        Segments { iov: SmallVec::new(), len: 0, keep: Keep::Guest(memory.clone()) }
     }
 
     /// The whole of a private buffer, as a source: such segments are never written to.
     pub fn private(buf: Arc<AlignedBuf>) -> Segments {
         let mut iov = SmallVec::new();
         if buf.len() > 0 {
-            iov.push(iovec {
-                iov_base: buf.as_ptr().cast(),
-                iov_len: buf.len(),
-            });
+            iov.push(iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() });
         }
-        Segments {
-            iov,
-            len: buf.len() as u64,
-            keep: Keep::Private { _buf: buf },
-        }
+        Segments { iov, len: buf.len() as u64, keep: Keep::Private { _buf: buf } }
     }
 
     /// Adds a guest range; nothing is added when part of it is outside the guest's memory.
@@ -171,10 +158,7 @@ impl Segments {
                 return Err(BadAddress { addr: addr.0, len });
             };
             let base = slice.ptr_guard_mut().as_ptr();
-            self.iov.push(iovec {
-                iov_base: base.cast(),
-                iov_len: slice.len(),
-            });
+            self.iov.push(iovec { iov_base: base.cast(), iov_len: slice.len() });
         }
         self.len += u64::from(len);
         self.merge_from(before);
@@ -212,9 +196,7 @@ impl Segments {
 
     /// Whether every address and length is a multiple of `align` (a power of two).
     pub fn is_aligned(&self, align: usize) -> bool {
-        self.iov
-            .iter()
-            .all(|v| (v.iov_base as usize | v.iov_len) & (align - 1) == 0)
+        self.iov.iter().all(|v| (v.iov_base as usize | v.iov_len) & (align - 1) == 0)
     }
 
     /// Calls `each` with the host runs that cover `len` bytes from `offset`; stops at the end.
@@ -261,10 +243,7 @@ impl Segments {
     /// # Safety
     /// `from` must be readable for `len` bytes.
     pub(crate) unsafe fn write_raw(&self, offset: u64, from: *const u8, len: usize) {
-        debug_assert!(
-            matches!(self.keep, Keep::Guest(_)),
-            "private segments are sources"
-        );
+        debug_assert!(matches!(self.keep, Keep::Guest(_)), "private segments are sources");
         if matches!(self.keep, Keep::Private { .. }) {
             return;
         }
@@ -288,10 +267,7 @@ impl Segments {
 
     /// Zeroes `len` bytes from `offset` on.
     pub fn zero(&self, offset: u64, len: usize) {
-        debug_assert!(
-            matches!(self.keep, Keep::Guest(_)),
-            "private segments are sources"
-        );
+        debug_assert!(matches!(self.keep, Keep::Guest(_)), "private segments are sources");
         if matches!(self.keep, Keep::Private { .. }) {
             return;
         }
@@ -323,17 +299,10 @@ impl Segments {
     pub(crate) fn slice(&self, offset: u64, len: u64) -> Segments {
         let mut iov = SmallVec::new();
         self.runs(offset, len as usize, |at, _, n| {
-            iov.push(iovec {
-                iov_base: at.cast(),
-                iov_len: n,
-            });
+            iov.push(iovec { iov_base: at.cast(), iov_len: n });
         });
         let len = iov.iter().map(|v: &iovec| v.iov_len as u64).sum();
-        Segments {
-            iov,
-            len,
-            keep: self.keep.clone(),
-        }
+        Segments { iov, len, keep: self.keep.clone() }
     }
 
     /// Drops everything past the first `len` bytes.
@@ -354,10 +323,7 @@ impl Segments {
             self.iov.pop();
         }
         self.len -= 1;
-        Some(StatusByte {
-            at,
-            _keep: self.keep.clone(),
-        })
+        Some(StatusByte { at, _keep: self.keep.clone() })
     }
 
     /// A private copy of all the bytes.

@@ -118,10 +118,7 @@ impl Worker {
         around: Surroundings,
     ) -> Result<Worker, StorageError> {
         let channel = around.storage.channel()?;
-        let inbox = around
-            .engine
-            .as_ref()
-            .and_then(|engine| engine.inbox(queue));
+        let inbox = around.engine.as_ref().and_then(|engine| engine.inbox(queue));
         let memory = Snapshot::new(around.memory.memory().into_inner());
         Ok(Worker {
             queue,
@@ -190,15 +187,9 @@ impl Worker {
                 return Ok(());
             }
             let limits = self.limits();
-            let table = Table::new(&memory, at.addr, usize::from(at.len)).map_err(|source| {
-                QueueFault::Chain {
-                    head: heads[0],
-                    source,
-                }
-            })?;
-            heads
-                .iter()
-                .try_for_each(|head| self.serve(&memory, &table, *head, limits))
+            let table = Table::new(&memory, at.addr, usize::from(at.len))
+                .map_err(|source| QueueFault::Chain { head: heads[0], source })?;
+            heads.iter().try_for_each(|head| self.serve(&memory, &table, *head, limits))
         });
         let any = !heads.is_empty();
         heads.clear();
@@ -260,10 +251,7 @@ impl Worker {
 
     /// A head may be in flight once.
     fn claim(&mut self, head: u16) -> Result<(), QueueFault> {
-        let word = self
-            .busy
-            .get_mut(usize::from(head / 64))
-            .ok_or(QueueFault::Head(head))?;
+        let word = self.busy.get_mut(usize::from(head / 64)).ok_or(QueueFault::Head(head))?;
         let bit = 1 << (head % 64);
         if *word & bit != 0 {
             return Err(QueueFault::Twice(head));
@@ -287,13 +275,8 @@ impl Worker {
     /// Turns a request into operations.
     fn start(&mut self, head: u16, request: Request) {
         let Request { verb, status } = request;
-        let in_flight = |written, parts_left| InFlight {
-            head,
-            status,
-            written,
-            parts_left,
-            failed: None,
-        };
+        let in_flight =
+            |written, parts_left| InFlight { head, status, written, parts_left, failed: None };
         match verb {
             Verb::GetId { to } => {
                 let len = to.len().min(self.around.serial.len() as u64) as u32;
@@ -306,21 +289,14 @@ impl Worker {
             Verb::Read { sector, to } => {
                 let sectors = to.len() / SECTOR_BYTES;
                 let owner = self.requests.insert(in_flight(to.len() as u32, 1));
-                let io = Io::Read {
-                    offset: sector * SECTOR_BYTES,
-                    to,
-                };
+                let io = Io::Read { offset: sector * SECTOR_BYTES, to };
                 self.launch(owner, Op::Read, sector, sectors, io);
             }
             Verb::Write { sector, from } => {
                 let sectors = from.len() / SECTOR_BYTES;
                 let owner = self.requests.insert(in_flight(0, 1));
                 let durable = self.around.negotiated.write_through();
-                let io = Io::Write {
-                    offset: sector * SECTOR_BYTES,
-                    from,
-                    durable,
-                };
+                let io = Io::Write { offset: sector * SECTOR_BYTES, from, durable };
                 self.launch(owner, Op::Write, sector, sectors, io);
             }
             Verb::Flush => {
@@ -346,28 +322,15 @@ impl Worker {
             return;
         }
         let parts_left = ranges.len() as u32;
-        let owner = self.requests.insert(InFlight {
-            parts_left,
-            ..in_flight
-        });
+        let owner = self.requests.insert(InFlight { parts_left, ..in_flight });
         let durable = self.around.negotiated.write_through();
-        for Range {
-            sector,
-            sectors,
-            unmap,
-        } in ranges
-        {
+        for Range { sector, sectors, unmap } in ranges {
             let sectors = u64::from(sectors);
             let (offset, len) = (sector * SECTOR_BYTES, sectors * SECTOR_BYTES);
             let io = if op == Op::Discard {
                 Io::Discard { offset, len }
             } else {
-                Io::WriteZeroes {
-                    offset,
-                    len,
-                    unmap,
-                    durable,
-                }
+                Io::WriteZeroes { offset, len, unmap, durable }
             };
             self.launch(owner, op, sector, sectors, io);
         }
@@ -376,69 +339,24 @@ impl Worker {
     /// Hands an operation to storage, past the engine if it wants to know.
     fn launch(&mut self, owner: Token, op: Op, sector: u64, sectors: u64, io: Io) {
         let Some(engine) = &self.around.engine else {
-            return self.submit(
-                Part {
-                    owner,
-                    traced: None,
-                },
-                io,
-            );
+            return self.submit(Part { owner, traced: None }, io);
         };
         let (io, bytes) = match (engine.interest(op, sector, sectors), io) {
             (Interest::None, io) => {
-                return self.submit(
-                    Part {
-                        owner,
-                        traced: None,
-                    },
-                    io,
-                );
+                return self.submit(Part { owner, traced: None }, io);
             }
-            (
-                Interest::EventWithBytes,
-                Io::Write {
-                    offset,
-                    from,
-                    durable,
-                },
-            ) => {
+            (Interest::EventWithBytes, Io::Write { offset, from, durable }) => {
                 let bytes = from.to_private();
                 let from = Segments::private(bytes.clone());
-                (
-                    Io::Write {
-                        offset,
-                        from,
-                        durable,
-                    },
-                    Some(bytes),
-                )
+                (Io::Write { offset, from, durable }, Some(bytes))
             }
             (Interest::Event | Interest::EventWithBytes, io) => (io, None),
         };
         let id = engine.next_id();
-        let head = self
-            .requests
-            .get_mut(owner)
-            .map_or(0, |request| request.head);
-        let arriving = ArrivingRequest {
-            id,
-            queue: self.queue,
-            head,
-            op,
-            sector,
-            sectors,
-        };
+        let head = self.requests.get_mut(owner).map_or(0, |request| request.head);
+        let arriving = ArrivingRequest { id, queue: self.queue, head, op, sector, sectors };
         let disposition = engine.arrive(&arriving, bytes.as_deref().map(AlignedBuf::as_slice));
-        let part = Part {
-            owner,
-            traced: Some(Traced {
-                id,
-                op,
-                sector,
-                sectors,
-                bytes,
-            }),
-        };
+        let part = Part { owner, traced: Some(Traced { id, op, sector, sectors, bytes }) };
         match disposition {
             Disposition::Submit => self.submit(part, io),
             Disposition::Park => {
@@ -463,14 +381,7 @@ impl Worker {
         if let (Some(traced), Some(engine)) = (&traced, &self.around.engine) {
             let bytes = traced.bytes.as_deref().map(AlignedBuf::as_slice);
             let outcome = outcome_of(result);
-            engine.complete(
-                traced.id,
-                outcome,
-                traced.op,
-                traced.sector,
-                traced.sectors,
-                bytes,
-            );
+            engine.complete(traced.id, outcome, traced.op, traced.sector, traced.sectors, bytes);
         }
         if let Some(request) = self.requests.get_mut(owner)
             && request.part_ended(result)
@@ -499,8 +410,7 @@ impl Worker {
 
     fn reap(&mut self) {
         let mut ended = std::mem::take(&mut self.ended);
-        self.channel
-            .reap(&mut |token, result| ended.push((token, result)));
+        self.channel.reap(&mut |token, result| ended.push((token, result)));
         for (token, result) in ended.drain(..) {
             if let Some(part) = self.parts.remove(Token(token)) {
                 self.end(part, result);
@@ -555,19 +465,13 @@ impl Worker {
     /// Waits for storage or the engine, at most a second: what comes without an eventfd is then
     /// looked for.
     fn wait(&self) {
-        let fds = [
-            self.channel.completion_fd(),
-            self.inbox.as_deref().map(AsFd::as_fd),
-        ];
+        let fds = [self.channel.completion_fd(), self.inbox.as_deref().map(AsFd::as_fd)];
         let mut fds: SmallVec<[PollFd<'_>; 2]> = fds
             .into_iter()
             .flatten()
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
-        let second = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
         // An error (a signal) leads to another look, as a timeout does.
         let _ = poll(&mut fds, Some(&second));
     }

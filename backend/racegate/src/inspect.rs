@@ -64,20 +64,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if part.summary {
         let summary = Summary::of(&layout, took);
         return write_out(json.as_deref(), |out, as_json| {
-            if as_json {
-                show::summary_json(out, &summary)
-            } else {
-                show::summary(out, &summary)
-            }
+            if as_json { show::summary_json(out, &summary) } else { show::summary(out, &summary) }
         });
     }
     let spans = select(&map, &part)?;
     write_out(json.as_deref(), |out, as_json| {
-        if as_json {
-            show::ranges_json(out, &map, &spans)
-        } else {
-            show::ranges(out, &map, &spans)
-        }
+        if as_json { show::ranges_json(out, &map, &spans) } else { show::ranges(out, &map, &spans) }
     })
 }
 
@@ -121,18 +113,12 @@ fn select(map: &LayoutMap, part: &Part) -> anyhow::Result<Vec<Span>> {
         (Some(block), _) => {
             let count = map.block_count().unwrap_or(0);
             let Some(first) = map.sector_of_block(block).filter(|_| block < count) else {
-                bail!(
-                    "--block {block}: the file system has blocks 0 to {}",
-                    count - 1
-                );
+                bail!("--block {block}: the file system has blocks 0 to {}", count - 1);
             };
             (first, map.block_bytes().unwrap_or(512) / 512)
         }
         (_, Some(sector)) if sector >= map.device_sectors() => {
-            bail!(
-                "--sector {sector}: the device has sectors 0 to {}",
-                map.device_sectors() - 1
-            );
+            bail!("--sector {sector}: the device has sectors 0 to {}", map.device_sectors() - 1);
         }
         (_, Some(sector)) => (sector, 1),
         (None, None) => (0, map.device_sectors()),
@@ -160,12 +146,7 @@ fn concerns(class: Class, inode: u32) -> bool {
 fn narrow_tables(map: &LayoutMap, inode: u32, spans: &mut [Span]) {
     let per_block = map.block_bytes().unwrap_or(512) / 512;
     for span in spans {
-        let Class::Home(Home::InodeTable {
-            first_inode,
-            last_inode,
-            ..
-        }) = span.class
-        else {
+        let Class::Home(Home::InodeTable { first_inode, last_inode, .. }) = span.class else {
             continue;
         };
         let blocks = (span.sectors / per_block).max(1);

@@ -54,11 +54,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kernels = Kernels::new(&cache);
     match args.verb {
         Verb::List { json } => list(&kernels, json.as_deref()),
-        Verb::Fetch {
-            names,
-            modules,
-            json,
-        } => fetch(&kernels, &names, modules.as_deref(), json.as_deref()),
+        Verb::Fetch { names, modules, json } => {
+            fetch(&kernels, &names, modules.as_deref(), json.as_deref())
+        }
     }
 }
 
@@ -74,10 +72,7 @@ fn named() -> Vec<Named> {
         let name = entry.name();
         match all.last_mut() {
             Some(last) if last.name == name => last.packages.push(entry),
-            _ => all.push(Named {
-                name,
-                packages: vec![entry],
-            }),
+            _ => all.push(Named { name, packages: vec![entry] }),
         }
     }
     all
@@ -132,19 +127,11 @@ fn fetch(
     json: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
     // All names are read before the first is fetched: a mistake costs no download.
-    let specs = names
-        .iter()
-        .map(|name| Spec::parse(name, modules))
-        .collect::<Result<Vec<_>, _>>()?;
+    let specs =
+        names.iter().map(|name| Spec::parse(name, modules)).collect::<Result<Vec<_>, _>>()?;
     let mut found: Vec<Value> = Vec::new();
     for spec in &specs {
-        let Kernel {
-            name,
-            identity,
-            image,
-            modules,
-            ..
-        } = kernels.fetch(spec)?;
+        let Kernel { name, identity, image, modules, .. } = kernels.fetch(spec)?;
         if json != Some(Path::new(STDOUT)) {
             let mut text = format!("{name}: {identity}\n    image   {}\n", image.display());
             if let Some(modules) = &modules {

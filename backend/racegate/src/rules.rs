@@ -85,12 +85,7 @@ fn replay(text: &mut String, log: &Path) -> Result<ExitCode> {
         found.differences.len()
     );
     // What follows the first differences mostly follows from them.
-    for Difference {
-        line,
-        recorded,
-        replayed,
-    } in found.differences.iter().take(DIFFERENCES)
-    {
+    for Difference { line, recorded, replayed } in found.differences.iter().take(DIFFERENCES) {
         let json = |what: &Option<What>| match what {
             Some(what) => serde_json::to_string(what),
             None => Ok("nothing".to_owned()),
@@ -99,11 +94,7 @@ fn replay(text: &mut String, log: &Path) -> Result<ExitCode> {
         let _ = writeln!(text, "    now {}", json(replayed)?);
     }
     let same = found.differences.is_empty();
-    Ok(if same {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn describe(text: &mut String, file: &Path, rules: &RuleSet) {
@@ -125,9 +116,5 @@ pub fn read(file: &Path) -> Result<RuleSet> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut read =
         |name: &str| std::fs::read_to_string(folder.join(name)).map_err(|error| error.to_string());
-    Ok(RuleSet::parse_with(
-        &text,
-        &file.display().to_string(),
-        &mut read,
-    )?)
+    Ok(RuleSet::parse_with(&text, &file.display().to_string(), &mut read)?)
 }

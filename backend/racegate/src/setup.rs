@@ -30,10 +30,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let qemu = Qemu::find()?;
     let accel = qemu.accel()?;
-    println!(
-        "QEMU {} runs guests with {}",
-        qemu.version(),
-        accel.name().to_uppercase()
-    );
+    println!("QEMU {} runs guests with {}", qemu.version(), accel.name().to_uppercase());
     Ok(ExitCode::SUCCESS)
 }

@@ -15,10 +15,8 @@ pub(crate) fn now_ns() -> u64 {
 
 /// Gives the processor away for that long, or longer.
 pub(crate) fn sleep(time: Duration) {
-    let mut rest = Timespec {
-        tv_sec: time.as_secs().cast_signed(),
-        tv_nsec: i64::from(time.subsec_nanos()),
-    };
+    let mut rest =
+        Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: i64::from(time.subsec_nanos()) };
     while let NanosleepRelativeResult::Interrupted(left) =
         clock_nanosleep_relative(ClockId::Monotonic, &rest)
     {

@@ -35,10 +35,7 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
     loop {
         let (main, link) = (find(DISK_SERIAL), find(LINK_SERIAL));
         if let (Some(main), Some(link)) = (&main, &link) {
-            return Ok(Disks {
-                main: main.clone(),
-                link: link.clone(),
-            });
+            return Ok(Disks { main: main.clone(), link: link.clone() });
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -55,13 +52,7 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
             tv_nsec: i64::from(left.subsec_nanos()),
         };
         poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))
-            .or_else(|error| {
-                if error == Errno::INTR {
-                    Ok(0)
-                } else {
-                    Err(error)
-                }
-            })
+            .or_else(|error| if error == Errno::INTR { Ok(0) } else { Err(error) })
             .context("waiting for /dev")?;
         let mut room = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&events, &mut room);
@@ -70,12 +61,9 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
 }
 
 fn find(serial: &str) -> Option<String> {
-    fs::read_dir("/sys/block")
-        .ok()?
-        .flatten()
-        .find_map(|entry| {
-            let has = fs::read_to_string(entry.path().join("serial")).ok()?;
-            let name = entry.file_name().into_string().ok()?;
-            (has.trim() == serial && Path::new("/dev").join(&name).exists()).then_some(name)
-        })
+    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let has = fs::read_to_string(entry.path().join("serial")).ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        (has.trim() == serial && Path::new("/dev").join(&name).exists()).then_some(name)
+    })
 }

@@ -34,18 +34,9 @@ pub(crate) fn run(link: &Link, id: u64, program: &str, args: &[String]) -> anyho
             scope.spawn(|| pass_on(link, id, Stream::Stderr, stderr));
         }
     });
-    let status = child
-        .wait()
-        .with_context(|| format!("waiting for {program}"))?;
-    let status = status
-        .code()
-        .or_else(|| status.signal().map(|s| 128 + s))
-        .unwrap_or(-1);
-    link.send(&ToHost::Exited {
-        id,
-        status,
-        guest_ns: clock::now_ns(),
-    })?;
+    let status = child.wait().with_context(|| format!("waiting for {program}"))?;
+    let status = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1);
+    link.send(&ToHost::Exited { id, status, guest_ns: clock::now_ns() })?;
     Ok(())
 }
 

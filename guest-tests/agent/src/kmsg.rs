@@ -60,15 +60,8 @@ fn parse(record: &[u8]) -> Option<KernelLine> {
     let mut fields = head.split(',');
     let priority: u32 = fields.next()?.trim().parse().ok()?;
     let at_us = fields.nth(1)?.parse().ok()?;
-    let text = body
-        .split_once('\n')
-        .map_or(body, |(text, _)| text)
-        .to_owned();
-    Some(KernelLine {
-        at_us,
-        level: (priority & 7) as u8,
-        text,
-    })
+    let text = body.split_once('\n').map_or(body, |(text, _)| text).to_owned();
+    Some(KernelLine { at_us, level: (priority & 7) as u8, text })
 }
 
 #[cfg(test)]

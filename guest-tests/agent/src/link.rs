@@ -40,15 +40,9 @@ impl Link {
             .custom_flags(OFlags::DIRECT.bits().cast_signed())
             .open(&path)
             .with_context(|| format!("opening the link disk {path}"))?;
-        let writer = Writer {
-            seq: 0,
-            frame: Vec::with_capacity(MAX_FRAME),
-            transfer: Aligned::new(),
-        };
-        Ok(Link {
-            disk,
-            writer: Mutex::new(writer),
-        })
+        let writer =
+            Writer { seq: 0, frame: Vec::with_capacity(MAX_FRAME), transfer: Aligned::new() };
+        Ok(Link { disk, writer: Mutex::new(writer) })
     }
 
     /// Sends one message; returns the guest times around the transfer.
@@ -68,9 +62,7 @@ impl Link {
     /// Waits for the answer to one poll; `None`: the host has nothing to say yet.
     pub(crate) fn poll(&self, buffer: &mut Aligned) -> Result<Option<ToGuest>, PollError> {
         let buffer = buffer.bytes(MAX_FRAME);
-        self.disk
-            .read_exact_at(buffer, TO_GUEST_SECTOR * SECTOR)
-            .map_err(PollError::Disk)?;
+        self.disk.read_exact_at(buffer, TO_GUEST_SECTOR * SECTOR).map_err(PollError::Disk)?;
         wire::decode_message(buffer).map_err(PollError::Frame)
     }
 }
@@ -82,12 +74,8 @@ impl Writer {
         let transfer = self.transfer.bytes(self.frame.len());
         transfer.copy_from_slice(&self.frame);
         let before_ns = clock::now_ns();
-        disk.write_all_at(transfer, TO_HOST_SECTOR * SECTOR)
-            .context("writing to the link disk")?;
-        Ok(ClockSpan {
-            before_ns,
-            after_ns: clock::now_ns(),
-        })
+        disk.write_all_at(transfer, TO_HOST_SECTOR * SECTOR).context("writing to the link disk")?;
+        Ok(ClockSpan { before_ns, after_ns: clock::now_ns() })
     }
 }
 

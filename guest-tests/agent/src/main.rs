@@ -44,10 +44,7 @@ fn run() -> anyhow::Result<()> {
     power::report_panics_to(Arc::clone(&link));
     link.send(&ToHost::Hello {
         protocol: agent::wire::VERSION,
-        kernel: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
         page_bytes: rustix::param::page_size() as u64,
         disk: disks.main.clone(),

@@ -36,9 +36,7 @@ impl Mapping {
     /// Stores one byte. Beyond the end of the file, and when the file system cannot provide the
     /// page, the kernel answers with SIGBUS, which ends init and with it the guest.
     pub(crate) fn store(&self, offset: u64, value: u8) -> io::Result<()> {
-        let offset = usize::try_from(offset)
-            .ok()
-            .filter(|&offset| offset < self.bytes);
+        let offset = usize::try_from(offset).ok().filter(|&offset| offset < self.bytes);
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: `offset` is inside the mapping, which lives as long as `self`. No Rust object
         // lives there, so any byte may be written at any time.

@@ -70,9 +70,7 @@ impl Meeting {
         *arrived += 1;
         let enough = arrived.next_multiple_of(parties.max(1));
         self.changed.notify_all();
-        self.wait(state, limit, |state| {
-            state.arrived.get(name).is_some_and(|n| *n >= enough)
-        })
+        self.wait(state, limit, |state| state.arrived.get(name).is_some_and(|n| *n >= enough))
     }
 
     fn wait(
@@ -119,10 +117,7 @@ mod tests {
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
         meeting.reset();
-        assert_eq!(
-            meeting.await_signal("early", Duration::ZERO),
-            Err(Missed::TimedOut)
-        );
+        assert_eq!(meeting.await_signal("early", Duration::ZERO), Err(Missed::TimedOut));
     }
 
     #[test]

@@ -42,10 +42,7 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
             }
             ToGuest::Sync { rounds } => synchronise(link, rounds)?,
             ToGuest::Ping { id } => {
-                link.send(&ToHost::Pong {
-                    id,
-                    guest_ns: clock::now_ns(),
-                })?;
+                link.send(&ToHost::Pong { id, guest_ns: clock::now_ns() })?;
             }
             ToGuest::Shutdown => {
                 rustix::fs::sync();
@@ -100,9 +97,7 @@ fn run(link: &Link, stage: &mut Stage, trial: &Trial) -> anyhow::Result<()> {
         if let ToHost::Trial(result) = &mut message {
             result.kernel.truncate(16);
             result.steps.truncate(64);
-            result
-                .error
-                .get_or_insert_with(|| format!("result cut: {error:#}"));
+            result.error.get_or_insert_with(|| format!("result cut: {error:#}"));
         }
         link.send(&message)?;
     }
@@ -118,9 +113,6 @@ fn synchronise(link: &Link, rounds: u32) -> anyhow::Result<()> {
 }
 
 fn refuse(link: &Link, id: Option<u64>, reason: &str) -> anyhow::Result<()> {
-    link.send(&ToHost::Refused {
-        id,
-        reason: reason.to_owned(),
-    })?;
+    link.send(&ToHost::Refused { id, reason: reason.to_owned() })?;
     Ok(())
 }

@@ -79,8 +79,7 @@ impl Stage {
         for line in &mut lines {
             let fits = |&(at, c): &(usize, char)| at + c.len_utf8() <= LONGEST_KERNEL_LINE;
             let end = line.text.char_indices().take_while(fits).last();
-            line.text
-                .truncate(end.map_or(0, |(at, c)| at + c.len_utf8()));
+            line.text.truncate(end.map_or(0, |(at, c)| at + c.len_utf8()));
         }
         lines
     }
@@ -139,14 +138,7 @@ fn perform(stage: &Stage, trial: &Trial) -> (Vec<Step>, BTreeMap<String, String>
         }
     }
     steps.sort_by_key(|step| step.end_ns);
-    (
-        steps,
-        shared
-            .values
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner),
-        error,
-    )
+    (steps, shared.values.into_inner().unwrap_or_else(PoisonError::into_inner), error)
 }
 
 fn part(shared: &Shared<'_>, name: &str, ops: &[Op], steps: &mut Vec<Step>) -> Result<(), Failure> {

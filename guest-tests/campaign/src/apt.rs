@@ -154,20 +154,14 @@ impl Apt {
         let sources = suites
             .iter()
             .map(|suite| {
-                sources::for_suite(&machine, suite).ok_or_else(|| AptError::NoMirror {
-                    suite: (*suite).to_owned(),
-                })
+                sources::for_suite(&machine, suite)
+                    .ok_or_else(|| AptError::NoMirror { suite: (*suite).to_owned() })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let folder = cache.folder(Path::new("apt").join(file_name(&suites.join("+"))))?;
         let config = config::write(&folder, &sources, installed)?;
         let suites = suites.iter().map(|&suite| suite.to_owned()).collect();
-        Ok(Apt {
-            suites,
-            folder,
-            config,
-            updated: Cell::new(false),
-        })
+        Ok(Apt { suites, folder, config, updated: Cell::new(false) })
     }
 
     /// The record of `package` (a certain `version`, or the newest), fetching the lists if it is
@@ -192,11 +186,7 @@ impl Apt {
         self.known(package, version)?.map_or_else(
             || {
                 let there_is = self.alike(package)?;
-                Err(AptError::NoPackage {
-                    suite: self.suites.join(", "),
-                    wanted,
-                    there_is,
-                })
+                Err(AptError::NoPackage { suite: self.suites.join(", "), wanted, there_is })
             },
             Ok,
         )
@@ -214,10 +204,7 @@ impl Apt {
 
     /// Packages whose names begin like `package` does, up to its first digit, with versions.
     fn alike(&self, package: &str) -> Result<Vec<String>, AptError> {
-        let stem = package
-            .split(|c: char| c.is_ascii_digit())
-            .next()
-            .unwrap_or(package);
+        let stem = package.split(|c: char| c.is_ascii_digit()).next().unwrap_or(package);
         let mut command = self.command("apt-cache")?;
         command.args(["pkgnames", stem]);
         let names = process::run(command, LOCAL_LIMIT)?.text();
@@ -242,44 +229,23 @@ impl Apt {
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let message = first_complaint(&said);
-        let gone = [
-            "does not have a Release file",
-            "404",
-            "no longer has a Release file",
-        ];
+        let gone = ["does not have a Release file", "404", "no longer has a Release file"];
         if gone.iter().any(|words| said.contains(words)) {
-            let named = self
-                .suites
-                .iter()
-                .find(|suite| message.contains(suite.as_str()));
+            let named = self.suites.iter().find(|suite| message.contains(suite.as_str()));
             let suite = named.map_or_else(|| self.suites.join(", "), Clone::clone);
             return Err(AptError::NoSuite { suite, message });
         }
-        Err(AptError::Offline {
-            wanted: wanted.to_owned(),
-            message,
-        })
+        Err(AptError::Offline { wanted: wanted.to_owned(), message })
     }
 
     /// Fetches the package file of `record` and checks it; a file that is there already is not
     /// fetched again, and half a file is completed.
     pub fn download(&self, record: &Record, progress: &ProgressBar) -> Result<PathBuf, AptError> {
-        let Record {
-            package, version, ..
-        } = record;
-        let folder = self
-            .folder
-            .join("packages")
-            .join(file_name(&format!("{package}_{version}")));
-        let io = |source| AptError::Io {
-            path: folder.clone(),
-            source,
-        };
+        let Record { package, version, .. } = record;
+        let folder = self.folder.join("packages").join(file_name(&format!("{package}_{version}")));
+        let io = |source| AptError::Io { path: folder.clone(), source };
         fs::create_dir_all(&folder).map_err(io)?;
-        if package_file(&folder)
-            .map_err(io)?
-            .is_none_or(|file| check(&file, record).is_err())
-        {
+        if package_file(&folder).map_err(io)?.is_none_or(|file| check(&file, record).is_err()) {
             match self.fetch(record, &folder, progress) {
                 // The lists may be older than what the mirror has now.
                 Err(AptError::Gone { .. }) if !self.updated.replace(true) => {
@@ -290,9 +256,7 @@ impl Apt {
             }
         }
         let missing = || io::Error::from(io::ErrorKind::NotFound);
-        let file = package_file(&folder)
-            .and_then(|file| file.ok_or_else(missing))
-            .map_err(io)?;
+        let file = package_file(&folder).and_then(|file| file.ok_or_else(missing)).map_err(io)?;
         if let Err(error) = check(&file, record) {
             let _ = fs::remove_file(&file);
             return Err(error);
@@ -307,9 +271,7 @@ impl Apt {
         folder: &Path,
         progress: &ProgressBar,
     ) -> Result<(), AptError> {
-        let Record {
-            package, version, ..
-        } = record;
+        let Record { package, version, .. } = record;
         let mut command = self.command("apt-get")?;
         command.current_dir(folder);
         command.args(["-q", "-o", "APT::Status-Fd=1", "download"]);
@@ -360,14 +322,9 @@ impl Apt {
         progress.set_message(format!("fetching {} of {release}", packages.join(", ")));
         let mut command = self.command("apt-get")?;
         command.args(["-q", "-y", "--no-install-recommends", "--download-only"]);
-        command
-            .args(["--reinstall", "-t", release, "install"])
-            .args(packages);
+        command.args(["--reinstall", "-t", release, "install"]).args(packages);
         process::run(command, NETWORK_LIMIT)?;
-        let io = |source| AptError::Io {
-            path: archives.clone(),
-            source,
-        };
+        let io = |source| AptError::Io { path: archives.clone(), source };
         let mut files = Vec::new();
         for entry in fs::read_dir(&archives).map_err(io)? {
             let path = entry.map_err(io)?.path();
@@ -389,9 +346,8 @@ impl Apt {
 
 /// Unpacks a package file into `folder`, as files only: nothing of it is run.
 pub fn unpack(package: &Path, folder: &Path) -> Result<(), AptError> {
-    let mut command = process::command("dpkg-deb", "dpkg").map_err(|_| AptError::NoApt {
-        program: "dpkg-deb",
-    })?;
+    let mut command = process::command("dpkg-deb", "dpkg")
+        .map_err(|_| AptError::NoApt { program: "dpkg-deb" })?;
     command.arg("--extract").arg(package).arg(folder);
     process::run(command, NETWORK_LIMIT)?;
     Ok(())
@@ -411,12 +367,7 @@ fn package_file(folder: &Path) -> io::Result<Option<PathBuf>> {
 /// The part of the download that is done, from a line of apt's status descriptor:
 /// `dlstatus:1:45.2:Retrieving file 1 of 1`.
 fn downloaded(line: &str) -> Option<f64> {
-    let percent: f64 = line
-        .strip_prefix("dlstatus:")?
-        .split(':')
-        .nth(1)?
-        .parse()
-        .ok()?;
+    let percent: f64 = line.strip_prefix("dlstatus:")?.split(':').nth(1)?.parse().ok()?;
     Some((percent / 100.0).clamp(0.0, 1.0))
 }
 

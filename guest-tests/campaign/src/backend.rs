@@ -221,22 +221,10 @@ impl Backend {
             if let Some(reader) = reader {
                 let _ = reader.join();
             }
-            let _ = notices.send(Notice::BackendExited {
-                status,
-                stderr: last_words(&said),
-            });
+            let _ = notices.send(Notice::BackendExited { status, stderr: last_words(&said) });
         });
-        watched.map_err(|source| ProcessError::Watch {
-            program: "racegate".to_owned(),
-            source,
-        })?;
-        let backend = Backend {
-            running,
-            sockets,
-            link: config.link,
-            stderr,
-            _folder: folder,
-        };
+        watched.map_err(|source| ProcessError::Watch { program: "racegate".to_owned(), source })?;
+        let backend = Backend { running, sockets, link: config.link, stderr, _folder: folder };
         backend.wait_ready(&started)?;
         Ok(backend)
     }
@@ -249,18 +237,13 @@ impl Backend {
                 // Standard output is closed: it is ending.
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.running.wait(STOP_LIMIT)?;
-                    return Err(BackendError::Ended {
-                        status,
-                        stderr: last_words(&self.stderr),
-                    });
+                    return Err(BackendError::Ended { status, stderr: last_words(&self.stderr) });
                 }
                 Err(RecvTimeoutError::Timeout) if interrupt::requested() => {
                     return Err(BackendError::Interrupted);
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
-                    return Err(BackendError::NotReady {
-                        stderr: last_words(&self.stderr),
-                    });
+                    return Err(BackendError::NotReady { stderr: last_words(&self.stderr) });
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -51,9 +51,7 @@ impl Cache {
     pub fn open() -> Result<Cache, CacheError> {
         let folder = |name| {
             // The XDG base directory specification: relative paths are to be ignored.
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
+            std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
         };
         let base = folder("XDG_CACHE_HOME")
             .or_else(|| folder("HOME").map(|home| home.join(".cache")))
@@ -86,14 +84,8 @@ impl Cache {
 
     /// Waits until no other racegate works on `name`; the lock ends with the value.
     pub fn lock(&self, name: &str) -> Result<Lock, CacheError> {
-        let path = self
-            .folder("locks")?
-            .join(format!("{}.lock", file_name(name)));
-        let failed = |source| CacheError::Io {
-            action: "lock",
-            path: path.clone(),
-            source,
-        };
+        let path = self.folder("locks")?.join(format!("{}.lock", file_name(name)));
+        let failed = |source| CacheError::Io { action: "lock", path: path.clone(), source };
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -128,11 +120,7 @@ impl Cache {
         tempfile::Builder::new()
             .prefix("making-")
             .tempdir_in(&folder)
-            .map_err(|source| CacheError::Io {
-                action: "make a folder in",
-                path: folder,
-                source,
-            })
+            .map_err(|source| CacheError::Io { action: "make a folder in", path: folder, source })
     }
 
     /// Moves `from` (inside a [`Cache::scratch`]) to its place `name`, replacing what is there.
@@ -161,11 +149,7 @@ impl Cache {
     /// Writes `bytes` as the file `name`, whole or not at all.
     pub fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<PathBuf, CacheError> {
         let to = self.path(name);
-        let failed = |source| CacheError::Io {
-            action: "write",
-            path: to.clone(),
-            source,
-        };
+        let failed = |source| CacheError::Io { action: "write", path: to.clone(), source };
         let folder = to.parent().unwrap_or(&self.root);
         make_folder(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
@@ -184,9 +168,7 @@ pub struct Lock {
 /// `name` as a file name: everything but letters, digits and `.+~-_` becomes `_`.
 pub(crate) fn file_name(name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || ".+~-_".contains(c);
-    name.chars()
-        .map(|c| if plain(c) { c } else { '_' })
-        .collect()
+    name.chars().map(|c| if plain(c) { c } else { '_' }).collect()
 }
 
 fn make_folder(path: &Path) -> Result<(), CacheError> {
@@ -235,9 +217,7 @@ mod tests {
         });
         assert!(receiver.try_recv().is_err());
         drop(first);
-        receiver
-            .recv_timeout(Duration::from_secs(20))
-            .expect("the lock passes on");
+        receiver.recv_timeout(Duration::from_secs(20)).expect("the lock passes on");
         drop(waiter.join().unwrap());
     }
 }

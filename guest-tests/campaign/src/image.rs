@@ -63,10 +63,7 @@ pub struct ImageSpec {
 impl ImageSpec {
     /// An image of `bytes` bytes made with mkfs.ext4's defaults.
     pub fn new(bytes: u64) -> ImageSpec {
-        ImageSpec {
-            bytes,
-            mkfs: Vec::new(),
-        }
+        ImageSpec { bytes, mkfs: Vec::new() }
     }
 }
 
@@ -82,10 +79,7 @@ pub fn base(cache: &Cache, spec: &ImageSpec) -> Result<PathBuf, ImageError> {
     let image = scratch.path().join("image");
     make(program, &image, spec)?;
     let path = cache.publish(&image, &place)?;
-    let io = |source| ImageError::Io {
-        path: path.clone(),
-        source,
-    };
+    let io = |source| ImageError::Io { path: path.clone(), source };
     let mut permissions = fs::metadata(&path).map_err(io)?.permissions();
     permissions.set_readonly(true);
     fs::set_permissions(&path, permissions).map_err(io)?;
@@ -95,12 +89,7 @@ pub fn base(cache: &Cache, spec: &ImageSpec) -> Result<PathBuf, ImageError> {
 /// A copy of `image` that may be changed, still sparse; it shares blocks where the host can.
 pub fn copy(image: &Path, to: &Path) -> Result<(), ProcessError> {
     let mut command = process::command("cp", "coreutils")?;
-    command.args([
-        "--sparse=always",
-        "--reflink=auto",
-        "--no-preserve=mode",
-        "--",
-    ]);
+    command.args(["--sparse=always", "--reflink=auto", "--no-preserve=mode", "--"]);
     command.arg(image).arg(to);
     process::run(command, MKFS_LIMIT)?;
     Ok(())
@@ -112,15 +101,9 @@ fn make(mut mkfs: std::process::Command, image: &Path, spec: &ImageSpec) -> Resu
         return Err(ImageError::Size { bytes: spec.bytes });
     }
     let sized = File::create(image).and_then(|file| file.set_len(spec.bytes));
-    sized.map_err(|source| ImageError::Io {
-        path: image.to_owned(),
-        source,
-    })?;
-    mkfs.env("E2FSPROGS_FAKE_TIME", TIME)
-        .env("SOURCE_DATE_EPOCH", TIME);
-    mkfs.args(["-F", "-q", "-U", UUID])
-        .args(arguments(&spec.mkfs))
-        .arg(image);
+    sized.map_err(|source| ImageError::Io { path: image.to_owned(), source })?;
+    mkfs.env("E2FSPROGS_FAKE_TIME", TIME).env("SOURCE_DATE_EPOCH", TIME);
+    mkfs.args(["-F", "-q", "-U", UUID]).args(arguments(&spec.mkfs)).arg(image);
     process::run(mkfs, MKFS_LIMIT)?;
     Ok(())
 }
@@ -203,10 +186,7 @@ mod tests {
         assert!(metadata.permissions().readonly());
         assert_eq!(base(&cache, &spec).unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().ino(), metadata.ino());
-        let other = ImageSpec {
-            mkfs: vec!["-N".to_owned(), "64".to_owned()],
-            ..spec
-        };
+        let other = ImageSpec { mkfs: vec!["-N".to_owned(), "64".to_owned()], ..spec };
         assert_ne!(base(&cache, &other).unwrap(), path);
 
         let copied = cache.path("copy");
@@ -221,20 +201,14 @@ mod tests {
         for given in ["-b 1024 -E stride=2", "-b 1024 -Estride=2"] {
             let arguments = arguments(&words(given));
             assert_eq!(arguments[..3], words("-b 1024 -E"));
-            assert!(
-                arguments[3].ends_with(",stride=2") && arguments.len() == 4,
-                "{arguments:?}"
-            );
+            assert!(arguments[3].ends_with(",stride=2") && arguments.len() == 4, "{arguments:?}");
         }
     }
 
     #[test]
     fn what_mkfs_refuses_is_an_error_with_its_words() {
         let (_folder, cache) = cache();
-        let spec = ImageSpec {
-            bytes: 64 * MIB,
-            mkfs: vec!["-O".into(), "no_such".into()],
-        };
+        let spec = ImageSpec { bytes: 64 * MIB, mkfs: vec!["-O".into(), "no_such".into()] };
         let error = base(&cache, &spec).unwrap_err().to_string();
         assert!(error.contains("no_such"), "{error}");
         let spec = ImageSpec::new(1000);

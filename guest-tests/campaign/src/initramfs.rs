@@ -81,14 +81,8 @@ impl Initramfs {
         for folder in ["/dev", "/proc", "/sys", "/tmp", "/run", "/mnt", "/etc"] {
             initramfs.insert(Path::new(folder), cpio::Entry::folder())?;
         }
-        initramfs.insert(
-            Path::new("/dev/console"),
-            cpio::Entry::char_device(0o600, 5, 1),
-        )?;
-        initramfs.insert(
-            Path::new("/etc/mtab"),
-            cpio::Entry::link("/proc/self/mounts"),
-        )?;
+        initramfs.insert(Path::new("/dev/console"), cpio::Entry::char_device(0o600, 5, 1))?;
+        initramfs.insert(Path::new("/etc/mtab"), cpio::Entry::link("/proc/self/mounts"))?;
         initramfs.file("/init", 0o755, program.to_vec())?;
         Ok(initramfs)
     }
@@ -138,9 +132,8 @@ impl Initramfs {
 
     /// The archive.
     pub fn build(&self) -> Result<Vec<u8>, InitramfsError> {
-        cpio::archive(&self.entries).map_err(|path| InitramfsError::TooLarge {
-            path: path.to_owned(),
-        })
+        cpio::archive(&self.entries)
+            .map_err(|path| InitramfsError::TooLarge { path: path.to_owned() })
     }
 
     fn insert(
@@ -149,23 +142,12 @@ impl Initramfs {
         entry: cpio::Entry,
     ) -> Result<&mut Initramfs, InitramfsError> {
         let plain = path.is_absolute()
-            && path
-                .components()
-                .skip(1)
-                .all(|part| matches!(part, Component::Normal(_)));
+            && path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
         if !plain || path.parent().is_none() {
-            return Err(InitramfsError::Path {
-                path: path.to_owned(),
-            });
+            return Err(InitramfsError::Path { path: path.to_owned() });
         }
-        for folder in path
-            .ancestors()
-            .skip(1)
-            .filter(|folder| folder.parent().is_some())
-        {
-            self.entries
-                .entry(folder.to_owned())
-                .or_insert_with(cpio::Entry::folder);
+        for folder in path.ancestors().skip(1).filter(|folder| folder.parent().is_some()) {
+            self.entries.entry(folder.to_owned()).or_insert_with(cpio::Entry::folder);
         }
         self.entries.insert(path.to_owned(), entry);
         Ok(self)
@@ -173,26 +155,18 @@ impl Initramfs {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, InitramfsError> {
-    fs::read(path).map_err(|source| InitramfsError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| InitramfsError::Read { path: path.to_owned(), source })
 }
 
 /// The absolute paths of the shared libraries and of the loader that `program` needs.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, InitramfsError> {
-    let failed = |source| InitramfsError::Ldd {
-        program: program.to_owned(),
-        source,
-    };
+    let failed = |source| InitramfsError::Ldd { program: program.to_owned(), source };
     let mut ldd = process::command("ldd", "libc-bin").map_err(failed)?;
     ldd.arg(program).env("LC_ALL", "C");
     let output = process::capture(ldd, Duration::from_secs(20), |_| {}).map_err(failed)?;
     // A static program is a failure for ldd, and needs nothing.
-    parse_ldd(&output.text()).map_err(|library| InitramfsError::NoLibrary {
-        program: program.to_owned(),
-        library,
-    })
+    parse_ldd(&output.text())
+        .map_err(|library| InitramfsError::NoLibrary { program: program.to_owned(), library })
 }
 
 /// Reads `ldd`'s lines: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f...)`,

@@ -46,11 +46,7 @@ pub fn request() {
         // Fails only when the counter is full, and then the descriptor is readable already.
         let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
     }
-    for (_, listener) in LISTENERS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .iter()
-    {
+    for (_, listener) in LISTENERS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let _ = listener.send(Notice::Interrupted);
     }
 }
@@ -88,9 +84,6 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        LISTENERS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(id, _)| *id != self.0);
+        LISTENERS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| *id != self.0);
     }
 }

@@ -139,17 +139,12 @@ pub struct Kernels {
 impl Kernels {
     /// Kernels kept in `cache`.
     pub fn new(cache: &Cache) -> Kernels {
-        Kernels {
-            cache: cache.clone(),
-            archives: RefCell::default(),
-        }
+        Kernels { cache: cache.clone(), archives: RefCell::default() }
     }
 
     /// Whether a package of the catalogue is in the cache.
     pub fn is_cached(&self, entry: &Entry) -> bool {
-        self.cache
-            .path(place(entry.package, entry.version))
-            .is_dir()
+        self.cache.path(place(entry.package, entry.version)).is_dir()
     }
 
     /// The kernel `spec`, fetched if it is not in the cache.
@@ -161,16 +156,10 @@ impl Kernels {
                 if let Some(entry) = entries.iter().find(|entry| self.is_cached(entry)) {
                     return self.unpacked(name, entry.package, entry.version);
                 }
-                let tries = entries
-                    .iter()
-                    .map(|e| (e.suite, e.package, Some(e.version)));
+                let tries = entries.iter().map(|e| (e.suite, e.package, Some(e.version)));
                 self.first_of(name, tries)
             }
-            Spec::Package {
-                package,
-                version,
-                suite,
-            } => {
+            Spec::Package { package, version, suite } => {
                 let version = version.as_deref();
                 let known = |entry: &&Entry| {
                     entry.package == package && version.is_none_or(|v| v == entry.version)
@@ -186,9 +175,7 @@ impl Kernels {
                     (None, Some(entry)) => vec![entry.suite],
                     (None, None) => SUITES.to_vec(),
                 };
-                let tries = suites
-                    .into_iter()
-                    .map(|suite| (suite, package.as_str(), version));
+                let tries = suites.into_iter().map(|suite| (suite, package.as_str(), version));
                 self.first_of(&spec.to_string(), tries)
             }
         }
@@ -225,10 +212,7 @@ impl Kernels {
                 Err(error) => return Err(error),
             }
         }
-        let none = || SpecError::Unknown {
-            name: name.to_owned(),
-            near: Vec::new(),
-        };
+        let none = || SpecError::Unknown { name: name.to_owned(), near: Vec::new() };
         Err(missing.map_or_else(|| none().into(), KernelError::from))
     }
 
@@ -279,16 +263,12 @@ impl Kernels {
     fn own(&self, image: &Path, modules: Option<&Path>) -> Result<Kernel, KernelError> {
         tree::check_image(image)?;
         if let Some(folder) = modules {
-            fs::read_dir(folder).map_err(|source| KernelError::Read {
-                path: folder.to_owned(),
-                source,
-            })?;
+            fs::read_dir(folder)
+                .map_err(|source| KernelError::Read { path: folder.to_owned(), source })?;
         }
         let absolute = |path: &Path| {
-            path.canonicalize().map_err(|source| KernelError::Read {
-                path: path.to_owned(),
-                source,
-            })
+            path.canonicalize()
+                .map_err(|source| KernelError::Read { path: path.to_owned(), source })
         };
         let image = absolute(image)?;
         let folder = image.parent().and_then(Path::file_name).unwrap_or_default();
@@ -314,12 +294,7 @@ fn place(package: &str, version: &str) -> PathBuf {
 fn companions(record: &Record) -> Vec<String> {
     let Some((_, release)) = ["linux-image-", "linux-binary-unsigned-", "linux-binary-"]
         .iter()
-        .find_map(|&stem| {
-            record
-                .package
-                .strip_prefix(stem)
-                .map(|release| (stem, release))
-        })
+        .find_map(|&stem| record.package.strip_prefix(stem).map(|release| (stem, release)))
     else {
         return Vec::new();
     };
@@ -327,10 +302,7 @@ fn companions(record: &Record) -> Vec<String> {
         .iter()
         .map(|stem| format!("{stem}{release}"))
         .filter(|name| {
-            record
-                .depends
-                .split(", ")
-                .any(|need| need.split(' ').next() == Some(name.as_str()))
+            record.depends.split(", ").any(|need| need.split(' ').next() == Some(name.as_str()))
         })
         .collect();
     let modules = format!("linux-modules-{release}");

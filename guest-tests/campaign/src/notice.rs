@@ -182,11 +182,7 @@ impl Inbox {
         let deadline = Instant::now() + limit;
         loop {
             let Some(notice) = self.next(deadline) else {
-                return Err(WaitError::TimedOut {
-                    what,
-                    after: limit,
-                    tail: self.tail(),
-                });
+                return Err(WaitError::TimedOut { what, after: limit, tail: self.tail() });
             };
             if let Some(found) = pick(&notice) {
                 return Ok(found);
@@ -200,11 +196,7 @@ impl Inbox {
                     });
                 }
                 Notice::BackendExited { status, stderr } => {
-                    return Err(WaitError::BackendExited {
-                        what,
-                        status,
-                        stderr,
-                    });
+                    return Err(WaitError::BackendExited { what, status, stderr });
                 }
                 Notice::Interrupted => return Err(WaitError::Interrupted { what }),
                 Notice::Console(_) | Notice::Event { .. } | Notice::EventsEnded => {}

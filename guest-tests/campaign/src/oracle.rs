@@ -99,16 +99,8 @@ pub struct OracleReport {
 
 impl fmt::Display for OracleReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            blocks,
-            groups,
-            difference_count,
-            ..
-        } = self;
-        write!(
-            out,
-            "{blocks} blocks in {groups} groups, {difference_count} differences"
-        )?;
+        let Self { blocks, groups, difference_count, .. } = self;
+        write!(out, "{blocks} blocks in {groups} groups, {difference_count} differences")?;
         for Difference { block, map, oracle } in &self.differences {
             write!(out, "\n  block {block}: map {map:?}, oracle {oracle:?}")?;
         }
@@ -122,13 +114,11 @@ pub struct FileDevice(pub File);
 
 impl ReadAt for FileDevice {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        self.0
-            .read_exact_at(buf, offset)
-            .map_err(|source| ReadError {
-                offset,
-                length: buf.len(),
-                source: source.into(),
-            })
+        self.0.read_exact_at(buf, offset).map_err(|source| ReadError {
+            offset,
+            length: buf.len(),
+            source: source.into(),
+        })
     }
 }
 
@@ -145,17 +135,11 @@ pub fn compare(image: &Path) -> Result<OracleReport, OracleError> {
 /// # Errors
 /// The image cannot be read or is not ext4.
 pub fn open_map(image: &Path) -> Result<LayoutMap, OracleError> {
-    let io_error = |source| OracleError::Image {
-        path: image.into(),
-        source,
-    };
+    let io_error = |source| OracleError::Image { path: image.into(), source };
     let file = File::open(image).map_err(io_error)?;
     let bytes = file.metadata().map_err(io_error)?.len();
-    let layout =
-        Layout::open(&mut FileDevice(file), bytes).map_err(|source| OracleError::Layout {
-            path: image.into(),
-            source,
-        })?;
+    let layout = Layout::open(&mut FileDevice(file), bytes)
+        .map_err(|source| OracleError::Layout { path: image.into(), source })?;
     Ok(LayoutMap::clone(&layout.map()))
 }
 
@@ -211,35 +195,17 @@ fn blocks_of(span: Span, base_sector: u64, block_bytes: u64) -> impl Iterator<It
 
 fn nth_class(class: Class, index: u64, blocks: u64) -> Class {
     match class {
-        Class::Home(Home::FileData {
-            inode,
-            first_lblk,
-            state,
-            ..
-        }) => {
+        Class::Home(Home::FileData { inode, first_lblk, state, .. }) => {
             let lblk = first_lblk + index as u32;
-            Class::Home(Home::FileData {
-                inode,
-                first_lblk: lblk,
-                last_lblk: lblk,
-                state,
-            })
+            Class::Home(Home::FileData { inode, first_lblk: lblk, last_lblk: lblk, state })
         }
-        Class::Home(Home::InodeTable {
-            group,
-            first_inode,
-            last_inode,
-        }) => {
+        Class::Home(Home::InodeTable { group, first_inode, last_inode }) => {
             // The table's last block may hold fewer inodes than the others.
             let inodes = last_inode - first_inode + 1;
             let per_block = inodes.div_ceil(blocks as u32);
             let first = first_inode + per_block * index as u32;
             let last = (first + per_block - 1).min(last_inode);
-            Class::Home(Home::InodeTable {
-                group,
-                first_inode: first,
-                last_inode: last,
-            })
+            Class::Home(Home::InodeTable { group, first_inode: first, last_inode: last })
         }
         other => other,
     }
@@ -247,11 +213,7 @@ fn nth_class(class: Class, index: u64, blocks: u64) -> Class {
 
 /// Runs a tool of e2fsprogs and returns its standard output.
 fn run(tool: &'static str, image: &Path, args: &[&str]) -> Result<String, OracleError> {
-    let failed = |message: String| OracleError::Tool {
-        tool,
-        image: image.into(),
-        message,
-    };
+    let failed = |message: String| OracleError::Tool { tool, image: image.into(), message };
     let output = Command::new(tool)
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("LC_ALL", "C")
@@ -261,9 +223,7 @@ fn run(tool: &'static str, image: &Path, args: &[&str]) -> Result<String, Oracle
     // e2fsck says 1 when it changed something.
     let success = output.status.success() || tool == "e2fsck" && output.status.code() == Some(1);
     if !success {
-        return Err(failed(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -133,11 +133,7 @@ fn name(command: &Command) -> String {
     } else {
         program
     };
-    Path::new(real)
-        .file_name()
-        .unwrap_or(real)
-        .to_string_lossy()
-        .into_owned()
+    Path::new(real).file_name().unwrap_or(real).to_string_lossy().into_owned()
 }
 
 /// Starts `command` on the thread that never ends; see the module's header.
@@ -174,10 +170,7 @@ impl Running {
     /// Starts `command` (from [`command`] or [`command_at`]).
     pub fn start(command: Command) -> Result<Running, ProcessError> {
         let name = name(&command);
-        let failed = |source| ProcessError::Start {
-            program: name.clone(),
-            source,
-        };
+        let failed = |source| ProcessError::Start { program: name.clone(), source };
         let mut child = start(command).map_err(failed)?;
         let pid = Pid::from_child(&child);
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -188,22 +181,13 @@ impl Running {
                 return Err(failed(error.into()));
             }
         };
-        Ok(Running {
-            child,
-            name,
-            pid,
-            pidfd,
-            watcher: None,
-        })
+        Ok(Running { child, name, pid, pidfd, watcher: None })
     }
 
     /// The child's piped standard output and error, each once.
     pub fn take_pipes(
         &mut self,
-    ) -> (
-        Option<std::process::ChildStdout>,
-        Option<std::process::ChildStderr>,
-    ) {
+    ) -> (Option<std::process::ChildStdout>, Option<std::process::ChildStderr>) {
         (self.child.stdout.take(), self.child.stderr.take())
     }
 
@@ -232,14 +216,8 @@ impl Running {
             Ok(None) if interrupt::requested() => {
                 Err(ProcessError::Interrupted { program: program() })
             }
-            Ok(None) => Err(ProcessError::TimedOut {
-                program: program(),
-                after: limit,
-            }),
-            Err(source) => Err(ProcessError::Watch {
-                program: program(),
-                source,
-            }),
+            Ok(None) => Err(ProcessError::TimedOut { program: program(), after: limit }),
+            Err(source) => Err(ProcessError::Watch { program: program(), source }),
         }
     }
 
@@ -315,21 +293,16 @@ fn ended(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     let Some(status) = waitid(WaitId::PidFd(pidfd), options)? else {
         return Ok(None);
     };
-    let raw = status.exit_status().map_or_else(
-        || status.terminating_signal().unwrap_or(0),
-        |code| (code & 0xff) << 8,
-    );
+    let raw = status
+        .exit_status()
+        .map_or_else(|| status.terminating_signal().unwrap_or(0), |code| (code & 0xff) << 8);
     Ok(Some(ExitStatus::from_raw(raw)))
 }
 
 /// The last `count` lines of `bytes` that say something, joined by "; ".
 pub(crate) fn last_lines(bytes: &[u8], count: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(count)..].join("; ")
 }
 
@@ -340,11 +313,7 @@ pub(crate) fn read_lines(mut from: impl io::Read, mut on_line: impl FnMut(String
     const LONGEST: usize = 64 << 10;
     let mut pending = Vec::new();
     let mut chunk = [0; 4096];
-    let text = |bytes: &[u8]| {
-        String::from_utf8_lossy(bytes)
-            .trim_end_matches('\r')
-            .to_owned()
-    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\r').to_owned();
     loop {
         let length = match from.read(&mut chunk) {
             Ok(0) => break,

@@ -173,23 +173,13 @@ impl Vm {
             }
             let _ = notices.send(Notice::VmExited(status));
         });
-        watched.map_err(|source| ProcessError::Watch {
-            program: "QEMU".to_owned(),
-            source,
-        })?;
-        Ok(Vm {
-            running,
-            transcript,
-            command_line,
-        })
+        watched.map_err(|source| ProcessError::Watch { program: "QEMU".to_owned(), source })?;
+        Ok(Vm { running, transcript, command_line })
     }
 
     /// Everything that the console and QEMU said so far, at most the first 200,000 lines.
     pub fn transcript(&self) -> Vec<Line> {
-        self.transcript
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.transcript.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for QEMU's end, at most for `limit`; an interrupt ends the wait.
@@ -228,11 +218,7 @@ fn reader(
     let (transcript, notices) = (Arc::clone(transcript), notices.clone());
     std::thread::spawn(move || {
         process::read_lines(pipe, |text| {
-            let line = Line {
-                at: Instant::now(),
-                source,
-                text,
-            };
+            let line = Line { at: Instant::now(), source, text };
             let mut lines = transcript.lock().unwrap_or_else(PoisonError::into_inner);
             if lines.len() < TRANSCRIPT_LINES {
                 lines.push(line.clone());

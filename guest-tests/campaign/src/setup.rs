@@ -25,11 +25,7 @@ pub struct Need {
 }
 
 const fn need(program: &'static str, package: &'static str, purpose: &'static str) -> Need {
-    Need {
-        program,
-        package,
-        purpose,
-    }
+    Need { program, package, purpose }
 }
 
 /// Everything that reproducing a bug on a packaged kernel takes.
@@ -40,11 +36,7 @@ pub const NEEDS: &[Need] = &[
     need("apt-get", "apt", "fetches packaged kernels"),
     need("dpkg-deb", "dpkg", "unpacks packaged kernels"),
     need("xz", "xz-utils", "unpacks modules of newer kernels"),
-    need(
-        "ldd",
-        "libc-bin",
-        "finds the libraries of programs that the guest runs",
-    ),
+    need("ldd", "libc-bin", "finds the libraries of programs that the guest runs"),
     need("setpriv", "util-linux", "lets no child outlive racegate"),
 ];
 
@@ -84,11 +76,7 @@ pub fn missing() -> Vec<Need> {
 }
 
 fn missing_of(needs: &[Need]) -> Vec<Need> {
-    needs
-        .iter()
-        .filter(|need| process::find_program(need.program).is_none())
-        .copied()
-        .collect()
+    needs.iter().filter(|need| process::find_program(need.program).is_none()).copied().collect()
 }
 
 /// Sees to it that nothing is missing: installs what is if this is root and `may_install`, else the
@@ -104,16 +92,10 @@ pub fn ensure(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
         return Err(SetupError::NoApt { missing: names });
     }
     if !may_install || !root {
-        return Err(SetupError::Missing {
-            missing: names,
-            line: line(&packages, root),
-        });
+        return Err(SetupError::Missing { missing: names, line: line(&packages, root) });
     }
     let joined = packages.join(", ");
-    let failed = |source| SetupError::Install {
-        packages: joined.clone(),
-        source,
-    };
+    let failed = |source| SetupError::Install { packages: joined.clone(), source };
     let bar = progress::bar("setup");
     if lists_are_missing() {
         bar.set_message("reading package lists");
@@ -129,41 +111,25 @@ pub fn ensure(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
         return Ok(packages);
     }
     let missing = self::names(&still);
-    Err(SetupError::Missing {
-        missing,
-        line: line(&self::packages(&still), root),
-    })
+    Err(SetupError::Missing { missing, line: line(&self::packages(&still), root) })
 }
 
 fn apt_get(arguments: &[&str]) -> Result<(), ProcessError> {
     let mut command = process::command("apt-get", "apt")?;
-    command
-        .args(["-q", "-o", "DPkg::Lock::Timeout=120"])
-        .args(arguments);
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null());
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     process::run(command, INSTALL_LIMIT).map(drop)
 }
 
 /// Whether apt has never fetched a list; a fresh container's is empty.
 fn lists_are_missing() -> bool {
-    let lists = fs::read_dir("/var/lib/apt/lists")
-        .into_iter()
-        .flatten()
-        .flatten();
-    !lists
-        .into_iter()
-        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    !lists.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 fn names(needs: &[Need]) -> String {
     let names: Vec<&str> = needs.iter().map(|need| need.program).collect();
-    format!(
-        "{} {}",
-        names.join(", "),
-        if names.len() == 1 { "is" } else { "are" }
-    )
+    format!("{} {}", names.join(", "), if names.len() == 1 { "is" } else { "are" })
 }
 
 fn packages(needs: &[Need]) -> Vec<&'static str> {
@@ -176,10 +142,7 @@ fn packages(needs: &[Need]) -> Vec<&'static str> {
 /// The line to type.
 fn line(packages: &[&str], root: bool) -> String {
     let sudo = if root { "" } else { "sudo " };
-    format!(
-        "{sudo}apt-get install --no-install-recommends {}",
-        packages.join(" ")
-    )
+    format!("{sudo}apt-get install --no-install-recommends {}", packages.join(" "))
 }
 
 #[cfg(test)]
@@ -195,14 +158,8 @@ mod tests {
             need("no-such-program-3", "package-b", ""),
         ];
         let missing = missing_of(&needs);
-        assert_eq!(
-            names(&missing),
-            "no-such-program-1, no-such-program-2, no-such-program-3 are"
-        );
+        assert_eq!(names(&missing), "no-such-program-1, no-such-program-2, no-such-program-3 are");
         let line = line(&packages(&missing), false);
-        assert_eq!(
-            line,
-            "sudo apt-get install --no-install-recommends package-a package-b"
-        );
+        assert_eq!(line, "sudo apt-get install --no-install-recommends package-a package-b");
     }
 }

@@ -18,9 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn wait() {
     interrupt::install().unwrap();
     let inbox = std::thread::spawn(|| {
-        let error = Inbox::new()
-            .wait_for("never", LIMIT, |_| None::<()>)
-            .unwrap_err();
+        let error = Inbox::new().wait_for("never", LIMIT, |_| None::<()>).unwrap_err();
         assert!(matches!(error, WaitError::Interrupted { .. }), "{error}");
     });
     let mut command = process::command("sh", "dash").unwrap();
@@ -42,9 +40,7 @@ fn one_signal_ends_every_wait() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(waiter.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok);
+    let mut lines = BufReader::new(waiter.stdout.take().unwrap()).lines().map_while(Result::ok);
     let child = lines.find_map(|line| line.strip_prefix("child ").map(str::to_owned));
     let child = child.expect("the waiter says which child it has");
     kill_process(Pid::from_child(&waiter), Signal::INT).unwrap();

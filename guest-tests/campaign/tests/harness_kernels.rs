@@ -33,9 +33,7 @@ const BULLSEYE: &[&str] = &[
 const TRIXIE: &[&str] = &["/modules/virtio_blk.ko"];
 
 fn kernel(cache: &Cache, name: &str) -> Kernel {
-    Kernels::new(cache)
-        .fetch(&Spec::parse(name, None).unwrap())
-        .unwrap()
+    Kernels::new(cache).fetch(&Spec::parse(name, None).unwrap()).unwrap()
 }
 
 fn initramfs(folder: &Path, kernel: &Kernel) -> PathBuf {
@@ -43,9 +41,7 @@ fn initramfs(folder: &Path, kernel: &Kernel) -> PathBuf {
     for (program, package) in [("sh", "dash"), ("mount", "mount")] {
         initramfs.program(program, package).unwrap();
     }
-    initramfs
-        .modules(&kernel.modules(VIRTIO_BLK).unwrap())
-        .unwrap();
+    initramfs.modules(&kernel.modules(VIRTIO_BLK).unwrap()).unwrap();
     let path = folder.join("initramfs");
     fs::write(&path, initramfs.build().unwrap()).unwrap();
     path
@@ -74,20 +70,12 @@ fn boots(qemu: &Qemu, name: &str, release: &str, expected: &[&str]) {
 
     let pid = vm.pid();
     drop(vm);
-    assert!(
-        !Path::new(&format!("/proc/{pid}")).exists(),
-        "QEMU is still there"
-    );
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "QEMU is still there");
 }
 
 #[test]
 fn the_kernel_of_the_founding_bug_boots() {
-    boots(
-        &Qemu::find().unwrap(),
-        "debian-5.10.223",
-        "5.10.0-32-cloud-amd64",
-        BULLSEYE,
-    );
+    boots(&Qemu::find().unwrap(), "debian-5.10.223", "5.10.0-32-cloud-amd64", BULLSEYE);
 }
 
 #[test]
@@ -109,9 +97,7 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
     let config = VmConfig::new(qemu, accel, kernel.image, path);
     let mut inbox = Inbox::new();
     let vm = Vm::start(&config, &inbox.sender()).unwrap();
-    let error = inbox
-        .wait_for("never", BOOT_LIMIT, |_| None::<()>)
-        .unwrap_err();
+    let error = inbox.wait_for("never", BOOT_LIMIT, |_| None::<()>).unwrap_err();
     assert!(
         matches!(&error, WaitError::Panicked { panic, .. } if panic.contains("init")),
         "{error}"
@@ -123,11 +109,7 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
 fn a_second_qemu_beside_the_machines_own_boots_a_kernel() {
     let own = Qemu::find().unwrap();
     // The two that Debian 12 has.
-    let suite = if own.version().major < 8 {
-        "bookworm-backports"
-    } else {
-        "bookworm"
-    };
+    let suite = if own.version().major < 8 { "bookworm-backports" } else { "bookworm" };
     let cache = Cache::open().unwrap();
     match Qemu::of_suite(&cache, suite) {
         Ok(other) => {

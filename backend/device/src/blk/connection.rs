@@ -243,11 +243,7 @@ impl VhostUserBackend for Connection {
     /// hang up on the front-end, which only passes on what its guest does.
     fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         let (WRITEBACK_OFFSET, [writeback]) = (offset, bytes) else {
-            debug!(
-                offset,
-                len = bytes.len(),
-                "write to read-only configuration ignored"
-            );
+            debug!(offset, len = bytes.len(), "write to read-only configuration ignored");
             return Ok(());
         };
         self.writeback.store(*writeback != 0, Ordering::Release);

@@ -85,12 +85,7 @@ fn pass_messages(
         // Header first: descriptors come with a message's first byte, and never read beyond it.
         let fds = receive(from.as_fd(), &mut message[..HEADER_BYTES])?;
         let word = |at: usize| {
-            u32::from_ne_bytes([
-                message[at],
-                message[at + 1],
-                message[at + 2],
-                message[at + 3],
-            ])
+            u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
         };
         let (request, size) = (word(0), word(8) as usize);
         if size > MAX_PAYLOAD {
@@ -147,12 +142,7 @@ fn send(to: BorrowedFd<'_>, mut bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()>
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        match sendmsg(
-            to,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        ) {
+        match sendmsg(to, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(n) => {
                 bytes = &bytes[n..];
                 fds = &[];

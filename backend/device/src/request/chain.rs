@@ -61,24 +61,16 @@ impl<'a> Table<'a> {
         let bytes = len * DESCRIPTOR_BYTES;
         match memory.memory().get_slice(addr, bytes) {
             Ok(slice) => Ok(Table { slice, len }),
-            Err(_) => Err(BrokenChain::Table(BadAddress {
-                addr: addr.0,
-                len: bytes as u32,
-            })),
+            Err(_) => Err(BrokenChain::Table(BadAddress { addr: addr.0, len: bytes as u32 })),
         }
     }
 
     fn get(&self, index: u16) -> Result<Descriptor, BrokenChain> {
-        let outside = BrokenChain::Index {
-            index,
-            len: self.len,
-        };
+        let outside = BrokenChain::Index { index, len: self.len };
         if usize::from(index) >= self.len {
             return Err(outside);
         }
-        self.slice
-            .read_obj(usize::from(index) * DESCRIPTOR_BYTES)
-            .map_err(|_| outside)
+        self.slice.read_obj(usize::from(index) * DESCRIPTOR_BYTES).map_err(|_| outside)
     }
 }
 
@@ -175,11 +167,8 @@ impl Walk {
             return Ok(());
         }
         let chain = &mut self.chain;
-        let part = if descriptor.is_write_only() {
-            &mut chain.writable
-        } else {
-            &mut chain.readable
-        };
+        let part =
+            if descriptor.is_write_only() { &mut chain.writable } else { &mut chain.readable };
         let added = part.push(descriptor.addr(), len);
         if descriptor.is_write_only() {
             chain.status_lost = added.is_err();

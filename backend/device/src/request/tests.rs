@@ -25,16 +25,10 @@ const INDIRECT: u64 = 0x8000;
 const MEMORY: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)];
 const END: u64 = 2 << 20;
-const LIMITS: Limits = Limits {
-    capacity_sectors: 4096,
-    read_only: false,
-    can_discard: true,
-};
+const LIMITS: Limits = Limits { capacity_sectors: 4096, read_only: false, can_discard: true };
 
 fn memory() -> Snapshot {
-    Snapshot::new(Arc::new(
-        GuestMemoryMmap::from_ranges(&MEMORY).expect("memory"),
-    ))
+    Snapshot::new(Arc::new(GuestMemoryMmap::from_ranges(&MEMORY).expect("memory")))
 }
 
 /// A descriptor before it has its flags: address, length, writable.
@@ -43,11 +37,7 @@ type Piece = (u64, u32, bool);
 /// Puts descriptors one after the other into a table and links them.
 fn link(memory: &Snapshot, table: u64, pieces: &[Piece]) {
     for (i, &(addr, len, write)) in pieces.iter().enumerate() {
-        let next = if i + 1 < pieces.len() {
-            VRING_DESC_F_NEXT
-        } else {
-            0
-        };
+        let next = if i + 1 < pieces.len() { VRING_DESC_F_NEXT } else { 0 };
         let flags = next | if write { VRING_DESC_F_WRITE } else { 0 };
         put(memory, table, i, addr, len, flags as u16, i as u16 + 1);
     }
@@ -74,15 +64,7 @@ fn lay_out(memory: &Snapshot, pieces: &[Piece], indirect_from: Option<usize>) {
         put(memory, RING, from - 1, addr, len, flags as u16, from as u16);
     }
     let bytes = 16 * (pieces.len() - from) as u32;
-    put(
-        memory,
-        RING,
-        from,
-        INDIRECT,
-        bytes,
-        VRING_DESC_F_INDIRECT as u16,
-        0,
-    );
+    put(memory, RING, from, INDIRECT, bytes, VRING_DESC_F_INDIRECT as u16, 0);
 }
 
 fn parse_at(
@@ -103,10 +85,7 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 
 /// Splits `len` bytes at the given fractions into lengths that may be 0.
 fn split(len: usize, cuts: &[u16]) -> Vec<usize> {
-    let mut at: Vec<usize> = cuts
-        .iter()
-        .map(|cut| len * usize::from(*cut) / 65536)
-        .collect();
+    let mut at: Vec<usize> = cuts.iter().map(|cut| len * usize::from(*cut) / 65536).collect();
     at.push(0);
     at.push(len);
     at.sort_unstable();
@@ -256,27 +235,14 @@ proptest! {
 fn request(memory: &Snapshot, kind: u32, sector: u64, data: &[u8], writable: u32) {
     let mut readable = header(kind, sector);
     readable.extend(data);
-    memory
-        .memory()
-        .write_slice(&readable, GuestAddress(0x2_0000))
-        .expect("in memory");
-    lay_out(
-        memory,
-        &[
-            (0x2_0000, readable.len() as u32, false),
-            (0x4_0000, writable, true),
-        ],
-        None,
-    );
+    memory.memory().write_slice(&readable, GuestAddress(0x2_0000)).expect("in memory");
+    lay_out(memory, &[(0x2_0000, readable.len() as u32, false), (0x4_0000, writable, true)], None);
 }
 
 fn refusal(kind: u32, sector: u64, data: &[u8], writable: u32, limits: Limits) -> Refusal {
     let memory = memory();
     request(&memory, kind, sector, data, writable);
-    parse_at(&memory, 0, limits)
-        .expect("answerable")
-        .expect_err("refused")
-        .why
+    parse_at(&memory, 0, limits).expect("answerable").expect_err("refused").why
 }
 
 fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
@@ -294,39 +260,15 @@ fn lies_about_the_request_are_refused() {
     assert_eq!(check(write, 0, &[0; 511], 1), Refusal::Length(511));
     assert_eq!(check(read, 0, &[0; 512], 513), Refusal::Direction(512));
     assert_eq!(check(write, 0, &[], 513), Refusal::Direction(512));
-    assert_eq!(
-        check(read, 4096, &[], 513),
-        Refusal::PastEnd {
-            sector: 4096,
-            sectors: 1
-        }
-    );
+    assert_eq!(check(read, 4096, &[], 513), Refusal::PastEnd { sector: 4096, sectors: 1 });
     let top = u64::MAX;
-    assert_eq!(
-        check(write, top, &[0; 512], 1),
-        Refusal::PastEnd {
-            sector: top,
-            sectors: 1
-        }
-    );
+    assert_eq!(check(write, top, &[0; 512], 1), Refusal::PastEnd { sector: top, sectors: 1 });
     // A sector whose byte offset would wrap to 0.
     let wraps = 1 << 55;
-    assert_eq!(
-        check(read, wraps, &[], 513),
-        Refusal::PastEnd {
-            sector: wraps,
-            sectors: 1
-        }
-    );
+    assert_eq!(check(read, wraps, &[], 513), Refusal::PastEnd { sector: wraps, sectors: 1 });
     assert_eq!(check(77, 0, &[], 1), Refusal::Type(77));
-    let read_only = Limits {
-        read_only: true,
-        ..LIMITS
-    };
-    assert_eq!(
-        refusal(write, 0, &[0; 512], 1, read_only),
-        Refusal::ReadOnly
-    );
+    let read_only = Limits { read_only: true, ..LIMITS };
+    assert_eq!(refusal(write, 0, &[0; 512], 1, read_only), Refusal::ReadOnly);
 }
 
 #[test]
@@ -339,27 +281,12 @@ fn lies_about_ranges_are_refused() {
     assert_eq!(check(discard, &range(0, 8, 1)), Refusal::Flags(1));
     assert_eq!(check(discard, &range(0, 8, 1)).status(), 2);
     assert_eq!(check(zeroes, &range(0, 8, 2)), Refusal::Flags(2));
-    let past = Refusal::PastEnd {
-        sector: 4095,
-        sectors: 2,
-    };
-    assert_eq!(
-        check(zeroes, &[range(0, 8, 1), range(4095, 2, 1)].concat()),
-        past
-    );
+    let past = Refusal::PastEnd { sector: 4095, sectors: 2 };
+    assert_eq!(check(zeroes, &[range(0, 8, 1), range(4095, 2, 1)].concat()), past);
     let long = MAX_RANGE_SECTORS + 1;
-    assert_eq!(
-        check(discard, &range(0, long, 0)),
-        Refusal::RangeTooLong(long)
-    );
-    let none = Limits {
-        can_discard: false,
-        ..LIMITS
-    };
-    assert_eq!(
-        refusal(discard, 0, &range(0, 8, 0), 1, none),
-        Refusal::NoDiscard
-    );
+    assert_eq!(check(discard, &range(0, long, 0)), Refusal::RangeTooLong(long));
+    let none = Limits { can_discard: false, ..LIMITS };
+    assert_eq!(refusal(discard, 0, &range(0, 8, 0), 1, none), Refusal::NoDiscard);
 }
 
 #[test]
@@ -367,86 +294,37 @@ fn ranges_are_read_in_order() {
     let memory = memory();
     let data = [range(7, 8, 1), range(100, 0, 0), range(4088, 8, 0)].concat();
     request(&memory, VIRTIO_BLK_T_WRITE_ZEROES, 0, &data, 1);
-    let request = parse_at(&memory, 0, LIMITS)
-        .expect("answerable")
-        .expect("not refused");
-    let Verb::WriteZeroes(ranges) = request.verb else {
-        panic!("{:?}", request.verb)
-    };
-    let seen: Vec<_> = ranges
-        .iter()
-        .map(|r| (r.sector, r.sectors, r.unmap))
-        .collect();
+    let request = parse_at(&memory, 0, LIMITS).expect("answerable").expect("not refused");
+    let Verb::WriteZeroes(ranges) = request.verb else { panic!("{:?}", request.verb) };
+    let seen: Vec<_> = ranges.iter().map(|r| (r.sector, r.sectors, r.unmap)).collect();
     assert_eq!(seen, [(7, 8, true), (100, 0, false), (4088, 8, false)]);
 }
 
 #[test]
 fn a_short_header_is_refused() {
     let memory = memory();
-    lay_out(
-        &memory,
-        &[(0x2_0000, 15, false), (0x4_0000, 513, true)],
-        None,
-    );
-    let refused = parse_at(&memory, 0, LIMITS)
-        .expect("answerable")
-        .expect_err("refused");
+    lay_out(&memory, &[(0x2_0000, 15, false), (0x4_0000, 513, true)], None);
+    let refused = parse_at(&memory, 0, LIMITS).expect("answerable").expect_err("refused");
     assert_eq!(refused.why, Refusal::ShortHeader(15));
     // All writable: no header at all.
-    lay_out(
-        &memory,
-        &[(0x2_0000, 16, true), (0x4_0000, 513, true)],
-        None,
-    );
-    let refused = parse_at(&memory, 0, LIMITS)
-        .expect("answerable")
-        .expect_err("refused");
+    lay_out(&memory, &[(0x2_0000, 16, true), (0x4_0000, 513, true)], None);
+    let refused = parse_at(&memory, 0, LIMITS).expect("answerable").expect_err("refused");
     assert_eq!(refused.why, Refusal::ShortHeader(0));
 }
 
 #[test]
 fn data_outside_memory_is_refused_where_the_status_is_known() {
     for (pieces, answerable) in [
-        (
-            [(0x2_0000, 16, false), (END, 512, true), (0x4_0000, 1, true)],
-            true,
-        ),
-        (
-            [
-                (0x2_0000, 16, false),
-                (END - 100, 512, true),
-                (0x4_0000, 1, true),
-            ],
-            true,
-        ),
-        (
-            [
-                (u64::MAX - 3, 16, false),
-                (0x4_0000, 512, true),
-                (0x4_0000, 1, true),
-            ],
-            true,
-        ),
-        (
-            [(0x2_0000, 16, false), (0x4_0000, 512, true), (END, 1, true)],
-            false,
-        ),
-        (
-            [
-                (0x2_0000, 16, false),
-                (0x4_0000, 512, true),
-                (u64::MAX, 1, true),
-            ],
-            false,
-        ),
+        ([(0x2_0000, 16, false), (END, 512, true), (0x4_0000, 1, true)], true),
+        ([(0x2_0000, 16, false), (END - 100, 512, true), (0x4_0000, 1, true)], true),
+        ([(u64::MAX - 3, 16, false), (0x4_0000, 512, true), (0x4_0000, 1, true)], true),
+        ([(0x2_0000, 16, false), (0x4_0000, 512, true), (END, 1, true)], false),
+        ([(0x2_0000, 16, false), (0x4_0000, 512, true), (u64::MAX, 1, true)], false),
     ] {
         let memory = memory();
         lay_out(&memory, &pieces, None);
         match parse_at(&memory, 0, LIMITS) {
-            Ok(Err(Refused {
-                why: Refusal::Address(_),
-                ..
-            })) => assert!(answerable, "{pieces:?}"),
+            Ok(Err(Refused { why: Refusal::Address(_), .. })) => assert!(answerable, "{pieces:?}"),
             Err(BrokenChain::StatusAddress(_)) => assert!(!answerable, "{pieces:?}"),
             other => panic!("{pieces:?}: {other:?}"),
         }
@@ -463,29 +341,9 @@ fn chains_without_an_end_or_a_status_are_broken() {
     put(&memory, RING, 0, 0x2_0000, 16, VRING_DESC_F_NEXT as u16, 1);
     put(&memory, RING, 1, 0x2_0000, 16, VRING_DESC_F_NEXT as u16, 0);
     assert_eq!(broken(0), BrokenChain::Endless);
-    put(
-        &memory,
-        RING,
-        1,
-        0x2_0000,
-        16,
-        VRING_DESC_F_NEXT as u16,
-        256,
-    );
-    assert_eq!(
-        broken(0),
-        BrokenChain::Index {
-            index: 256,
-            len: QUEUE
-        }
-    );
-    assert_eq!(
-        broken(999),
-        BrokenChain::Index {
-            index: 999,
-            len: QUEUE
-        }
-    );
+    put(&memory, RING, 1, 0x2_0000, 16, VRING_DESC_F_NEXT as u16, 256);
+    assert_eq!(broken(0), BrokenChain::Index { index: 256, len: QUEUE });
+    assert_eq!(broken(999), BrokenChain::Index { index: 999, len: QUEUE });
     // Nothing writable; nothing at all.
     lay_out(&memory, &[(0x2_0000, 528, false)], None);
     assert_eq!(broken(0), BrokenChain::NoStatus);
@@ -507,26 +365,14 @@ fn lies_about_indirect_tables_are_broken() {
         let table = Table::new(&memory, GuestAddress(RING), QUEUE).expect("the ring");
         Chain::walk(&memory, &table, 0, allowed).expect_err("broken")
     };
-    link(
-        &memory,
-        INDIRECT,
-        &[(0x2_0000, 16, false), (0x4_0000, 1, true)],
-    );
+    link(&memory, INDIRECT, &[(0x2_0000, 16, false), (0x4_0000, 1, true)]);
     put(&memory, RING, 0, INDIRECT, 32, indirect, 0);
     assert_eq!(broken(false), BrokenChain::IndirectNotNegotiated);
     put(&memory, RING, 0, INDIRECT, 33, indirect, 0);
     assert_eq!(broken(true), BrokenChain::IndirectLength(33));
     put(&memory, RING, 0, INDIRECT, 0, indirect, 0);
     assert_eq!(broken(true), BrokenChain::IndirectLength(0));
-    put(
-        &memory,
-        RING,
-        0,
-        INDIRECT,
-        32,
-        indirect | VRING_DESC_F_NEXT as u16,
-        1,
-    );
+    put(&memory, RING, 0, INDIRECT, 32, indirect | VRING_DESC_F_NEXT as u16, 1);
     assert_eq!(broken(true), BrokenChain::IndirectNotLast);
     put(&memory, RING, 0, END - 16, 32, indirect, 0);
     assert!(matches!(broken(true), BrokenChain::Table(_)));
@@ -541,13 +387,9 @@ fn lies_about_indirect_tables_are_broken() {
 fn get_id_and_flush() {
     let memory = memory();
     request(&memory, VIRTIO_BLK_T_GET_ID, 0, &[], 21);
-    let request_ = parse_at(&memory, 0, LIMITS)
-        .expect("answerable")
-        .expect("not refused");
+    let request_ = parse_at(&memory, 0, LIMITS).expect("answerable").expect("not refused");
     assert!(matches!(request_.verb, Verb::GetId { to } if to.len() == 20));
     request(&memory, VIRTIO_BLK_T_FLUSH, 0, &[], 1);
-    let request_ = parse_at(&memory, 0, LIMITS)
-        .expect("answerable")
-        .expect("not refused");
+    let request_ = parse_at(&memory, 0, LIMITS).expect("answerable").expect("not refused");
     assert!(matches!(request_.verb, Verb::Flush));
 }

@@ -37,30 +37,20 @@ pub struct FileStorage {
 impl FileStorage {
     /// Opens, checks and locks `path`.
     pub fn open(path: &Path, options: FileOptions) -> Result<FileStorage, StorageError> {
-        let how = Use {
-            read_only: options.read_only,
-            direct: options.direct,
-        };
-        Ok(FileStorage {
-            image: Arc::new(Image::open(path, how)?),
-            warned: AtomicBool::new(false),
-        })
+        let how = Use { read_only: options.read_only, direct: options.direct };
+        Ok(FileStorage { image: Arc::new(Image::open(path, how)?), warned: AtomicBool::new(false) })
     }
 
     /// A channel through io_uring, whatever the file lies on.
     pub fn ring_channel(&self) -> Result<Box<dyn Channel>, StorageError> {
         let channel = RingChannel::new(self.image.clone());
-        Ok(Box::new(
-            channel.map_err(|source| StorageError::Ring { source })?,
-        ))
+        Ok(Box::new(channel.map_err(|source| StorageError::Ring { source })?))
     }
 
     /// A channel that blocks in [`Channel::submit`]: for files in memory, and where io_uring is
     /// not permitted.
     pub fn blocking_channel(&self) -> Box<dyn Channel> {
-        Box::new(BlockingChannel {
-            image: self.image.clone(),
-        })
+        Box::new(BlockingChannel { image: self.image.clone() })
     }
 }
 
@@ -104,18 +94,12 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        if self.image.read_only() {
-            Ok(())
-        } else {
-            self.image.sync()
-        }
+        if self.image.read_only() { Ok(()) } else { self.image.sync() }
     }
 
     fn resize(&self, bytes: u64) -> Result<(), StorageError> {
         if self.image.read_only() {
-            return Err(StorageError::NotWritable {
-                path: self.image.path().to_owned(),
-            });
+            return Err(StorageError::NotWritable { path: self.image.path().to_owned() });
         }
         self.image.resize(bytes)
     }
@@ -130,19 +114,12 @@ impl BlockingChannel {
     fn run(&self, io: Io) -> IoResult {
         match io {
             Io::Read { offset, to } => self.image.read(offset, to),
-            Io::Write {
-                offset,
-                from,
-                durable,
-            } => self.image.write(offset, from, durable),
+            Io::Write { offset, from, durable } => self.image.write(offset, from, durable),
             Io::Flush => self.image.sync(),
             Io::Discard { offset, len } => self.image.discard(offset, len),
-            Io::WriteZeroes {
-                offset,
-                len,
-                unmap,
-                durable,
-            } => self.image.write_zeroes(offset, len, unmap, durable),
+            Io::WriteZeroes { offset, len, unmap, durable } => {
+                self.image.write_zeroes(offset, len, unmap, durable)
+            }
         }
     }
 }

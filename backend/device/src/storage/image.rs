@@ -82,67 +82,37 @@ impl ZeroStep {
 /// Whether that error of fallocate(2) means "not here": another way has to do.
 pub(super) fn is_unsupported(errno: Errno) -> bool {
     // EINVAL: a block device whose logical blocks are larger than the range's alignment.
-    matches!(
-        errno,
-        Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL | Errno::PERM
-    )
+    matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL | Errno::PERM)
 }
 
 impl Image {
     pub(super) fn open(path: &Path, how: Use) -> Result<Image, StorageError> {
-        let flags = if how.read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        } | OFlags::CLOEXEC;
+        let flags = if how.read_only { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
         let fd = open(path, flags | OFlags::NONBLOCK, Mode::empty())
             .map_err(|errno| open_error(path, errno, how))?;
-        let image_error = |what| {
-            move |source| StorageError::Image {
-                what,
-                path: path.to_owned(),
-                source,
-            }
-        };
+        let image_error =
+            |what| move |source| StorageError::Image { what, path: path.to_owned(), source };
         let stat = fstat(&fd).map_err(image_error("examine"))?;
         let regular = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => true,
             FileType::BlockDevice => false,
             other => {
                 let what = describe(other);
-                return Err(StorageError::NotAnImage {
-                    path: path.to_owned(),
-                    what,
-                });
+                return Err(StorageError::NotAnImage { path: path.to_owned(), what });
             }
         };
-        let locked = open(
-            format!("/proc/self/fd/{}", fd.as_raw_fd()),
-            flags,
-            Mode::empty(),
-        )
-        .map_err(image_error("open again"))?;
+        let locked = open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())
+            .map_err(image_error("open again"))?;
         lock(locked.as_fd(), how.read_only).map_err(|errno| match errno {
-            Errno::AGAIN | Errno::ACCESS => StorageError::Locked {
-                path: path.to_owned(),
-            },
-            source => StorageError::Image {
-                what: "lock",
-                path: path.to_owned(),
-                source,
-            },
+            Errno::AGAIN | Errno::ACCESS => StorageError::Locked { path: path.to_owned() },
+            source => StorageError::Image { what: "lock", path: path.to_owned(), source },
         })?;
         let bytes = size_of_file(fd.as_fd()).map_err(image_error("measure"))?;
         if bytes == 0 {
-            return Err(StorageError::Empty {
-                path: path.to_owned(),
-            });
+            return Err(StorageError::Empty { path: path.to_owned() });
         }
         if !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(StorageError::NotWholeSectors {
-                path: path.to_owned(),
-                bytes,
-            });
+            return Err(StorageError::NotWholeSectors { path: path.to_owned(), bytes });
         }
         // NONBLOCK was only there so that opening a pipe does not wait.
         rustix::fs::fcntl_setfl(&fd, OFlags::empty()).map_err(image_error("prepare"))?;
@@ -391,10 +361,7 @@ fn open_error(path: &Path, errno: Errno, how: Use) -> StorageError {
     let path = path.to_owned();
     match errno {
         Errno::NOENT => StorageError::Missing { path },
-        Errno::ISDIR => StorageError::NotAnImage {
-            path,
-            what: "a directory",
-        },
+        Errno::ISDIR => StorageError::NotAnImage { path, what: "a directory" },
         Errno::ACCESS | Errno::PERM | Errno::ROFS if !how.read_only => {
             StorageError::NotWritable { path }
         }
@@ -425,11 +392,7 @@ fn lock(fd: BorrowedFd<'_>, shared: bool) -> Result<(), Errno> {
     };
     // SAFETY: `lock` is a valid flock for the duration of the call, which only reads it.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if result == -1 {
-        Err(last_errno())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(last_errno()) } else { Ok(()) }
 }
 
 /// Size in bytes, of files and block devices alike.
@@ -483,15 +446,7 @@ unsafe fn pwritev(
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
     retry(|| {
         // SAFETY: the caller vouches for the entries.
-        unsafe {
-            libc::pwritev2(
-                fd.as_raw_fd(),
-                iov.as_ptr(),
-                count,
-                offset.cast_signed(),
-                flags,
-            )
-        }
+        unsafe { libc::pwritev2(fd.as_raw_fd(), iov.as_ptr(), count, offset.cast_signed(), flags) }
     })
 }
 

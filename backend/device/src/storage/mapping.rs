@@ -35,12 +35,7 @@ impl Mapping {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
         let mapped = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                len as usize,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )
+            mmap_anonymous(ptr::null_mut(), len as usize, ProtFlags::READ | ProtFlags::WRITE, flags)
         };
         let base = mapped
             .and_then(|at| NonNull::new(at.cast::<u8>()).ok_or(Errno::NOMEM))

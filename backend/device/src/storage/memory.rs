@@ -24,10 +24,7 @@ impl MemoryStorage {
             return Err(StorageError::Size { bytes });
         }
         let mapping = Arc::new(Mapping::new(bytes)?);
-        Ok(MemoryStorage {
-            mapping,
-            sectors: bytes / SECTOR_BYTES,
-        })
+        Ok(MemoryStorage { mapping, sectors: bytes / SECTOR_BYTES })
     }
 
     /// Puts `bytes` at byte `offset`, to fill the disk before it is served.
@@ -42,9 +39,7 @@ impl Storage for MemoryStorage {
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
-        Ok(Box::new(MemoryChannel {
-            mapping: self.mapping.clone(),
-        }))
+        Ok(Box::new(MemoryChannel { mapping: self.mapping.clone() }))
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
@@ -57,9 +52,7 @@ impl Storage for MemoryStorage {
 
     fn reset(&self) -> Result<(), StorageError> {
         let bytes = self.mapping.len();
-        self.mapping
-            .zero(0, bytes)
-            .map_err(|source| StorageError::Memory { bytes, source })
+        self.mapping.zero(0, bytes).map_err(|source| StorageError::Memory { bytes, source })
     }
 }
 

@@ -35,36 +35,20 @@ pub struct OverlayStorage {
 impl OverlayStorage {
     /// Opens, checks and locks (for reading) the base image at `path`.
     pub fn open(path: &Path) -> Result<OverlayStorage, StorageError> {
-        let base = Image::open(
-            path,
-            Use {
-                read_only: true,
-                direct: false,
-            },
-        )?;
+        let base = Image::open(path, Use { read_only: true, direct: false })?;
         let bytes = base.sectors() * SECTOR_BYTES;
         let mapping = Mapping::new(bytes)?;
         let pages = mapping.len() / PAGE;
         let own = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
-        let shared = Arc::new(Overlay {
-            base,
-            bytes,
-            mapping,
-            own,
-            stripes,
-        });
+        let shared = Arc::new(Overlay { base, bytes, mapping, own, stripes });
         Ok(OverlayStorage { shared })
     }
 
     /// Bytes of memory that changes take: 4 KiB for each page that was written.
     pub fn own_bytes(&self) -> u64 {
-        let pages: u64 = self
-            .shared
-            .own
-            .iter()
-            .map(|w| u64::from(w.load(Ordering::Relaxed).count_ones()))
-            .sum();
+        let pages: u64 =
+            self.shared.own.iter().map(|w| u64::from(w.load(Ordering::Relaxed).count_ones())).sum();
         pages * PAGE
     }
 }
@@ -75,9 +59,7 @@ impl Storage for OverlayStorage {
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
-        Ok(Box::new(OverlayChannel {
-            shared: self.shared.clone(),
-        }))
+        Ok(Box::new(OverlayChannel { shared: self.shared.clone() }))
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
@@ -101,17 +83,13 @@ impl Storage for OverlayStorage {
         let shared = &self.shared;
         // With every lock held nobody is between filling a page and making it own, so a page
         // that is own after this was made so after this.
-        let _locks: Vec<MutexGuard<'_, ()>> = (0..STRIPES as u64)
-            .map(|chunk| shared.lock_chunk(chunk))
-            .collect();
+        let _locks: Vec<MutexGuard<'_, ()>> =
+            (0..STRIPES as u64).map(|chunk| shared.lock_chunk(chunk)).collect();
         for word in &shared.own {
             word.store(0, Ordering::Release);
         }
         let bytes = shared.mapping.len();
-        shared
-            .mapping
-            .zero(0, bytes)
-            .map_err(|source| StorageError::Memory { bytes, source })
+        shared.mapping.zero(0, bytes).map_err(|source| StorageError::Memory { bytes, source })
     }
 }
 
@@ -149,10 +127,7 @@ impl Overlay {
 
     /// Whether the range is inside the disk.
     fn check(&self, offset: u64, len: u64) -> Result<u64, Errno> {
-        offset
-            .checked_add(len)
-            .filter(|end| *end <= self.bytes)
-            .ok_or(Errno::INVAL)
+        offset.checked_add(len).filter(|end| *end <= self.bytes).ok_or(Errno::INVAL)
     }
 
     /// Calls `each` with the maximal runs of own and not own pages that cover the range.
@@ -191,8 +166,7 @@ impl Overlay {
             if own {
                 self.mapping.read(range.start, &to, range.start - offset, n)
             } else {
-                self.base
-                    .read(range.start, to.slice(range.start - offset, n))
+                self.base.read(range.start, to.slice(range.start - offset, n))
             }
         })?;
         to.advance(len);
@@ -241,14 +215,8 @@ impl Overlay {
             let (first, last) = (at / PAGE, (until - 1) / PAGE);
             // Pages at the edges that keep something of the base.
             for (page, whole) in [
-                (
-                    first,
-                    at.is_multiple_of(PAGE) && (first < last || until.is_multiple_of(PAGE)),
-                ),
-                (
-                    last,
-                    until.is_multiple_of(PAGE) && (first < last || at.is_multiple_of(PAGE)),
-                ),
+                (first, at.is_multiple_of(PAGE) && (first < last || until.is_multiple_of(PAGE))),
+                (last, until.is_multiple_of(PAGE) && (first < last || at.is_multiple_of(PAGE))),
             ] {
                 if !whole && !self.is_own(page) {
                     self.fill(page)?;

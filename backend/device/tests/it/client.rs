@@ -58,11 +58,7 @@ impl Client {
         transport
             .map_mem_region(arena.as_ptr() as usize, arena.size(), raw, 0)
             .expect("ADD_MEM_REG");
-        Client {
-            transport,
-            queues,
-            arena,
-        }
+        Client { transport, queues, arena }
     }
 
     /// `len` bytes of the arena.
@@ -79,10 +75,7 @@ impl Client {
     }
 
     pub(crate) fn kick(&self, queue: usize) {
-        self.transport
-            .get_submission_notifier(queue)
-            .notify()
-            .expect("a kick");
+        self.transport.get_submission_notifier(queue).notify().expect("a kick");
     }
 
     /// Waits for the next completion on a queue: its context and result.
@@ -92,10 +85,7 @@ impl Client {
                 return (done.context, done.ret);
             }
             let call = self.transport.get_completion_fd(queue);
-            assert!(
-                readable(call.as_fd(), PATIENCE),
-                "queue {queue}: no completion"
-            );
+            assert!(readable(call.as_fd(), PATIENCE), "queue {queue}: no completion");
             call.read().expect("the call");
         }
     }
@@ -129,9 +119,7 @@ impl Client {
     }
 
     pub(crate) fn write_zeroes(&mut self, queue: usize, offset: u64, len: u64, unmap: bool) -> i32 {
-        self.queues[queue]
-            .write_zeroes(offset, len, unmap, 5)
-            .expect("room");
+        self.queues[queue].write_zeroes(offset, len, unmap, 5).expect("room");
         self.kick(queue);
         self.next(queue).1
     }

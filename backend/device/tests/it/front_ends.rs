@@ -50,24 +50,13 @@ pub(crate) struct Setting {
 pub(crate) fn setting(queues: u16, kind: &str) -> Setting {
     let dir = tempdir().expect("a directory");
     let storage = open(kind, &image(&dir, 4 * MIB));
-    let options = DeviceOptions {
-        num_queues: queues,
-        queue_size: 128,
-        ..DeviceOptions::default()
-    };
+    let options = DeviceOptions { num_queues: queues, queue_size: 128, ..DeviceOptions::default() };
     let served = Served::start(options, storage.clone(), None);
-    Setting {
-        served,
-        guest: Guest::new(4 * MIB),
-        storage,
-        _dir: dir,
-    }
+    Setting { served, guest: Guest::new(4 * MIB), storage, _dir: dir }
 }
 
 pub(crate) fn rings(n: usize) -> Vec<Ring> {
-    (0..n)
-        .map(|i| Ring::new(i, 128, 0x1_0000 * (i as u64 + 1)))
-        .collect()
+    (0..n).map(|i| Ring::new(i, 128, 0x1_0000 * (i as u64 + 1))).collect()
 }
 
 /// Connects; the socket is there, the device may be busy with the front-end before.
@@ -79,29 +68,17 @@ pub(crate) fn connect(socket: &Path, queues: u64) -> Frontend {
 pub(crate) fn disk_works(guest: &Guest, ring: &mut Ring, sector: u64, fill: u8) {
     guest.put_header(0x20_0000, VIRTIO_BLK_T_OUT, sector);
     guest.put(0x20_1000, &[fill; 1024]);
-    let write = [
-        (0x20_0000, 16, false),
-        (0x20_1000, 1024, false),
-        (0x20_0020, 1, true),
-    ];
+    let write = [(0x20_0000, 16, false), (0x20_1000, 1024, false), (0x20_0020, 1, true)];
     assert_eq!(ring.run(guest, &write), (0, 1));
     guest.put_header(0x20_0000, VIRTIO_BLK_T_IN, sector);
-    let read = [
-        (0x20_0000, 16, false),
-        (0x20_2000, 1024, true),
-        (0x20_0020, 1, true),
-    ];
+    let read = [(0x20_0000, 16, false), (0x20_2000, 1024, true), (0x20_0020, 1, true)];
     assert_eq!(ring.run(guest, &read), (0, 1025));
     assert_eq!(guest.get(0x20_2000, 1024), [fill; 1024]);
 }
 
 /// Offers that would oblige the device to something it does not do.
 fn check_offered(features: u64) {
-    for never in [
-        VIRTIO_F_IN_ORDER,
-        VIRTIO_F_NOTIFICATION_DATA,
-        VIRTIO_F_RING_PACKED,
-    ] {
+    for never in [VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED] {
         assert_eq!(features & bit(never), 0, "feature {never} is offered");
     }
     assert_ne!(features & PROTOCOL_FEATURES, 0);
@@ -117,9 +94,7 @@ fn cloud_hypervisor_message_order() {
     frontend.set_owner().expect("SET_OWNER");
     let offered = frontend.get_features().expect("GET_FEATURES");
     check_offered(offered);
-    let protocol = frontend
-        .get_protocol_features()
-        .expect("GET_PROTOCOL_FEATURES");
+    let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
     let wanted = VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
@@ -127,9 +102,7 @@ fn cloud_hypervisor_message_order() {
         | VhostUserProtocolFeatures::INFLIGHT_SHMFD
         | VhostUserProtocolFeatures::LOG_SHMFD
         | VhostUserProtocolFeatures::DEVICE_STATE;
-    frontend
-        .set_protocol_features(protocol & wanted)
-        .expect("SET_PROTOCOL_FEATURES");
+    frontend.set_protocol_features(protocol & wanted).expect("SET_PROTOCOL_FEATURES");
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     assert_eq!(frontend.get_queue_num().expect("GET_QUEUE_NUM"), 2);
     let (_, config) = frontend
@@ -149,32 +122,18 @@ fn cloud_hypervisor_message_order() {
             | bit(VIRTIO_RING_F_EVENT_IDX)
             | PROTOCOL_FEATURES);
     frontend.set_features(features).expect("SET_FEATURES");
-    frontend
-        .set_mem_table(&[guest.region()])
-        .expect("SET_MEM_TABLE");
+    frontend.set_mem_table(&[guest.region()]).expect("SET_MEM_TABLE");
     for ring in &rings {
-        frontend
-            .set_vring_num(ring.index, ring.size)
-            .expect("SET_VRING_NUM");
+        frontend.set_vring_num(ring.index, ring.size).expect("SET_VRING_NUM");
     }
     for ring in &rings {
-        frontend
-            .set_vring_addr(ring.index, &ring.addresses())
-            .expect("SET_VRING_ADDR");
-        frontend
-            .set_vring_base(ring.index, 0)
-            .expect("SET_VRING_BASE");
-        frontend
-            .set_vring_call(ring.index, &ring.call)
-            .expect("SET_VRING_CALL");
-        frontend
-            .set_vring_kick(ring.index, &ring.kick)
-            .expect("SET_VRING_KICK");
+        frontend.set_vring_addr(ring.index, &ring.addresses()).expect("SET_VRING_ADDR");
+        frontend.set_vring_base(ring.index, 0).expect("SET_VRING_BASE");
+        frontend.set_vring_call(ring.index, &ring.call).expect("SET_VRING_CALL");
+        frontend.set_vring_kick(ring.index, &ring.kick).expect("SET_VRING_KICK");
     }
     for ring in &rings {
-        frontend
-            .set_vring_enable(ring.index, true)
-            .expect("SET_VRING_ENABLE");
+        frontend.set_vring_enable(ring.index, true).expect("SET_VRING_ENABLE");
     }
     for (ring, fill) in rings.iter_mut().zip([0x11, 0x22]) {
         disk_works(&guest, ring, 8 * u64::from(fill), fill);
@@ -182,23 +141,15 @@ fn cloud_hypervisor_message_order() {
 
     // Pause: what is kicked meanwhile is served on resume.
     for ring in &rings {
-        frontend
-            .set_vring_enable(ring.index, false)
-            .expect("SET_VRING_ENABLE 0");
+        frontend.set_vring_enable(ring.index, false).expect("SET_VRING_ENABLE 0");
     }
     guest.put_header(0x20_0000, VIRTIO_BLK_T_IN, 0);
-    let read = [
-        (0x20_0000, 16, false),
-        (0x20_2000, 512, true),
-        (0x20_0020, 1, true),
-    ];
+    let read = [(0x20_0000, 16, false), (0x20_2000, 512, true), (0x20_0020, 1, true)];
     let head = rings[0].add(&guest, &read);
     rings[0].kick();
     assert_eq!(rings[0].try_used(&guest), None, "served while disabled");
     for ring in &rings {
-        frontend
-            .set_vring_enable(ring.index, true)
-            .expect("SET_VRING_ENABLE");
+        frontend.set_vring_enable(ring.index, true).expect("SET_VRING_ENABLE");
     }
     assert_eq!(rings[0].wait_used(&guest), (head, 513));
 
@@ -217,11 +168,7 @@ fn hotplug_like_cloud_hypervisor(frontend: &mut Frontend, guest: &Guest, ring: &
     region.userspace_addr += 16 * MIB;
     frontend.add_mem_region(&region).expect("ADD_MEM_REG");
     guest.put_header(0x20_0000, VIRTIO_BLK_T_IN, 8 * 0x11);
-    let read = [
-        (0x20_0000, 16, false),
-        (16 * MIB, 1024, true),
-        (0x20_0020, 1, true),
-    ];
+    let read = [(0x20_0000, 16, false), (16 * MIB, 1024, true), (0x20_0020, 1, true)];
     assert_eq!(ring.run(guest, &read), (0, 1025));
     assert_eq!(more.get(0, 1024), [0x11; 1024]);
 }
@@ -240,29 +187,15 @@ fn reconnect_like_cloud_hypervisor(
     // The crate's front-end insists on acknowledging bit 30 before protocol features.
     frontend.set_features(features).expect("SET_FEATURES");
     frontend.get_protocol_features().expect("the crate insists");
-    frontend
-        .set_protocol_features(protocol)
-        .expect("SET_PROTOCOL_FEATURES");
+    frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    frontend
-        .set_mem_table(&[guest.region()])
-        .expect("SET_MEM_TABLE");
+    frontend.set_mem_table(&[guest.region()]).expect("SET_MEM_TABLE");
     frontend.set_vring_num(0, ring.size).expect("SET_VRING_NUM");
-    frontend
-        .set_vring_addr(0, &ring.addresses())
-        .expect("SET_VRING_ADDR");
-    frontend
-        .set_vring_base(0, ring.avail_idx)
-        .expect("SET_VRING_BASE");
-    frontend
-        .set_vring_call(0, &ring.call)
-        .expect("SET_VRING_CALL");
-    frontend
-        .set_vring_kick(0, &ring.kick)
-        .expect("SET_VRING_KICK");
-    frontend
-        .set_vring_enable(0, true)
-        .expect("SET_VRING_ENABLE");
+    frontend.set_vring_addr(0, &ring.addresses()).expect("SET_VRING_ADDR");
+    frontend.set_vring_base(0, ring.avail_idx).expect("SET_VRING_BASE");
+    frontend.set_vring_call(0, &ring.call).expect("SET_VRING_CALL");
+    frontend.set_vring_kick(0, &ring.kick).expect("SET_VRING_KICK");
+    frontend.set_vring_enable(0, true).expect("SET_VRING_ENABLE");
     disk_works(guest, ring, 800, 0x33);
 }
 
@@ -276,30 +209,20 @@ fn qemu_message_order() {
     // Construction.
     let offered = frontend.get_features().expect("GET_FEATURES");
     check_offered(offered);
-    let protocol = frontend
-        .get_protocol_features()
-        .expect("GET_PROTOCOL_FEATURES");
-    frontend
-        .set_protocol_features(protocol)
-        .expect("SET_PROTOCOL_FEATURES");
+    let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+    frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
     assert_eq!(frontend.get_queue_num().expect("GET_QUEUE_NUM"), 2);
     assert!(frontend.get_max_mem_slots().expect("GET_MAX_MEM_SLOTS") >= 8);
     let handler =
         FrontendReqHandler::new(Arc::new(Changes::default())).expect("a back-end channel");
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    frontend
-        .set_backend_request_fd(&handler.get_tx_raw_fd())
-        .expect("SET_BACKEND_REQ_FD");
+    frontend.set_backend_request_fd(&handler.get_tx_raw_fd()).expect("SET_BACKEND_REQ_FD");
     frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
     frontend.set_owner().expect("SET_OWNER");
     frontend.get_features().expect("GET_FEATURES");
     for ring in &rings {
-        frontend
-            .set_vring_call(ring.index, &ring.call)
-            .expect("SET_VRING_CALL");
-        frontend
-            .set_vring_err(ring.index, &ring.err)
-            .expect("SET_VRING_ERR");
+        frontend.set_vring_call(ring.index, &ring.call).expect("SET_VRING_CALL");
+        frontend.set_vring_err(ring.index, &ring.err).expect("SET_VRING_ERR");
     }
     let (_, config) = frontend
         .get_config(0, 57, VhostUserConfigFlags::empty(), &[0; 57])
@@ -311,9 +234,7 @@ fn qemu_message_order() {
     start(&mut frontend, &guest, &rings, 1, seabios, true);
     disk_works(&guest, &mut rings[0], 0, 0x55);
     for ring in &rings {
-        frontend
-            .set_vring_enable(ring.index, false)
-            .expect("SET_VRING_ENABLE 0");
+        frontend.set_vring_enable(ring.index, false).expect("SET_VRING_ENABLE 0");
     }
     let base = frontend.get_vring_base(0).expect("GET_VRING_BASE");
     assert_eq!(base, u32::from(rings[0].avail_idx));
@@ -338,9 +259,7 @@ fn qemu_message_order() {
     }
 
     // The guest turns the write cache off and on.
-    frontend
-        .set_config(32, VhostUserConfigFlags::empty(), &[0])
-        .expect("SET_CONFIG");
+    frontend.set_config(32, VhostUserConfigFlags::empty(), &[0]).expect("SET_CONFIG");
     let (_, config) = frontend
         .get_config(32, 1, VhostUserConfigFlags::empty(), &[0])
         .expect("GET_CONFIG of a byte");
@@ -348,23 +267,15 @@ fn qemu_message_order() {
     disk_works(&guest, &mut rings[1], 16, 0x88);
 
     // Not on an overlay: the change of size fails, and nobody is told.
-    served
-        .device
-        .resize(8 * MIB)
-        .expect_err("an overlay has its base's size");
+    served.device.resize(8 * MIB).expect_err("an overlay has its base's size");
     for ring in &rings {
-        frontend
-            .set_vring_enable(ring.index, false)
-            .expect("SET_VRING_ENABLE 0");
+        frontend.set_vring_enable(ring.index, false).expect("SET_VRING_ENABLE 0");
         let base = frontend.get_vring_base(ring.index).expect("GET_VRING_BASE");
         assert_eq!(base, u32::from(ring.avail_idx));
     }
     // SAFETY: the handler, and with it its socket, lives to the end of the test.
     let channel = unsafe { BorrowedFd::borrow_raw(handler.as_raw_fd()) };
-    assert!(
-        !readable(channel, Duration::ZERO),
-        "a message on the back-end channel"
-    );
+    assert!(!readable(channel, Duration::ZERO), "a message on the back-end channel");
 }
 
 /// What QEMU sends when the driver sets DRIVER_OK.
@@ -378,37 +289,23 @@ fn start(
 ) {
     frontend.set_features(features).expect("SET_FEATURES");
     for ring in &rings[..configured] {
-        frontend
-            .set_vring_call(ring.index, &ring.call)
-            .expect("SET_VRING_CALL");
+        frontend.set_vring_call(ring.index, &ring.call).expect("SET_VRING_CALL");
     }
     frontend.set_features(features).expect("SET_FEATURES again");
     if memory {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend
-            .add_mem_region(&guest.region())
-            .expect("ADD_MEM_REG");
+        frontend.add_mem_region(&guest.region()).expect("ADD_MEM_REG");
         frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
     }
     for ring in &rings[..configured] {
-        frontend
-            .set_vring_num(ring.index, ring.size)
-            .expect("SET_VRING_NUM");
-        frontend
-            .set_vring_base(ring.index, 0)
-            .expect("SET_VRING_BASE");
-        frontend
-            .set_vring_addr(ring.index, &ring.addresses())
-            .expect("SET_VRING_ADDR");
-        frontend
-            .set_vring_kick(ring.index, &ring.kick)
-            .expect("SET_VRING_KICK");
+        frontend.set_vring_num(ring.index, ring.size).expect("SET_VRING_NUM");
+        frontend.set_vring_base(ring.index, 0).expect("SET_VRING_BASE");
+        frontend.set_vring_addr(ring.index, &ring.addresses()).expect("SET_VRING_ADDR");
+        frontend.set_vring_kick(ring.index, &ring.kick).expect("SET_VRING_KICK");
     }
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     for ring in rings {
-        frontend
-            .set_vring_enable(ring.index, true)
-            .expect("SET_VRING_ENABLE");
+        frontend.set_vring_enable(ring.index, true).expect("SET_VRING_ENABLE");
     }
     frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
 }
@@ -434,16 +331,10 @@ pub(crate) fn bring_up(
     let mut frontend = connect(&served.socket, rings.len() as u64);
     frontend.set_owner().expect("SET_OWNER");
     frontend.get_features().expect("GET_FEATURES");
-    let protocol = frontend
-        .get_protocol_features()
-        .expect("GET_PROTOCOL_FEATURES");
-    frontend
-        .set_protocol_features(protocol)
-        .expect("SET_PROTOCOL_FEATURES");
+    let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+    frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
     for ring in rings {
-        frontend
-            .set_vring_err(ring.index, &ring.err)
-            .expect("SET_VRING_ERR");
+        frontend.set_vring_err(ring.index, &ring.err).expect("SET_VRING_ERR");
     }
     let features = bit(VIRTIO_F_VERSION_1) | PROTOCOL_FEATURES | extra_features;
     start(&mut frontend, guest, rings, rings.len(), features, true);
@@ -453,26 +344,18 @@ pub(crate) fn bring_up(
 /// Goal: a guest hears of a new size (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG), and can use it.
 #[test]
 fn resize_is_announced() {
-    let Setting {
-        served,
-        guest,
-        storage,
-        ..
-    } = setting(1, "file");
+    let Setting { served, guest, storage, .. } = setting(1, "file");
     let mut rings = rings(1);
     let mut frontend = bring_up(&served, &guest, &rings, 0);
     let changes = Arc::new(Changes::default());
     let mut handler = FrontendReqHandler::new(changes.clone()).expect("a back-end channel");
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    frontend
-        .set_backend_request_fd(&handler.get_tx_raw_fd())
-        .expect("SET_BACKEND_REQ_FD");
+    frontend.set_backend_request_fd(&handler.get_tx_raw_fd()).expect("SET_BACKEND_REQ_FD");
     served.device.resize(8 * MIB).expect("a file can grow");
     handler.handle_request().expect("CONFIG_CHANGE_MSG");
     assert_eq!(changes.0.load(Ordering::SeqCst), 1);
-    let (_, config) = frontend
-        .get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8])
-        .expect("GET_CONFIG");
+    let (_, config) =
+        frontend.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).expect("GET_CONFIG");
     assert_eq!(config, (8 * MIB / 512).to_le_bytes());
     assert_eq!(storage.capacity_sectors(), 8 * MIB / 512);
     disk_works(&guest, &mut rings[0], 8 * MIB / 512 - 2, 0x99);
@@ -484,17 +367,12 @@ fn configuration_in_pieces() {
     let Setting { served, .. } = setting(3, "memory");
     let mut frontend = connect(&served.socket, 3);
     frontend.get_features().expect("GET_FEATURES");
-    let protocol = frontend
-        .get_protocol_features()
-        .expect("GET_PROTOCOL_FEATURES");
-    frontend
-        .set_protocol_features(protocol)
-        .expect("SET_PROTOCOL_FEATURES");
+    let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+    frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
     let mut read = |offset: u32, size: u32| {
         let zeroes = vec![0; size as usize];
         let read = frontend.get_config(offset, size, VhostUserConfigFlags::empty(), &zeroes);
-        read.unwrap_or_else(|e| panic!("GET_CONFIG of {size} bytes at {offset}: {e}"))
-            .1
+        read.unwrap_or_else(|e| panic!("GET_CONFIG of {size} bytes at {offset}: {e}")).1
     };
     let whole = read(0, 60);
     for size in [1, 2, 4, 8] {
@@ -504,9 +382,7 @@ fn configuration_in_pieces() {
     assert_eq!(whole[34..36], 3_u16.to_le_bytes());
     assert_eq!(read(0, 96)[60..], [0; 36]);
     assert_eq!(read(200, 4), [0; 4]);
-    frontend
-        .set_config(0, VhostUserConfigFlags::empty(), &[1])
-        .expect("ignored");
+    frontend.set_config(0, VhostUserConfigFlags::empty(), &[1]).expect("ignored");
     let kept = frontend.get_config(0, 60, VhostUserConfigFlags::empty(), &[0; 60]);
     assert_eq!(kept.expect("GET_CONFIG").1, whole);
 }

@@ -44,10 +44,7 @@ fn survives(outcome: &Outcome, lie: impl FnOnce(&Guest, &mut Ring)) {
             disk_works(&guest, &mut rings[0], 0, 0x10);
         }
         Outcome::Broken => {
-            assert!(
-                readable(fd(&rings[0].err), PATIENCE),
-                "no sign on the error eventfd"
-            );
+            assert!(readable(fd(&rings[0].err), PATIENCE), "no sign on the error eventfd");
             assert_eq!(rings[0].try_used(&guest), None);
         }
     }
@@ -166,11 +163,7 @@ fn front_ends_that_talk_nonsense() {
         [le(5), le(1), le(8), le(1), le(0)].concat(),
         // GET_VRING_BASE of queue 99; SET_VRING_ADDR of nothing.
         [le(11), le(1), le(8), le(99), le(0)].concat(),
-        [le(9), le(1), le(40)]
-            .concat()
-            .into_iter()
-            .chain([0x7F; 40])
-            .collect(),
+        [le(9), le(1), le(40)].concat().into_iter().chain([0x7F; 40]).collect(),
         // Half a header.
         vec![1, 0, 0],
     ] {

@@ -45,28 +45,12 @@ struct Setting {
 fn setting(rules: &str) -> Setting {
     let dir = tempdir().expect("a directory");
     let storage = open("file", &image(&dir, 4 * MIB));
-    let options = EngineOptions {
-        queues: 2,
-        seed: 1,
-        storage: storage.clone(),
-        log: None,
-    };
+    let options = EngineOptions { queues: 2, seed: 1, storage: storage.clone(), log: None };
     let engine = Engine::new(options).expect("an engine");
     engine.load_rules(RuleSet::parse(rules, "test.toml").expect("rules"));
-    let options = DeviceOptions {
-        num_queues: 2,
-        queue_size: 128,
-        ..DeviceOptions::default()
-    };
+    let options = DeviceOptions { num_queues: 2, queue_size: 128, ..DeviceOptions::default() };
     let served = Served::start(options, storage.clone(), Some(engine.clone()));
-    Setting {
-        served,
-        guest: Guest::new(4 * MIB),
-        rings: rings(2),
-        engine,
-        storage,
-        _dir: dir,
-    }
+    Setting { served, guest: Guest::new(4 * MIB), rings: rings(2), engine, storage, _dir: dir }
 }
 
 /// The pieces of a request of one sector in slot `n` of guest memory.
@@ -74,11 +58,7 @@ fn one_sector(guest: &Guest, n: u64, kind: u32, sector: u64) -> [Piece; 3] {
     let base = 0x30_0000 + 0x1000 * n;
     guest.put_header(base, kind, sector);
     guest.put(base + 0x20, &[0xFF]);
-    [
-        (base, 16, false),
-        (base + 0x200, 512, kind == VIRTIO_BLK_T_IN),
-        (base + 0x20, 1, true),
-    ]
+    [(base, 16, false), (base + 0x200, 512, kind == VIRTIO_BLK_T_IN), (base + 0x20, 1, true)]
 }
 
 fn data(guest: &Guest, n: u64) -> Vec<u8> {
@@ -100,11 +80,7 @@ fn hold_one(setting: &mut Setting, kind: u32) -> u16 {
     let later = one_sector(guest, 1, VIRTIO_BLK_T_IN, 7);
     let later = rings[0].add(guest, &later);
     rings[0].kick();
-    assert_eq!(
-        rings[0].wait_used(guest),
-        (later, 513),
-        "held up by a held request"
-    );
+    assert_eq!(rings[0].wait_used(guest), (later, 513), "held up by a held request");
     assert_eq!(status(guest, 0), 0xFF, "not held");
     head
 }
@@ -120,12 +96,7 @@ fn a_held_request_holds_up_nothing_else() {
     let mut setting = setting(HOLD);
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     let head = hold_one(&mut setting, VIRTIO_BLK_T_IN);
-    let Setting {
-        guest,
-        rings,
-        engine,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, engine, .. } = &mut setting;
     for ring in rings.iter_mut() {
         disk_works(guest, ring, 200, 0x42);
     }
@@ -147,18 +118,11 @@ fn the_time_limit_lets_go() {
 
 #[test]
 fn a_rule_fails_a_request() {
-    let rules = HOLD.replace(
-        r#"{ hold = { until = "control", at_most = "60s" } }"#,
-        r#"{ fail = "EIO" }"#,
-    );
+    let rules =
+        HOLD.replace(r#"{ hold = { until = "control", at_most = "60s" } }"#, r#"{ fail = "EIO" }"#);
     let mut setting = setting(&rules);
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
-    let Setting {
-        guest,
-        rings,
-        storage,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, storage, .. } = &mut setting;
     let write = one_sector(guest, 0, VIRTIO_BLK_T_OUT, 100);
     guest.put(write[1].0, &[0xCD; 512]);
     assert_eq!(rings[0].run(guest, &write), (1, 1));
@@ -175,12 +139,7 @@ fn stopping_a_ring_completes_what_is_held() {
     let frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     let head = hold_one(&mut setting, VIRTIO_BLK_T_OUT);
     let base = frontend.get_vring_base(0).expect("GET_VRING_BASE");
-    let Setting {
-        guest,
-        rings,
-        storage,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, storage, .. } = &mut setting;
     assert_eq!(base, u32::from(rings[0].avail_idx));
     assert_eq!(rings[0].try_used(guest), Some((head, 1)));
     assert_eq!(status(guest, 0), 0);
@@ -195,17 +154,9 @@ fn a_disconnect_completes_what_is_held() {
     let frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     let head = hold_one(&mut setting, VIRTIO_BLK_T_OUT);
     drop(frontend);
-    let Setting {
-        served,
-        guest,
-        rings,
-        storage,
-        ..
-    } = &mut setting;
+    let Setting { served, guest, rings, storage, .. } = &mut setting;
     // Answered only when the connection before is over.
-    connect(&served.socket, 2)
-        .get_features()
-        .expect("GET_FEATURES");
+    connect(&served.socket, 2).get_features().expect("GET_FEATURES");
     assert_eq!(rings[0].wait_used(guest), (head, 1));
     assert_eq!(status(guest, 0), 0);
     assert_eq!(stored(&**storage), [0xAB; 512]);
@@ -216,12 +167,7 @@ fn shutdown_completes_what_is_held() {
     let mut setting = setting(HOLD);
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     hold_one(&mut setting, VIRTIO_BLK_T_OUT);
-    let Setting {
-        served,
-        storage,
-        guest,
-        ..
-    } = setting;
+    let Setting { served, storage, guest, .. } = setting;
     served.stop().expect("serving ends well");
     assert_eq!(status(&guest, 0), 0);
     assert_eq!(stored(&*storage), [0xAB; 512]);
@@ -233,12 +179,7 @@ fn a_held_chain_offered_again_breaks_the_queue() {
     let mut setting = setting(HOLD);
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
     let head = hold_one(&mut setting, VIRTIO_BLK_T_IN);
-    let Setting {
-        guest,
-        rings,
-        engine,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, engine, .. } = &mut setting;
     rings[0].offer(guest, head);
     rings[0].kick();
     assert!(readable(fd(&rings[0].err), PATIENCE));
@@ -260,12 +201,7 @@ fn memory_removed_under_a_held_request() {
     region.userspace_addr += 16 * MIB;
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     frontend.add_mem_region(&region).expect("ADD_MEM_REG");
-    let Setting {
-        guest,
-        rings,
-        engine,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, engine, .. } = &mut setting;
     more.put(0, &[0xEE; 512]);
     let [header, _, status_byte] = one_sector(guest, 0, VIRTIO_BLK_T_IN, 100);
     let head = rings[0].add(guest, &[header, (16 * MIB, 512, true), status_byte]);
@@ -276,10 +212,7 @@ fn memory_removed_under_a_held_request() {
     frontend.remove_mem_region(&region).expect("REM_MEM_REG");
     // New requests cannot reach it any more, the held one can.
     let gone = one_sector(guest, 2, VIRTIO_BLK_T_IN, 7);
-    assert_eq!(
-        rings[1].run(guest, &[gone[0], (16 * MIB, 512, true), gone[2]]),
-        (1, 1)
-    );
+    assert_eq!(rings[1].run(guest, &[gone[0], (16 * MIB, 512, true), gone[2]]), (1, 1));
     engine.release(None).expect("all rules");
     assert_eq!(rings[0].wait_used(guest), (head, 513));
     assert_eq!(more.get(0, 512), [0; 512]);
@@ -292,13 +225,7 @@ fn a_write_that_is_looked_at_is_copied_once() {
     let rules = HOLD.replace("sector = 100", r#"class = "unknown", sector = 2"#);
     let mut setting = setting(&rules);
     let _frontend = bring_up(&setting.served, &setting.guest, &setting.rings, 0);
-    let Setting {
-        guest,
-        rings,
-        engine,
-        storage,
-        ..
-    } = &mut setting;
+    let Setting { guest, rings, engine, storage, .. } = &mut setting;
     let pieces = one_sector(guest, 0, VIRTIO_BLK_T_OUT, 2);
     guest.put(pieces[1].0, &[0xAB; 512]);
     let head = rings[0].add(guest, &pieces);

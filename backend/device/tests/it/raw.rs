@@ -50,24 +50,17 @@ impl Guest {
     }
 
     pub(crate) fn put(&self, addr: u64, bytes: &[u8]) {
-        self.memory
-            .write_slice(bytes, GuestAddress(addr))
-            .expect("in guest memory");
+        self.memory.write_slice(bytes, GuestAddress(addr)).expect("in guest memory");
     }
 
     pub(crate) fn get(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(addr))
-            .expect("in guest memory");
+        self.memory.read_slice(&mut bytes, GuestAddress(addr)).expect("in guest memory");
         bytes
     }
 
     pub(crate) fn put_header(&self, addr: u64, kind: u32, sector: u64) {
-        self.put(
-            addr,
-            &[u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat(),
-        );
+        self.put(addr, &[u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat());
     }
 }
 
@@ -152,11 +145,7 @@ impl Ring {
         for (i, &(addr, len, write)) in pieces.iter().enumerate() {
             let index = self.next_descriptor;
             self.next_descriptor = (index + 1) % self.size;
-            let next = if i + 1 < pieces.len() {
-                VRING_DESC_F_NEXT
-            } else {
-                0
-            };
+            let next = if i + 1 < pieces.len() { VRING_DESC_F_NEXT } else { 0 };
             let flags = next | if write { VRING_DESC_F_WRITE } else { 0 };
             self.put_descriptor(guest, index, addr, len, flags, self.next_descriptor);
         }
@@ -176,11 +165,7 @@ impl Ring {
     pub(crate) fn publish(&self, guest: &Guest, idx: u16) {
         guest
             .memory
-            .store(
-                idx.to_le(),
-                GuestAddress(self.avail() + 2),
-                Ordering::SeqCst,
-            )
+            .store(idx.to_le(), GuestAddress(self.avail() + 2), Ordering::SeqCst)
             .expect("in guest memory");
     }
 
@@ -189,10 +174,7 @@ impl Ring {
     }
 
     pub(crate) fn used_in_memory(&self, guest: &Guest) -> u16 {
-        guest
-            .memory
-            .load(GuestAddress(self.used() + 2), Ordering::SeqCst)
-            .expect("in memory")
+        guest.memory.load(GuestAddress(self.used() + 2), Ordering::SeqCst).expect("in memory")
     }
 
     /// The next used element, if it is there: head and length.
@@ -218,11 +200,7 @@ impl Ring {
             if let Some(used) = self.try_used(guest) {
                 return used;
             }
-            assert!(
-                readable(fd(&self.call), PATIENCE),
-                "queue {}: no call",
-                self.index
-            );
+            assert!(readable(fd(&self.call), PATIENCE), "queue {}: no call", self.index);
             let _ = self.call.read();
         }
     }
@@ -233,10 +211,7 @@ impl Ring {
         self.kick();
         let (done, len) = self.wait_used(guest);
         assert_eq!(done, head, "queue {}: another chain", self.index);
-        let status = pieces
-            .iter()
-            .rev()
-            .find(|(_, len, write)| *write && *len > 0);
+        let status = pieces.iter().rev().find(|(_, len, write)| *write && *len > 0);
         let &(addr, bytes, _) = status.expect("a status byte");
         (guest.get(addr + u64::from(bytes) - 1, 1)[0], len)
     }

@@ -88,10 +88,7 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 fn writes_are_durable_where_there_is_no_cache() {
     let notes = Arc::new(Mutex::new(Vec::new()));
     let inner = MemoryStorage::new(4 * MIB).expect("memory");
-    let storage = Arc::new(Noting {
-        inner,
-        notes: notes.clone(),
-    });
+    let storage = Arc::new(Noting { inner, notes: notes.clone() });
     let served = Served::start(DeviceOptions::default(), storage, None);
     let guest = Guest::new(4 * MIB);
     let mut rings = rings(1);
@@ -122,12 +119,7 @@ fn writes_are_durable_where_there_is_no_cache() {
 /// Goal: a request of many ranges does all of them, and completes once.
 #[test]
 fn many_ranges_in_one_request() {
-    let Setting {
-        served,
-        guest,
-        storage,
-        ..
-    } = setting(1, "file");
+    let Setting { served, guest, storage, .. } = setting(1, "file");
     let mut rings = rings(1);
     let _frontend = bring_up(&served, &guest, &rings, 0);
     let ring = &mut rings[0];
@@ -138,9 +130,8 @@ fn many_ranges_in_one_request() {
         assert_eq!(ring.run(&guest, &write), (0, 1));
     }
     // Every other sector, 32 ranges, one of them empty.
-    let ranges: Vec<u8> = (0..32)
-        .flat_map(|i| range(2 * i, u32::from(i != 7), (i % 2) as u32))
-        .collect();
+    let ranges: Vec<u8> =
+        (0..32).flat_map(|i| range(2 * i, u32::from(i != 7), (i % 2) as u32)).collect();
     guest.put_header(HEADER, VIRTIO_BLK_T_WRITE_ZEROES, 0);
     guest.put(DATA, &ranges);
     let len = ranges.len() as u32;
@@ -154,11 +145,7 @@ fn many_ranges_in_one_request() {
         assert!(bytes.iter().all(|b| *b == want), "sector {sector}");
     }
     // One more than is offered.
-    let zero = [
-        (HEADER, 16, false),
-        (DATA, len + 16, false),
-        (STATUS, 1, true),
-    ];
+    let zero = [(HEADER, 16, false), (DATA, len + 16, false), (STATUS, 1, true)];
     assert_eq!(ring.run(&guest, &zero), (1, 1));
     // Discard has no flags.
     guest.put_header(HEADER, VIRTIO_BLK_T_DISCARD, 0);
@@ -177,19 +164,11 @@ fn identity_and_flush() {
     assert_eq!(rings[0].run(&guest, &get_id), (0, 21));
     assert_eq!(guest.get(DATA, 20), b"racegate\0\0\0\0\0\0\0\0\0\0\0\0");
     // Less room, in pieces.
-    let get_id = [
-        (HEADER, 16, false),
-        (DATA, 3, true),
-        (DATA + 8, 3, true),
-        (STATUS, 1, true),
-    ];
+    let get_id = [(HEADER, 16, false), (DATA, 3, true), (DATA + 8, 3, true), (STATUS, 1, true)];
     assert_eq!(rings[0].run(&guest, &get_id), (0, 7));
     assert_eq!(guest.get(DATA + 8, 2), b"eg");
     guest.put_header(HEADER, VIRTIO_BLK_T_FLUSH, 0);
-    assert_eq!(
-        rings[0].run(&guest, &[(HEADER, 16, false), (STATUS, 1, true)]),
-        (0, 1)
-    );
+    assert_eq!(rings[0].run(&guest, &[(HEADER, 16, false), (STATUS, 1, true)]), (0, 1));
 }
 
 /// Goal: a socket that is connected already (`--fd`) is served, and serving ends with it.
@@ -203,18 +182,11 @@ fn a_connected_socket() {
         let serving = scope.spawn(|| device.serve(Transport::Connected(theirs), never.as_fd()));
         let mut frontend = Frontend::from_stream(ours, 4);
         vhost::VhostBackend::get_features(&frontend).expect("GET_FEATURES");
-        let protocol = frontend
-            .get_protocol_features()
-            .expect("GET_PROTOCOL_FEATURES");
-        frontend
-            .set_protocol_features(protocol)
-            .expect("SET_PROTOCOL_FEATURES");
+        let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+        frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
         assert_eq!(frontend.get_queue_num().expect("GET_QUEUE_NUM"), 4);
         drop(frontend);
-        serving
-            .join()
-            .expect("no panic")
-            .expect("serving ends well");
+        serving.join().expect("no panic").expect("serving ends well");
     });
 }
 
@@ -241,12 +213,8 @@ fn a_file_without_io_uring() {
 
 /// Makes io_uring_setup(2) fail with EPERM in this thread and those that it starts.
 fn forbid_io_uring() {
-    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
+    let statement =
+        |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
         // The number of the system call is the first word of struct seccomp_data.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
@@ -256,32 +224,17 @@ fn forbid_io_uring() {
             0,
             1,
         ),
-        statement(
-            libc::BPF_RET | libc::BPF_K,
-            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
-            0,
-            0,
-        ),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
     ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: both calls only read their arguments; `program` names a filter of its length.
     let result = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            | libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            )
+            | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
     };
     assert_eq!(result, 0, "seccomp");
     // SAFETY: fails before it looks at its arguments.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) };
-    assert_eq!(
-        (result, std::io::Error::last_os_error().raw_os_error()),
-        (-1, Some(libc::EPERM))
-    );
+    assert_eq!((result, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
 }

@@ -36,13 +36,7 @@ impl Served {
             let (device, stop) = (device.clone(), stop.clone());
             move || device.serve(Transport::Listener(listener), stop.as_fd())
         });
-        Served {
-            device,
-            socket,
-            stop,
-            thread: Some(thread),
-            _dir: dir,
-        }
+        Served { device, socket, stop, thread: Some(thread), _dir: dir }
     }
 
     /// Stops serving; the result of `Device::serve`.

@@ -25,9 +25,7 @@ const MEMORY: usize = 2 << 20;
 
 fn memory() -> Snapshot {
     let ranges = [(GuestAddress(0), MEMORY)];
-    Snapshot::new(Arc::new(
-        GuestMemoryMmap::from_ranges(&ranges).expect("memory"),
-    ))
+    Snapshot::new(Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory")))
 }
 
 /// Does one operation, however the channel goes about it.
@@ -59,9 +57,7 @@ fn segments(memory: &Snapshot, at: u64, len: u64, cuts: &[u64]) -> Segments {
     let mut from = 0;
     for end in ends {
         if end > from {
-            segments
-                .push(GuestAddress(at + from), (end - from) as u32)
-                .expect("in memory");
+            segments.push(GuestAddress(at + from), (end - from) as u32).expect("in memory");
             from = end;
         }
     }
@@ -113,9 +109,7 @@ fn agrees(kind: &str, steps: &[Step]) {
         std::fs::write(&path, &oracle).expect("the image");
     }
     let storage = open(kind, &path);
-    let mut channels: Vec<_> = (0..3)
-        .map(|_| storage.channel().expect("a channel"))
-        .collect();
+    let mut channels: Vec<_> = (0..3).map(|_| storage.channel().expect("a channel")).collect();
     let memory = memory();
     for (op, channel, sector, sectors, at, cuts) in steps {
         let channel = &mut *channels[*channel];
@@ -128,52 +122,25 @@ fn agrees(kind: &str, steps: &[Step]) {
                 let to = segments(&memory, *at, len, cuts);
                 run(channel, Io::Read { offset, to }).expect("read");
                 let mut seen = vec![0; len as usize];
-                guest
-                    .read_slice(&mut seen, GuestAddress(*at))
-                    .expect("in memory");
-                assert!(
-                    seen == oracle[range],
-                    "{kind}: read of {sectors} at {sector}"
-                );
+                guest.read_slice(&mut seen, GuestAddress(*at)).expect("in memory");
+                assert!(seen == oracle[range], "{kind}: read of {sectors} at {sector}");
             }
             Op::Write { fill, durable } => {
                 let data: Vec<u8> = (0..len).map(|i| fill ^ (i >> 7) as u8).collect();
-                guest
-                    .write_slice(&data, GuestAddress(*at))
-                    .expect("in memory");
+                guest.write_slice(&data, GuestAddress(*at)).expect("in memory");
                 let from = segments(&memory, *at, len, cuts);
-                run(
-                    channel,
-                    Io::Write {
-                        offset,
-                        from,
-                        durable,
-                    },
-                )
-                .expect("write");
+                run(channel, Io::Write { offset, from, durable }).expect("write");
                 oracle[range].copy_from_slice(&data);
             }
             Op::Zero { unmap, durable } => {
-                run(
-                    channel,
-                    Io::WriteZeroes {
-                        offset,
-                        len,
-                        unmap,
-                        durable,
-                    },
-                )
-                .expect("zero");
+                run(channel, Io::WriteZeroes { offset, len, unmap, durable }).expect("zero");
                 oracle[range].fill(0);
             }
             Op::Flush => run(channel, Io::Flush).expect("flush"),
             Op::SideRead => {
                 let mut seen = vec![0; len as usize];
                 storage.read_at(offset, &mut seen).expect("read");
-                assert!(
-                    seen == oracle[range],
-                    "{kind}: side read of {sectors} at {sector}"
-                );
+                assert!(seen == oracle[range], "{kind}: side read of {sectors} at {sector}");
             }
         }
     }
@@ -205,11 +172,7 @@ fn more_operations_in_flight_than_a_ring_is_long() {
         let mut ended = vec![0_u32; n as usize];
         for token in 0..n {
             let from = segments(&memory, 512 * (token % 7), 512, &[]);
-            let io = Io::Write {
-                offset: 512 * (token % SECTORS),
-                from,
-                durable: false,
-            };
+            let io = Io::Write { offset: 512 * (token % SECTORS), from, durable: false };
             match channel.submit(token, io) {
                 Submitted::Done(result) => {
                     result.expect("write");
@@ -220,10 +183,7 @@ fn more_operations_in_flight_than_a_ring_is_long() {
         }
         channel.flush_submissions();
         while ended.iter().sum::<u32>() < n as u32 {
-            assert!(readable(
-                channel.completion_fd().expect("pending"),
-                PATIENCE
-            ));
+            assert!(readable(channel.completion_fd().expect("pending"), PATIENCE));
             channel.reap(&mut |token, result| {
                 result.expect("write");
                 ended[token as usize] += 1;
@@ -245,24 +205,9 @@ fn an_overlay_never_touches_its_base() {
     let memory = memory();
     for sector in (0..SECTORS).step_by(3) {
         let from = segments(&memory, 0, 512, &[]);
-        run(
-            &mut *channel,
-            Io::Write {
-                offset: sector * 512,
-                from,
-                durable: true,
-            },
-        )
-        .expect("write");
+        run(&mut *channel, Io::Write { offset: sector * 512, from, durable: true }).expect("write");
     }
-    run(
-        &mut *channel,
-        Io::Discard {
-            offset: 0,
-            len: 512 * 1024,
-        },
-    )
-    .expect("discard");
+    run(&mut *channel, Io::Discard { offset: 0, len: 512 * 1024 }).expect("discard");
     assert!(overlay.own_bytes() > 0);
     assert!(std::fs::read(&path).expect("the image") == base);
     overlay.reset().expect("reset");
@@ -291,24 +236,14 @@ fn first_writes_to_a_page_from_several_threads() {
                     let mut channel = overlay.channel().expect("a channel");
                     let memory = memory();
                     let fill = [round + thread as u8 + 1; 512];
-                    memory
-                        .memory()
-                        .write_slice(&fill, GuestAddress(0))
-                        .expect("in memory");
+                    memory.memory().write_slice(&fill, GuestAddress(0)).expect("in memory");
                     barrier.wait();
                     // Sectors 0 to 3 of each page; 4 to 7 stay the base's.
                     for page in 0..SECTORS / 8 {
                         let from = segments(&memory, 0, 512, &[]);
                         let offset = page * 4096 + thread * 512;
-                        run(
-                            &mut *channel,
-                            Io::Write {
-                                offset,
-                                from,
-                                durable: false,
-                            },
-                        )
-                        .expect("write");
+                        run(&mut *channel, Io::Write { offset, from, durable: false })
+                            .expect("write");
                     }
                 });
             }
@@ -320,10 +255,7 @@ fn first_writes_to_a_page_from_several_threads() {
                 thread @ 0..4 => round + thread as u8 + 1,
                 _ => 0xB5,
             };
-            assert!(
-                bytes.iter().all(|b| *b == want),
-                "round {round}, sector {sector}"
-            );
+            assert!(bytes.iter().all(|b| *b == want), "round {round}, sector {sector}");
         }
     }
 }
@@ -334,36 +266,21 @@ fn images_are_locked() {
     let dir = tempdir().expect("a directory");
     let path = image(&dir, 4096);
     let write = FileOptions::default();
-    let read = FileOptions {
-        read_only: true,
-        ..write
-    };
+    let read = FileOptions { read_only: true, ..write };
     let locked = |result: Result<FileStorage, StorageError>| {
-        let Err(StorageError::Locked { path: named }) = result else {
-            panic!("not locked")
-        };
+        let Err(StorageError::Locked { path: named }) = result else { panic!("not locked") };
         assert_eq!(named, path);
     };
     let writer = FileStorage::open(&path, write).expect("the first writer");
     locked(FileStorage::open(&path, write));
     locked(FileStorage::open(&path, read));
-    assert!(matches!(
-        OverlayStorage::open(&path),
-        Err(StorageError::Locked { .. })
-    ));
+    assert!(matches!(OverlayStorage::open(&path), Err(StorageError::Locked { .. })));
     drop(writer);
     let overlay = OverlayStorage::open(&path).expect("a reader");
     let reader = FileStorage::open(&path, read).expect("another reader");
     locked(FileStorage::open(&path, write));
     drop((overlay, reader));
-    FileStorage::open(
-        &path,
-        FileOptions {
-            direct: true,
-            ..write
-        },
-    )
-    .expect("a writer again");
+    FileStorage::open(&path, FileOptions { direct: true, ..write }).expect("a writer again");
 }
 
 /// Goal: what cannot be an image is refused with a line that names it and what to do.
@@ -379,40 +296,19 @@ fn what_is_no_image_is_refused() {
     };
     let file = |name: &str, bytes: u64| -> PathBuf {
         let path = dir.path().join(name);
-        std::fs::File::create(&path)
-            .expect("a file")
-            .set_len(bytes)
-            .expect("its size");
+        std::fs::File::create(&path).expect("a file").set_len(bytes).expect("its size");
         path
     };
-    assert!(matches!(
-        refused(&dir.path().join("none")),
-        StorageError::Missing { .. }
-    ));
-    assert!(matches!(
-        refused(dir.path()),
-        StorageError::NotAnImage { .. }
-    ));
-    assert!(matches!(
-        refused(Path::new("/dev/null")),
-        StorageError::NotAnImage { .. }
-    ));
-    assert!(matches!(
-        refused(&file("empty", 0)),
-        StorageError::Empty { .. }
-    ));
+    assert!(matches!(refused(&dir.path().join("none")), StorageError::Missing { .. }));
+    assert!(matches!(refused(dir.path()), StorageError::NotAnImage { .. }));
+    assert!(matches!(refused(Path::new("/dev/null")), StorageError::NotAnImage { .. }));
+    assert!(matches!(refused(&file("empty", 0)), StorageError::Empty { .. }));
     let odd = refused(&file("odd", 1000));
     assert!(odd.to_string().contains("truncate -s 1024"), "{odd}");
-    let read_only = FileOptions {
-        read_only: true,
-        direct: false,
-    };
+    let read_only = FileOptions { read_only: true, direct: false };
     let storage = FileStorage::open(&file("ro", 4096), read_only).expect("opens");
     assert!(storage.read_only());
-    assert!(matches!(
-        storage.resize(8192),
-        Err(StorageError::NotWritable { .. })
-    ));
+    assert!(matches!(storage.resize(8192), Err(StorageError::NotWritable { .. })));
 }
 
 /// Goal: a file that shrinks under the disk is an error for the guest, not for us.
@@ -423,10 +319,7 @@ fn a_file_that_shrinks() {
         let path = image(&dir, SECTORS * 512);
         let storage = open(kind, &path);
         let mut channel = storage.channel().expect("a channel");
-        let file = std::fs::File::options()
-            .write(true)
-            .open(&path)
-            .expect("the image");
+        let file = std::fs::File::options().write(true).open(&path).expect("the image");
         file.set_len(4096).expect("shrinks");
         let memory = memory();
         let to = segments(&memory, 0, 8192, &[]);

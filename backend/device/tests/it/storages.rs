@@ -21,11 +21,7 @@ impl Storage for Forced {
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, StorageError> {
-        if self.ring {
-            self.file.ring_channel()
-        } else {
-            Ok(self.file.blocking_channel())
-        }
+        if self.ring { self.file.ring_channel() } else { Ok(self.file.blocking_channel()) }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
@@ -38,25 +34,13 @@ impl Storage for Forced {
 }
 
 /// The names of all kinds.
-pub(crate) const KINDS: [&str; 5] = [
-    "memory",
-    "overlay",
-    "file-ring",
-    "file-direct",
-    "file-blocking",
-];
+pub(crate) const KINDS: [&str; 5] =
+    ["memory", "overlay", "file-ring", "file-direct", "file-blocking"];
 
 /// A storage of one kind over the image at `path`, which is all zeroes.
 pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
     let file = |direct| {
-        FileStorage::open(
-            path,
-            FileOptions {
-                read_only: false,
-                direct,
-            },
-        )
-        .expect("the image opens")
+        FileStorage::open(path, FileOptions { read_only: false, direct }).expect("the image opens")
     };
     match kind {
         "memory" => {
@@ -65,15 +49,9 @@ pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
         }
         "overlay" => Arc::new(OverlayStorage::open(path).expect("the image opens")),
         "file" => Arc::new(file(false)),
-        "file-ring" => Arc::new(Forced {
-            file: file(false),
-            ring: true,
-        }),
+        "file-ring" => Arc::new(Forced { file: file(false), ring: true }),
         "file-direct" => Arc::new(file(true)),
-        "file-blocking" => Arc::new(Forced {
-            file: file(false),
-            ring: false,
-        }),
+        "file-blocking" => Arc::new(Forced { file: file(false), ring: false }),
         other => panic!("{other} is no kind of storage"),
     }
 }

@@ -59,10 +59,7 @@ fn every_storage_keeps_what_was_written() {
                 4..8 => {
                     client.bytes(at, len).fill(0xEE);
                     assert_eq!(client.read(queue, offset, at, len), 0, "{kind}: read");
-                    assert!(
-                        client.bytes(at, len) == &oracle[range],
-                        "{kind}: round {round}"
-                    );
+                    assert!(client.bytes(at, len) == &oracle[range], "{kind}: round {round}");
                 }
                 8 => {
                     let unmap = random.below(2) == 0;
@@ -79,10 +76,7 @@ fn every_storage_keeps_what_was_written() {
         assert_eq!(client.discard(0, MIB, MIB), 0, "{kind}: discard");
         client.bytes(0, MIB as usize).fill(0xEE);
         assert_eq!(client.read(1, MIB, 0, MIB as usize), 0);
-        assert!(
-            client.bytes(0, MIB as usize).iter().all(|b| *b == 0),
-            "{kind}: after discard"
-        );
+        assert!(client.bytes(0, MIB as usize).iter().all(|b| *b == 0), "{kind}: after discard");
     }
 }
 
@@ -128,10 +122,7 @@ fn four_queues_at_once() {
         for sector in 0..sectors {
             let at = (sector * 512) as usize;
             let want = (sector % 251) as u8 + 1;
-            assert!(
-                client.bytes(at, 512).iter().all(|b| *b == want),
-                "{kind}: sector {sector}"
-            );
+            assert!(client.bytes(at, 512).iter().all(|b| *b == want), "{kind}: sector {sector}");
         }
     }
 }
@@ -142,17 +133,12 @@ fn front_ends_come_and_go() {
     let dir = tempdir().expect("a directory");
     let path = image(&dir, MIB);
     let served = Served::start(DeviceOptions::default(), open("file", &path), None);
-    let before = std::fs::read_dir("/proc/self/fd")
-        .expect("descriptors")
-        .count();
+    let before = std::fs::read_dir("/proc/self/fd").expect("descriptors").count();
     for round in 0..40_u8 {
         let mut client = Client::connect(&served.socket, all_features(), 2, 16, 8192);
         if round > 0 {
             assert_eq!(client.read(0, 4096, 0, 4096), 0);
-            assert!(
-                client.bytes(0, 4096).iter().all(|b| *b == round),
-                "round {round}"
-            );
+            assert!(client.bytes(0, 4096).iter().all(|b| *b == round), "round {round}");
         }
         client.bytes(0, 4096).fill(round + 1);
         assert_eq!(client.write(1, 4096, 0, 4096), 0);
@@ -166,9 +152,7 @@ fn front_ends_come_and_go() {
         }
     }
     served.stop().expect("serving ends well");
-    let after = std::fs::read_dir("/proc/self/fd")
-        .expect("descriptors")
-        .count();
+    let after = std::fs::read_dir("/proc/self/fd").expect("descriptors").count();
     // Other tests run in this process: what would show is one descriptor a round.
     assert!(after < before + 40, "{before} descriptors became {after}");
     assert_eq!(std::fs::read(&path).expect("the image")[4096], 40);

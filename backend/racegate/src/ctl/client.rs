@@ -37,10 +37,7 @@ impl Client {
             }
         })?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Client {
-            socket: socket.to_owned(),
-            stream: BufReader::new(stream),
-        })
+        Ok(Client { socket: socket.to_owned(), stream: BufReader::new(stream) })
     }
 
     /// Sends a request and returns the line that answers it.
@@ -53,10 +50,7 @@ impl Client {
             .with_context(|| format!("{}: the backend went away", self.socket.display()))?;
         line.clear();
         match self.stream.read_line(&mut line) {
-            Ok(0) => bail!(
-                "{}: the backend went away without an answer",
-                self.socket.display()
-            ),
+            Ok(0) => bail!("{}: the backend went away without an answer", self.socket.display()),
             Ok(_) => Ok(line),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!(
                 "{}: no answer within {} s; is it a racegate control socket?",

@@ -24,12 +24,7 @@ pub(super) fn response(out: &mut impl Write, response: &Response) -> io::Result<
         Response::Stats(of) => stats(out, of),
         Response::Layout { ranges } => ranges.iter().try_for_each(|span| {
             let last = span.sector + span.sectors.saturating_sub(1);
-            writeln!(
-                out,
-                "{:>12} {last:>12}  {}",
-                span.sector,
-                class(&span.class)
-            )
+            writeln!(out, "{:>12} {last:>12}  {}", span.sector, class(&span.class))
         }),
         Response::LayoutSummary { sectors } => sectors
             .iter()
@@ -39,28 +34,14 @@ pub(super) fn response(out: &mut impl Write, response: &Response) -> io::Result<
 }
 
 fn rule(out: &mut impl Write, info: &RuleInfo) -> io::Result<()> {
-    let RuleInfo {
-        name,
-        meaning,
-        armed,
-        matched,
-        fired,
-        parked,
-    } = info;
+    let RuleInfo { name, meaning, armed, matched, fired, parked } = info;
     let armed = if *armed { "armed" } else { "disarmed" };
-    writeln!(
-        out,
-        "{name}: {armed}; matched {matched}, fired {fired}, parked {parked}"
-    )?;
+    writeln!(out, "{name}: {armed}; matched {matched}, fired {fired}, parked {parked}")?;
     writeln!(out, "    {meaning}")
 }
 
 fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
-    writeln!(
-        out,
-        "requests seen {}, parked {}",
-        stats.requests, stats.parked
-    )?;
+    writeln!(out, "requests seen {}, parked {}", stats.requests, stats.parked)?;
     if stats.crowded > 0 {
         writeln!(out, "not parked because too many were: {}", stats.crowded)?;
     }
@@ -71,11 +52,8 @@ fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
             "{}: {armed}; matched {}, fired {}, parked {}",
             rule.name, rule.matched, rule.fired, rule.parked
         )?;
-        let latencies = [
-            ("requested", &rule.requested),
-            ("achieved", &rule.achieved),
-            ("late by", &rule.late),
-        ];
+        let latencies =
+            [("requested", &rule.requested), ("achieved", &rule.achieved), ("late by", &rule.late)];
         for (name, latency) in latencies {
             if let Some(latency) = latency {
                 writeln!(out, "    {name:<9}  {}", quantiles(latency))?;
@@ -120,11 +98,7 @@ fn home(home: &HomeRecord) -> String {
         ("inode", home.inode, None),
         ("inodes", home.first_inode, home.last_inode),
         ("depth", home.depth.map(u32::from), None),
-        (
-            "lblk",
-            home.first_lblk,
-            home.last_lblk.filter(|last| Some(*last) != home.first_lblk),
-        ),
+        ("lblk", home.first_lblk, home.last_lblk.filter(|last| Some(*last) != home.first_lblk)),
     ];
     for (name, first, last) in numbers {
         let _ = match (first, last) {
@@ -155,37 +129,16 @@ pub(super) fn event(out: &mut impl Write, event: &Event) -> io::Result<()> {
 fn what(what: &What) -> String {
     match what {
         What::Log { seed, rules, .. } => {
-            format!(
-                "events from here on; seed {seed}, rules of {:?}",
-                rules.file
-            )
+            format!("events from here on; seed {seed}, rules of {:?}", rules.file)
         }
         What::Rules { rules } => format!("rules of {:?} loaded", rules.file),
-        What::Request {
-            id,
-            queue,
-            op,
-            sector,
-            sectors,
-            classes,
-            ..
-        } => {
-            let classes: Vec<String> = classes
-                .iter()
-                .map(|span: &SpanRecord| class(&span.class))
-                .collect();
+        What::Request { id, queue, op, sector, sectors, classes, .. } => {
+            let classes: Vec<String> =
+                classes.iter().map(|span: &SpanRecord| class(&span.class)).collect();
             let (id, op) = (id.0, op.name());
-            format!(
-                "#{id} queue {queue}: {op} {sector}+{sectors}  {}",
-                classes.join("; ")
-            )
+            format!("#{id} queue {queue}: {op} {sector}+{sectors}  {}", classes.join("; "))
         }
-        What::Decision {
-            id,
-            rule,
-            matched,
-            verdict,
-        } => {
+        What::Decision { id, rule, matched, verdict } => {
             let verdict = match verdict {
                 Verdict::Pass => "passes".to_owned(),
                 Verdict::Delay { ns } => format!("delayed by {}", time(*ns)),
@@ -196,18 +149,8 @@ fn what(what: &What) -> String {
             };
             format!("#{} {verdict} by {rule} (its match {matched})", id.0)
         }
-        What::Released {
-            id,
-            rule,
-            cause,
-            waited_ns,
-            fail,
-        } => {
-            let end = if fail.is_some() {
-                "failed"
-            } else {
-                "submitted"
-            };
+        What::Released { id, rule, cause, waited_ns, fail } => {
+            let end = if fail.is_some() { "failed" } else { "submitted" };
             let (waited, why) = (time(*waited_ns), because(cause));
             format!("#{} {end} after {waited} by {rule}: {why}", id.0)
         }
@@ -216,16 +159,10 @@ fn what(what: &What) -> String {
             format!("agent passed {name} at {} (guest)", time(*guest_ns))
         }
         What::Release { rule } => {
-            format!(
-                "operator lets go {}",
-                rule.as_deref().unwrap_or("everything")
-            )
+            format!("operator lets go {}", rule.as_deref().unwrap_or("everything"))
         }
         What::Arm { rule, armed } => {
-            format!(
-                "operator {} {rule}",
-                if *armed { "arms" } else { "disarms" }
-            )
+            format!("operator {} {rule}", if *armed { "arms" } else { "disarms" })
         }
         What::Tick => "timer".to_owned(),
         What::Disconnect => "front-end gone".to_owned(),

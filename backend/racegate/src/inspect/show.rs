@@ -51,13 +51,7 @@ pub(super) fn ranges_json(out: &mut dyn Write, map: &LayoutMap, spans: &[Span]) 
 pub(super) fn ranges(out: &mut dyn Write, map: &LayoutMap, spans: &[Span]) -> io::Result<()> {
     writeln!(out, "{:>23} {:>23}  class", "sectors", "blocks")?;
     for span in spans {
-        let RangeRecord {
-            first,
-            last,
-            first_block,
-            last_block,
-            ..
-        } = record(map, span);
+        let RangeRecord { first, last, first_block, last_block, .. } = record(map, span);
         let sectors = format!("{first}-{last}");
         let blocks = match (first_block, last_block) {
             (Some(first), Some(last)) if first == last => format!("{first}"),
@@ -90,23 +84,14 @@ fn describe_home(home: Home) -> String {
         Home::BlockBitmap { group } | Home::InodeBitmap { group } => {
             format!("{name} group {group}")
         }
-        Home::InodeTable {
-            group,
-            first_inode,
-            last_inode,
-        } => {
+        Home::InodeTable { group, first_inode, last_inode } => {
             format!("{name} group {group} inodes {first_inode}-{last_inode}")
         }
         Home::ExtentNode { inode, depth } => format!("{name} inode {inode} depth {depth}"),
         Home::IndirectBlock { inode } | Home::Directory { inode } | Home::Xattr { inode } => {
             format!("{name} inode {inode}")
         }
-        Home::FileData {
-            inode,
-            first_lblk,
-            last_lblk,
-            state,
-        } => {
+        Home::FileData { inode, first_lblk, last_lblk, state } => {
             let state = format!("{state:?}").to_lowercase();
             format!("{name} inode {inode} lblk {first_lblk}-{last_lblk} {state}")
         }
@@ -135,35 +120,16 @@ pub(super) fn summary_json(out: &mut dyn Write, summary: &Summary) -> io::Result
 }
 
 pub(super) fn summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
-    let Summary {
-        sectors,
-        block_bytes,
-        groups,
-        heap_bytes,
-        open,
-        ..
-    } = summary;
+    let Summary { sectors, block_bytes, groups, heap_bytes, open, .. } = summary;
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    writeln!(
-        out,
-        "{sectors} sectors, blocks of {block_bytes} bytes, {groups} groups"
-    )?;
+    writeln!(out, "{sectors} sectors, blocks of {block_bytes} bytes, {groups} groups")?;
     writeln!(out, "{:>21} {:>16} {:>9}", "class", "sectors", "runs")?;
     for (kind, sectors, runs) in &summary.kinds {
         writeln!(out, "{:>21} {sectors:>16} {runs:>9}", kind.name())?;
     }
-    write!(
-        out,
-        "opened in {:.3} s, map {:.1} MiB",
-        open.as_secs_f64(),
-        mib(*heap_bytes as f64)
-    )?;
+    write!(out, "opened in {:.3} s, map {:.1} MiB", open.as_secs_f64(), mib(*heap_bytes as f64))?;
     match peak_memory_bytes() {
-        Some(bytes) => writeln!(
-            out,
-            ", peak memory of the process {:.1} MiB",
-            mib(bytes as f64)
-        ),
+        Some(bytes) => writeln!(out, ", peak memory of the process {:.1} MiB", mib(bytes as f64)),
         None => writeln!(out),
     }
 }
@@ -171,8 +137,6 @@ pub(super) fn summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> 
 /// The largest resident size of this process so far, as the kernel counts it (`VmHWM`).
 fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -41,12 +41,10 @@ impl Source {
 impl ReadAt for Source {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let length = buf.len();
-        self.file
-            .read_exact_at(buf, offset)
-            .map_err(|source| ReadError {
-                offset,
-                length,
-                source: source.into(),
-            })
+        self.file.read_exact_at(buf, offset).map_err(|source| ReadError {
+            offset,
+            length,
+            source: source.into(),
+        })
     }
 }

@@ -26,24 +26,18 @@ pub(super) struct Files {
 impl Files {
     /// Enters a file; one of the same name is let go.
     pub(super) fn insert(&self, name: &str, file: File) {
-        let open = Arc::new(OpenFile {
-            mapping: OnceLock::new(),
-            file,
-        });
+        let open = Arc::new(OpenFile { mapping: OnceLock::new(), file });
         self.table(|table| table.insert(name.to_owned(), open));
     }
 
     /// The file of that name.
     pub(super) fn get(&self, name: &str) -> io::Result<Arc<OpenFile>> {
-        self.table(|table| table.get(name).cloned())
-            .ok_or_else(|| not_open(name))
+        self.table(|table| table.get(name).cloned()).ok_or_else(|| not_open(name))
     }
 
     /// Lets go of a file.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        self.table(|table| table.remove(name))
-            .map(drop)
-            .ok_or_else(|| not_open(name))
+        self.table(|table| table.remove(name)).map(drop).ok_or_else(|| not_open(name))
     }
 
     /// Lets go of all files.
@@ -57,8 +51,5 @@ impl Files {
 }
 
 fn not_open(name: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("the file \"{name}\" is not open"),
-    )
+    io::Error::new(io::ErrorKind::NotFound, format!("the file \"{name}\" is not open"))
 }

@@ -38,12 +38,7 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(place: &str, op: &str, error: &io::Error) -> Failure {
         let reason = error.to_string();
-        Failure {
-            place: place.to_owned(),
-            op: op.to_owned(),
-            reason,
-            consequence: false,
-        }
+        Failure { place: place.to_owned(), op: op.to_owned(), reason, consequence: false }
     }
 
     /// Whether the part only ended because another had failed.
@@ -88,21 +83,12 @@ impl<'a> Performer<'a> {
             let begin_ns = clock::now_ns();
             let outcome = self.perform(op);
             let end_ns = clock::now_ns();
-            let errno = outcome
-                .as_ref()
-                .err()
-                .and_then(|(error, _)| error.raw_os_error());
+            let errno = outcome.as_ref().err().and_then(|(error, _)| error.raw_os_error());
             let failure = outcome.err().map(|(error, consequence)| Failure {
                 consequence,
                 ..Failure::new(self.thread, &label, &error)
             });
-            self.steps.push(Step {
-                thread,
-                op: label,
-                begin_ns,
-                end_ns,
-                errno,
-            });
+            self.steps.push(Step { thread, op: label, begin_ns, end_ns, errno });
             if let Some(failure) = failure {
                 return Err(failure);
             }
@@ -116,22 +102,16 @@ impl<'a> Performer<'a> {
         match op {
             Op::Barrier { name } => {
                 let parties = self.shared.trial.workload.parties(name);
-                meeting
-                    .barrier(name, parties, BARRIER_LIMIT)
-                    .map_err(missed)
+                meeting.barrier(name, parties, BARRIER_LIMIT).map_err(missed)
             }
             Op::Signal { name } => {
                 meeting.raise(name);
                 Ok(())
             }
-            Op::Await { signal, limit_ms } => meeting
-                .await_signal(signal, Duration::from_millis(*limit_ms))
-                .map_err(missed),
-            Op::AwaitParked {
-                thread,
-                within,
-                limit_ms,
-            } => {
+            Op::Await { signal, limit_ms } => {
+                meeting.await_signal(signal, Duration::from_millis(*limit_ms)).map_err(missed)
+            }
+            Op::AwaitParked { thread, within, limit_ms } => {
                 let limit = Duration::from_millis(*limit_ms);
                 match self.await_parked(thread, within, limit) {
                     Ok(true) => Ok(()),
@@ -148,17 +128,8 @@ impl<'a> Performer<'a> {
     fn call(&mut self, op: &Op) -> io::Result<()> {
         let Shared { stage, files, .. } = self.shared;
         match op {
-            Op::Open {
-                file,
-                path,
-                create,
-                direct,
-            } => {
-                let flags = if *direct {
-                    OFlags::DIRECT
-                } else {
-                    OFlags::empty()
-                };
+            Op::Open { file, path, create, direct } => {
+                let flags = if *direct { OFlags::DIRECT } else { OFlags::empty() };
                 let opened = OpenOptions::new()
                     .read(true)
                     .write(true)
@@ -178,19 +149,9 @@ impl<'a> Performer<'a> {
                 }
             }),
             Op::Truncate { file, bytes } => files.get(file)?.file.set_len(*bytes),
-            Op::Fallocate {
-                file,
-                mode,
-                offset,
-                bytes,
-            } => {
+            Op::Fallocate { file, mode, offset, bytes } => {
                 let open = files.get(file)?;
-                Ok(rustix::fs::fallocate(
-                    &open.file,
-                    falloc_flags(*mode),
-                    *offset,
-                    *bytes,
-                )?)
+                Ok(rustix::fs::fallocate(&open.file, falloc_flags(*mode), *offset, *bytes)?)
             }
             Op::Map { file, bytes } => {
                 let open = files.get(file)?;
@@ -198,33 +159,16 @@ impl<'a> Performer<'a> {
                 let taken = |_| io::Error::new(io::ErrorKind::AlreadyExists, "mapped already");
                 open.mapping.set(mapping).map_err(taken)
             }
-            Op::Store {
-                file,
-                offset,
-                value,
-            } => {
+            Op::Store { file, offset, value } => {
                 let open = files.get(file)?;
                 let unmapped = || io::Error::new(io::ErrorKind::NotFound, "no `map` before it");
-                open.mapping
-                    .get()
-                    .ok_or_else(unmapped)?
-                    .store(*offset, *value)
+                open.mapping.get().ok_or_else(unmapped)?.store(*offset, *value)
             }
-            Op::Write {
-                file,
-                offset,
-                bytes,
-                fill,
-            } => {
+            Op::Write { file, offset, bytes, fill } => {
                 let data = vec![*fill; *bytes as usize];
                 files.get(file)?.file.write_all_at(&data, *offset)
             }
-            Op::Read {
-                file,
-                offset,
-                bytes,
-                expect,
-            } => {
+            Op::Read { file, offset, bytes, expect } => {
                 let mut data = vec![0; *bytes as usize];
                 files.get(file)?.file.read_exact_at(&mut data, *offset)?;
                 compare(&data, *offset, *expect)
@@ -256,25 +200,17 @@ impl<'a> Performer<'a> {
             Op::Mark { name } => self.mark(name),
             Op::ReadValue { path, name } => {
                 let value = fs::read_to_string(path.replace("{disk}", &stage.disk))?;
-                let mut values = self
-                    .shared
-                    .values
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut values = self.shared.values.lock().unwrap_or_else(PoisonError::into_inner);
                 values.insert(name.clone(), value.trim().to_owned());
                 Ok(())
             }
             Op::WriteValue { path, value } => {
                 // Not `fs::write`: settings are neither created nor truncated.
-                let setting = OpenOptions::new()
-                    .write(true)
-                    .open(path.replace("{disk}", &stage.disk))?;
+                let setting =
+                    OpenOptions::new().write(true).open(path.replace("{disk}", &stage.disk))?;
                 setting.write_all_at(value.as_bytes(), 0)
             }
-            _ => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the agent cannot do this",
-            )),
+            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "the agent cannot do this")),
         }
     }
 
@@ -289,13 +225,7 @@ impl<'a> Performer<'a> {
         let device = format!("/dev/{}", self.shared.stage.disk);
         let data = CString::new(data)?;
         let root = &self.shared.stage.root;
-        Ok(rustix::mount::mount(
-            device,
-            root,
-            "ext4",
-            flags,
-            data.as_c_str(),
-        )?)
+        Ok(rustix::mount::mount(device, root, "ext4", flags, data.as_c_str())?)
     }
 
     fn mark(&self, name: &str) -> io::Result<()> {
@@ -305,19 +235,11 @@ impl<'a> Performer<'a> {
             thread: self.thread.to_owned(),
             trial: self.shared.trial.trial,
         };
-        self.shared
-            .stage
-            .host
-            .tell(&message)
-            .map_err(io::Error::other)
+        self.shared.stage.host.tell(&message).map_err(io::Error::other)
     }
 
     fn await_parked(&self, thread: &str, within: &[String], limit: Duration) -> io::Result<bool> {
-        let tids = self
-            .shared
-            .tids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let tids = self.shared.tids.lock().unwrap_or_else(PoisonError::into_inner);
         let tid = tids.get(thread).copied();
         drop(tids);
         let not_yet = || io::Error::new(io::ErrorKind::NotFound, "the thread has not started");
@@ -328,14 +250,8 @@ impl<'a> Performer<'a> {
 
 fn missed(missed: Missed) -> (io::Error, bool) {
     match missed {
-        Missed::TimedOut => (
-            io::Error::new(io::ErrorKind::TimedOut, "time limit passed"),
-            false,
-        ),
-        Missed::GivenUp => (
-            io::Error::other("given up, because another thread failed"),
-            true,
-        ),
+        Missed::TimedOut => (io::Error::new(io::ErrorKind::TimedOut, "time limit passed"), false),
+        Missed::GivenUp => (io::Error::other("given up, because another thread failed"), true),
     }
 }
 
@@ -345,11 +261,7 @@ fn compare(data: &[u8], offset: u64, expect: Option<u8>) -> io::Result<()> {
         None => Ok(()),
         Some(at) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!(
-                "byte {} is {:#04x}, not {expect:#04x}",
-                offset + at as u64,
-                data[at]
-            ),
+            format!("byte {} is {:#04x}, not {expect:#04x}", offset + at as u64, data[at]),
         )),
     }
 }
@@ -406,11 +318,9 @@ struct Draws {
 impl Draws {
     fn new(seed: u64, thread: &str) -> Draws {
         // FNV-1a keeps threads of one trial apart.
-        let name = thread
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
+        let name = thread.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
         Draws { state: seed ^ name }
     }
 
@@ -452,9 +362,7 @@ mod tests {
     fn draws_are_repeatable_in_range_and_differ_by_seed_and_thread() {
         let draw = |seed, thread| {
             let mut draws = Draws::new(seed, thread);
-            (0..1000)
-                .map(|_| draws.between(2000, 22_000))
-                .collect::<Vec<_>>()
+            (0..1000).map(|_| draws.between(2000, 22_000)).collect::<Vec<_>>()
         };
         let one = draw(1, "storer");
         assert_eq!(one, draw(1, "storer"));

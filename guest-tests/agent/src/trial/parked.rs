@@ -26,10 +26,7 @@ impl Watch {
     /// CONFIG_STACKTRACE for the stack.
     pub(super) fn new(tid: i32) -> io::Result<Watch> {
         let open = |name: &str| File::open(format!("/proc/self/task/{tid}/{name}"));
-        Ok(Watch {
-            stat: open("stat")?,
-            stack: open("stack")?,
-        })
+        Ok(Watch { stat: open("stat")?, stack: open("stack")? })
     }
 
     /// Waits until the thread sleeps uninterruptibly with all of `within` on its kernel stack.
@@ -46,10 +43,7 @@ impl Watch {
             let length = self.stat.read_at(&mut room, 0)?;
             if state(&room[..length]) == Some(b'D') {
                 let length = self.stack.read_at(&mut room, 0)?;
-                if within
-                    .iter()
-                    .all(|function| on_stack(&room[..length], function))
-                {
+                if within.iter().all(|function| on_stack(&room[..length], function)) {
                     return Ok(true);
                 }
             }

@@ -35,14 +35,7 @@ fn ground() -> Ground {
 
 fn run(ground: &mut Ground, workload: Workload) -> TrialResult {
     workload.check().unwrap();
-    run_trial(
-        &mut ground.stage,
-        &Trial {
-            trial: 7,
-            seed: 11,
-            workload,
-        },
-    )
+    run_trial(&mut ground.stage, &Trial { trial: 7, seed: 11, workload })
 }
 
 fn ops(json: &str) -> Vec<Op> {
@@ -50,10 +43,7 @@ fn ops(json: &str) -> Vec<Op> {
 }
 
 fn thread(name: &str, json: &str) -> Thread {
-    Thread {
-        name: name.into(),
-        ops: ops(json),
-    }
+    Thread { name: name.into(), ops: ops(json) }
 }
 
 #[test]
@@ -62,11 +52,9 @@ fn the_raced_operations_do_what_they_say() {
     let result = run(
         &mut ground,
         Workload {
-            setup: ops(
-                r#"[{"open": {"file": "raced", "path": "raced", "create": true}},
+            setup: ops(r#"[{"open": {"file": "raced", "path": "raced", "create": true}},
                     {"truncate": {"file": "raced", "bytes": 16384}},
-                    {"map": {"file": "raced", "bytes": 16384}}]"#,
-            ),
+                    {"map": {"file": "raced", "bytes": 16384}}]"#),
             threads: vec![
                 thread(
                     "allocator",
@@ -91,30 +79,14 @@ fn the_raced_operations_do_what_they_say() {
     assert_eq!(result.trial, 7);
     assert_eq!(result.steps.len(), 3 + 2 + 4 + 4 + 2);
     assert!(result.steps.is_sorted_by_key(|step| step.end_ns));
-    let step = |op: &str| {
-        result
-            .steps
-            .iter()
-            .find(|step| step.op.starts_with(op))
-            .unwrap()
-    };
+    let step = |op: &str| result.steps.iter().find(|step| step.op.starts_with(op)).unwrap();
     let (delay, store) = (step("delay"), step("store"));
     assert!(delay.end_ns - delay.begin_ns >= 100_000);
     assert!(store.begin_ns >= delay.end_ns);
     assert!(result.began_ns <= step("open").begin_ns && result.ended_ns >= step("unlink").end_ns);
     assert_eq!(ground.dir.path().read_dir().unwrap().count(), 0);
     let told = ground.told.0.lock().unwrap();
-    let [
-        ToHost::Mark {
-            name,
-            thread,
-            trial: 7,
-            ..
-        },
-    ] = told.as_slice()
-    else {
-        panic!("{told:?}")
-    };
+    let [ToHost::Mark { name, thread, trial: 7, .. }] = told.as_slice() else { panic!("{told:?}") };
     assert_eq!((name.as_str(), thread.as_str()), ("stored", "storer"));
 }
 
@@ -127,10 +99,7 @@ fn the_first_failure_ends_the_trial_and_cleanup_still_runs() {
         Workload {
             setup: ops(r#"[{"open": {"file": "f", "path": "f", "create": true}}]"#),
             threads: vec![
-                thread(
-                    "waiter",
-                    r#"[{"await": {"signal": "never", "limit_ms": 60000}}]"#,
-                ),
+                thread("waiter", r#"[{"await": {"signal": "never", "limit_ms": 60000}}]"#),
                 thread("reader", r#"[{"read": {"file": "f", "bytes": 1}}]"#),
             ],
             finish: ops(r#"[{"truncate": {"file": "f", "bytes": 1}}]"#),
@@ -141,10 +110,7 @@ fn the_first_failure_ends_the_trial_and_cleanup_still_runs() {
     assert!(error.starts_with("reader: read f 0+1: "), "{error}");
     assert!(result.steps.iter().all(|step| step.thread != "finish"));
     assert_eq!(ground.dir.path().read_dir().unwrap().count(), 0);
-    assert!(
-        started.elapsed().as_secs() < 30,
-        "the waiter was not let go"
-    );
+    assert!(started.elapsed().as_secs() < 30, "the waiter was not let go");
 }
 
 #[test]
@@ -158,14 +124,8 @@ fn a_wrong_byte_and_a_system_error_are_told_apart() {
     };
     let expect = ops(r#"[{"read": {"file": "f", "offset": 2, "bytes": 10, "expect": 7}}]"#);
     let wrong = run(&mut ground, workload(expect));
-    assert_eq!(
-        wrong.error.as_deref(),
-        Some("finish: read f 2+10: byte 2 is 0x00, not 0x07")
-    );
-    let gone = run(
-        &mut ground,
-        workload(ops(r#"[{"unlink": {"path": "nothing"}}]"#)),
-    );
+    assert_eq!(wrong.error.as_deref(), Some("finish: read f 2+10: byte 2 is 0x00, not 0x07"));
+    let gone = run(&mut ground, workload(ops(r#"[{"unlink": {"path": "nothing"}}]"#)));
     assert_eq!(gone.steps.last().unwrap().errno, Some(2));
 }
 
@@ -175,19 +135,13 @@ fn values_are_read_and_written_with_the_name_of_the_disk() {
     let setting = ground.dir.path().join("vdz-setting");
     std::fs::write(&setting, "1234\n").unwrap();
     let path = ground.dir.path().join("{disk}-setting");
-    let value = |name: &str| Op::ReadValue {
-        path: path.display().to_string(),
-        name: name.into(),
-    };
+    let value = |name: &str| Op::ReadValue { path: path.display().to_string(), name: name.into() };
     let result = run(
         &mut ground,
         Workload {
             finish: vec![
                 value("before"),
-                Op::WriteValue {
-                    path: path.display().to_string(),
-                    value: "5678".into(),
-                },
+                Op::WriteValue { path: path.display().to_string(), value: "5678".into() },
                 value("after"),
             ],
             ..Workload::default()
@@ -221,8 +175,5 @@ fn a_thread_that_is_not_parked_is_not_taken_for_one() {
     );
     let error = result.error.unwrap();
     // Reading the stack needs a privilege; without it the look itself fails. Either way: no.
-    assert!(
-        error.starts_with("watcher: await_parked sleeper: "),
-        "{error}"
-    );
+    assert!(error.starts_with("watcher: await_parked sleeper: "), "{error}");
 }

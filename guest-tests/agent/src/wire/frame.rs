@@ -148,24 +148,7 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, FrameError> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         return Err(FrameError::Short { got: bytes.len() });
     };
-    let [
-        m0,
-        m1,
-        m2,
-        m3,
-        v0,
-        v1,
-        r0,
-        r1,
-        s0,
-        s1,
-        s2,
-        s3,
-        l0,
-        l1,
-        l2,
-        l3,
-    ] = *header;
+    let [m0, m1, m2, m3, v0, v1, r0, r1, s0, s1, s2, s3, l0, l1, l2, l3] = *header;
     let got = [m0, m1, m2, m3];
     if got != MAGIC {
         return Err(FrameError::Magic { got });
@@ -195,10 +178,7 @@ pub fn decode_message<M: DeserializeOwned>(bytes: &[u8]) -> Result<Option<M>, Fr
     }
     serde_json::from_slice(frame.payload)
         .map(Some)
-        .map_err(|source| FrameError::Message {
-            seq: frame.seq,
-            source,
-        })
+        .map_err(|source| FrameError::Message { seq: frame.seq, source })
 }
 
 #[cfg(test)]

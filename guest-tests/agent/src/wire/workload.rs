@@ -334,10 +334,7 @@ impl Workload {
     /// How many threads wait at the barrier of that name.
     pub fn parties(&self, barrier: &str) -> usize {
         let waits = |op: &Op| matches!(op, Op::Barrier { name } if name == barrier);
-        self.threads
-            .iter()
-            .filter(|thread| thread.ops.iter().any(waits))
-            .count()
+        self.threads.iter().filter(|thread| thread.ops.iter().any(waits)).count()
     }
 
     /// Whether some operation reads a value of that name.
@@ -347,16 +344,10 @@ impl Workload {
     }
 
     fn parts(&self) -> impl Iterator<Item = (&str, &[Op])> {
-        let threads = self
-            .threads
-            .iter()
-            .map(|t| (t.name.as_str(), t.ops.as_slice()));
+        let threads = self.threads.iter().map(|t| (t.name.as_str(), t.ops.as_slice()));
         std::iter::once(("setup", self.setup.as_slice()))
             .chain(threads)
-            .chain([
-                ("finish", self.finish.as_slice()),
-                ("cleanup", self.cleanup.as_slice()),
-            ])
+            .chain([("finish", self.finish.as_slice()), ("cleanup", self.cleanup.as_slice())])
     }
 }
 
@@ -372,28 +363,13 @@ impl Op {
             Op::Unlink { path } => format!("unlink {path}"),
             Op::Fill { prefix, count } => format!("fill {prefix}0..{count}"),
             Op::Truncate { file, bytes } => format!("truncate {file} {bytes}"),
-            Op::Fallocate {
-                file,
-                offset,
-                bytes,
-                ..
-            } => {
+            Op::Fallocate { file, offset, bytes, .. } => {
                 format!("fallocate {file} {offset}+{bytes}")
             }
             Op::Map { file, bytes } => format!("map {file} 0+{bytes}"),
             Op::Store { file, offset, .. } => format!("store {file} {offset}"),
-            Op::Write {
-                file,
-                offset,
-                bytes,
-                ..
-            } => format!("write {file} {offset}+{bytes}"),
-            Op::Read {
-                file,
-                offset,
-                bytes,
-                ..
-            } => format!("read {file} {offset}+{bytes}"),
+            Op::Write { file, offset, bytes, .. } => format!("write {file} {offset}+{bytes}"),
+            Op::Read { file, offset, bytes, .. } => format!("read {file} {offset}+{bytes}"),
             Op::Fsync { file } => format!("fsync {file}"),
             Op::Syncfs {} => "syncfs".into(),
             Op::Delay { min_us, max_us } => format!("delay {min_us}..{max_us} us"),
@@ -418,31 +394,20 @@ impl Op {
             if files.contains(file.as_str()) {
                 return Ok(());
             }
-            Err(WorkloadError::UnknownFile {
-                place: place(),
-                file: file.clone(),
-            })
+            Err(WorkloadError::UnknownFile { place: place(), file: file.clone() })
         };
         let inside = |path: &String| {
             let stays = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | ".."));
             if stays {
                 return Ok(());
             }
-            Err(WorkloadError::Path {
-                place: place(),
-                path: path.clone(),
-            })
+            Err(WorkloadError::Path { place: place(), path: path.clone() })
         };
         let at_most = |field, value, most| {
             if value <= most {
                 return Ok(());
             }
-            Err(WorkloadError::TooMuch {
-                place: place(),
-                field,
-                value,
-                most,
-            })
+            Err(WorkloadError::TooMuch { place: place(), field, value, most })
         };
         match self {
             Op::Open { path, .. } | Op::Unlink { path } => inside(path),
@@ -463,11 +428,7 @@ impl Op {
             Op::Delay { min_us, max_us } => {
                 if min_us > max_us {
                     let (min_us, max_us) = (*min_us, *max_us);
-                    return Err(WorkloadError::Range {
-                        place: place(),
-                        min_us,
-                        max_us,
-                    });
+                    return Err(WorkloadError::Range { place: place(), min_us, max_us });
                 }
                 at_most("max_us", *max_us, LONGEST_WAIT_MS * 1000)
             }
@@ -475,18 +436,13 @@ impl Op {
                 Err(WorkloadError::OutsideThread { place: place() })
             }
             Op::Await { limit_ms, .. } => at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS),
-            Op::AwaitParked {
-                thread, limit_ms, ..
-            } => {
+            Op::AwaitParked { thread, limit_ms, .. } => {
                 if !in_thread {
                     return Err(WorkloadError::OutsideThread { place: place() });
                 }
                 if !threads.contains(thread.as_str()) {
                     let thread = thread.clone();
-                    return Err(WorkloadError::UnknownThread {
-                        place: place(),
-                        thread,
-                    });
+                    return Err(WorkloadError::UnknownThread { place: place(), thread });
                 }
                 at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS)
             }

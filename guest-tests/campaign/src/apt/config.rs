@@ -25,26 +25,16 @@ pub(super) fn write(
     installed: Installed,
 ) -> Result<PathBuf, AptError> {
     let save = |path: &Path, text: &str| {
-        let io = |source| AptError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| AptError::Io { path: path.to_owned(), source };
         if fs::read_to_string(path).is_ok_and(|there| there == text) {
             return Ok(());
         }
         // Written beside and renamed, as another racegate may be reading it.
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
         std::io::Write::write_all(&mut file, text.as_bytes()).map_err(io)?;
-        file.persist(path)
-            .map(drop)
-            .map_err(|error| io(error.error))
+        file.persist(path).map(drop).map_err(|error| io(error.error))
     };
-    for part in [
-        "lists/partial",
-        "state",
-        "cache/archives/partial",
-        "packages",
-    ] {
+    for part in ["lists/partial", "state", "cache/archives/partial", "packages"] {
         let path = folder.join(part);
         fs::create_dir_all(&path).map_err(|source| AptError::Io { path, source })?;
     }

@@ -30,11 +30,8 @@ pub struct Record {
 /// Reads the first stanza of `apt-cache show`.
 pub(super) fn parse_record(text: &str) -> Option<Record> {
     let stanza = text.split("\n\n").next()?;
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    };
+    let field =
+        |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
     Some(Record {
         package: field("Package")?.to_owned(),
         version: field("Version")?.to_owned(),
@@ -46,26 +43,15 @@ pub(super) fn parse_record(text: &str) -> Option<Record> {
 
 /// Whether `file` has the archive's hash.
 pub(super) fn check(file: &Path, record: &Record) -> Result<(), AptError> {
-    let io = |source| AptError::Io {
-        path: file.to_owned(),
-        source,
-    };
+    let io = |source| AptError::Io { path: file.to_owned(), source };
     let mut hash = Sha256::new();
-    io::copy(
-        &mut fs::File::open(file).map_err(io)?,
-        &mut HashWriter(&mut hash),
-    )
-    .map_err(io)?;
+    io::copy(&mut fs::File::open(file).map_err(io)?, &mut HashWriter(&mut hash)).map_err(io)?;
     let found = hex(&hash.finalize());
     if found == record.sha256 {
         return Ok(());
     }
     let expected = record.sha256.clone();
-    Err(AptError::WrongHash {
-        file: file.to_owned(),
-        found,
-        expected,
-    })
+    Err(AptError::WrongHash { file: file.to_owned(), found, expected })
 }
 
 struct HashWriter<'a>(&'a mut Sha256);

@@ -77,10 +77,7 @@ impl Source {
         }
         let path = self.uri.trim_end_matches('/');
         let by_path = path.ends_with("/debian") || path.ends_with("/debian-security");
-        let by_key = self
-            .signed_by
-            .as_deref()
-            .is_some_and(|key| key.contains("debian-archive"));
+        let by_key = self.signed_by.as_deref().is_some_and(|key| key.contains("debian-archive"));
         1 + u32::from(by_path) + u32::from(by_key)
     }
 }
@@ -88,28 +85,16 @@ impl Source {
 /// Every entry of the machine's apt.
 pub(super) fn of_this_machine() -> Result<Vec<Source>, AptError> {
     let mut command = process::command("apt-config", "apt")?;
-    command.args([
-        "shell",
-        "LIST",
-        "Dir::Etc::sourcelist/f",
-        "PARTS",
-        "Dir::Etc::sourceparts/d",
-    ]);
+    command.args(["shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"]);
     let paths = process::run(command, Duration::from_secs(20))?.text();
     let path = |name: &str| {
-        let line = paths
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix("='"))?;
+        let line = paths.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("='"))?;
         Some(PathBuf::from(line.strip_suffix('\'')?))
     };
-    let mut files: Vec<PathBuf> = path("LIST")
-        .into_iter()
-        .filter(|file| file.is_file())
-        .collect();
+    let mut files: Vec<PathBuf> = path("LIST").into_iter().filter(|file| file.is_file()).collect();
     if let Some(entries) = path("PARTS").and_then(|parts| fs::read_dir(parts).ok()) {
-        let mut parts: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
+        let mut parts: Vec<PathBuf> =
+            entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         parts.sort();
         files.extend(parts);
     }
@@ -209,10 +194,7 @@ fn parse_deb822(text: &str) -> Vec<Source> {
     let mut fields: Vec<(String, String)> = Vec::new();
     let mut finish = |fields: &mut Vec<(String, String)>| {
         let field = |name: &str| {
-            fields
-                .iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.as_str())
+            fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
         };
         let words = |name| field(name).unwrap_or_default().split_whitespace();
         let enabled = field("enabled").is_none_or(|value| !value.eq_ignore_ascii_case("no"));

@@ -5,23 +5,14 @@ fn records() {
     let text = "Package: linux-image-1\nVersion: 5.10.223-1\nDepends: kmod, x (>= 1)\nSize: 12\n\
                 SHA256: ab\nDescription: SHA256: no\n\nPackage: other\n";
     let record = parse_record(text).unwrap();
-    assert_eq!(
-        (record.package.as_str(), record.bytes),
-        ("linux-image-1", 12)
-    );
-    assert_eq!(
-        (record.sha256.as_str(), record.depends.as_str()),
-        ("ab", "kmod, x (>= 1)")
-    );
+    assert_eq!((record.package.as_str(), record.bytes), ("linux-image-1", 12));
+    assert_eq!((record.sha256.as_str(), record.depends.as_str()), ("ab", "kmod, x (>= 1)"));
     assert_eq!(parse_record(""), None);
 }
 
 #[test]
 fn status_lines() {
-    assert_eq!(
-        downloaded("dlstatus:1:25:Retrieving file 1 of 1"),
-        Some(0.25)
-    );
+    assert_eq!(downloaded("dlstatus:1:25:Retrieving file 1 of 1"), Some(0.25));
     assert_eq!(downloaded("dlstatus:1:250:x"), Some(1.0));
     assert_eq!(downloaded("Get:1 http://mirror.example x"), None);
 }
@@ -41,10 +32,7 @@ fn a_changed_package_file_is_refused() {
     };
     check(&file, &record).unwrap();
     record.sha256.replace_range(0..1, "c");
-    assert!(matches!(
-        check(&file, &record),
-        Err(AptError::WrongHash { .. })
-    ));
+    assert!(matches!(check(&file, &record), Err(AptError::WrongHash { .. })));
 }
 
 #[test]

@@ -65,36 +65,20 @@ pub struct ControlClient {
 impl ControlClient {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<ControlClient, ControlError> {
-        let failed = |source| ControlError::Connect {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| ControlError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
-        stream
-            .set_read_timeout(Some(ANSWER_LIMIT))
-            .map_err(failed)?;
-        stream
-            .set_write_timeout(Some(ANSWER_LIMIT))
-            .map_err(failed)?;
-        Ok(ControlClient {
-            path: path.to_owned(),
-            stream: BufReader::new(stream),
-        })
+        stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(failed)?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT)).map_err(failed)?;
+        Ok(ControlClient { path: path.to_owned(), stream: BufReader::new(stream) })
     }
 
     /// Asks and waits for the answer; a refusal is an error.
     pub fn call(&mut self, request: &Request) -> Result<Response, ControlError> {
         let path = || self.path.clone();
-        let failed = |source| ControlError::Io {
-            path: path(),
-            source,
-        };
+        let failed = |source| ControlError::Io { path: path(), source };
         let mut line = serde_json::to_string(request).map_err(|error| failed(error.into()))?;
         line.push('\n');
-        self.stream
-            .get_mut()
-            .write_all(line.as_bytes())
-            .map_err(failed)?;
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(failed)?;
         line.clear();
         if self.stream.read_line(&mut line).map_err(failed)? == 0 {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
@@ -102,33 +86,20 @@ impl ControlClient {
         match serde_json::from_str(&line) {
             Ok(Response::Error { message }) => Err(ControlError::Refused { message }),
             Ok(response) => Ok(response),
-            Err(source) => Err(ControlError::NotAnAnswer {
-                path: path(),
-                line,
-                source,
-            }),
+            Err(source) => Err(ControlError::NotAnAnswer { path: path(), line, source }),
         }
     }
 
     /// Makes this connection a stream of events, each sent to `notices`.
     pub fn subscribe(mut self, notices: &Sender<Notice>) -> Result<Subscription, ControlError> {
         self.call(&Request::Events)?;
-        let failed = |source| ControlError::Io {
-            path: self.path.clone(),
-            source,
-        };
+        let failed = |source| ControlError::Io { path: self.path.clone(), source };
         // Nothing may happen for as long as it likes.
-        self.stream
-            .get_ref()
-            .set_read_timeout(None)
-            .map_err(failed)?;
+        self.stream.get_ref().set_read_timeout(None).map_err(failed)?;
         let stream = self.stream.get_ref().try_clone().map_err(failed)?;
         let notices = notices.clone();
         let reader = std::thread::spawn(move || forward(self.stream, &notices));
-        Ok(Subscription {
-            stream,
-            reader: Some(reader),
-        })
+        Ok(Subscription { stream, reader: Some(reader) })
     }
 }
 
@@ -138,10 +109,7 @@ fn forward(stream: BufReader<UnixStream>, notices: &Sender<Notice>) {
         let Ok(line) = line else { break };
         let at = Instant::now();
         let notice = match serde_json::from_str(&line) {
-            Ok(event) => Notice::Event {
-                at,
-                event: Box::new(event),
-            },
+            Ok(event) => Notice::Event { at, event: Box::new(event) },
             Err(error) => {
                 tracing::error!(%line, %error, "not an event; the stream is given up");
                 break;

@@ -32,35 +32,19 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn folder() -> Entry {
-        Entry {
-            mode: S_IFDIR | 0o755,
-            device: (0, 0),
-            data: Vec::new(),
-        }
+        Entry { mode: S_IFDIR | 0o755, device: (0, 0), data: Vec::new() }
     }
 
     pub(super) fn file(mode: u32, data: Vec<u8>) -> Entry {
-        Entry {
-            mode: S_IFREG | (mode & 0o7777),
-            device: (0, 0),
-            data,
-        }
+        Entry { mode: S_IFREG | (mode & 0o7777), device: (0, 0), data }
     }
 
     pub(super) fn link(target: &str) -> Entry {
-        Entry {
-            mode: S_IFLNK | 0o777,
-            device: (0, 0),
-            data: target.as_bytes().to_vec(),
-        }
+        Entry { mode: S_IFLNK | 0o777, device: (0, 0), data: target.as_bytes().to_vec() }
     }
 
     pub(super) fn char_device(mode: u32, major: u32, minor: u32) -> Entry {
-        Entry {
-            mode: S_IFCHR | (mode & 0o7777),
-            device: (major, minor),
-            data: Vec::new(),
-        }
+        Entry { mode: S_IFCHR | (mode & 0o7777), device: (major, minor), data: Vec::new() }
     }
 }
 
@@ -70,18 +54,10 @@ pub(super) fn archive(entries: &BTreeMap<PathBuf, Entry>) -> Result<Vec<u8>, &Pa
     let data: usize = entries.values().map(|entry| entry.data.len() + 256).sum();
     let mut out = Vec::with_capacity(data + BLOCK);
     for (inode, (path, entry)) in (1u32..).zip(entries) {
-        let name = path
-            .strip_prefix("/")
-            .unwrap_or(path)
-            .as_os_str()
-            .as_bytes();
+        let name = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
         member(&mut out, inode, name, entry).ok_or(path.as_path())?;
     }
-    let trailer = Entry {
-        mode: 0,
-        device: (0, 0),
-        data: Vec::new(),
-    };
+    let trailer = Entry { mode: 0, device: (0, 0), data: Vec::new() };
     // An empty member always fits.
     let _ = member(&mut out, 0, TRAILER, &trailer);
     out.resize(out.len().next_multiple_of(BLOCK), 0);
@@ -91,17 +67,11 @@ pub(super) fn archive(entries: &BTreeMap<PathBuf, Entry>) -> Result<Vec<u8>, &Pa
 fn member(out: &mut Vec<u8>, inode: u32, name: &[u8], entry: &Entry) -> Option<()> {
     let size = u32::try_from(entry.data.len()).ok()?;
     let name_size = u32::try_from(name.len() + 1).ok()?;
-    let links = if entry.mode & S_IFDIR != 0 && entry.mode & S_IFREG == 0 {
-        2
-    } else {
-        1
-    };
+    let links = if entry.mode & S_IFDIR != 0 && entry.mode & S_IFREG == 0 { 2 } else { 1 };
     let (major, minor) = entry.device;
     // inode, mode, uid, gid, links, mtime, size, device of the file (2), device that the file is
     // (2), length of the name, check sum (0 in this variant).
-    let numbers = [
-        inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0,
-    ];
+    let numbers = [inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0];
     out.extend_from_slice(MAGIC.as_bytes());
     for number in numbers {
         out.extend_from_slice(format!("{number:08X}").as_bytes());

@@ -31,18 +31,13 @@ fn unpack(archive: Vec<u8>) -> BTreeMap<String, Member> {
 fn an_independent_reader_finds_every_member() {
     let mut initramfs = Initramfs::new(b"program").unwrap();
     for length in 0..9 {
-        initramfs
-            .file(format!("/a/b/{length}"), 0o640, vec![7; length])
-            .unwrap();
+        initramfs.file(format!("/a/b/{length}"), 0o640, vec![7; length]).unwrap();
     }
     let members = unpack(initramfs.build().unwrap());
     assert_eq!(members["init"], (0o100_755, (0, 0), b"program".to_vec()));
     assert_eq!(members["dev/console"], (0o020_600, (5, 1), vec![]));
     assert_eq!(members["a/b"].0, 0o040_755);
-    assert_eq!(
-        members["etc/mtab"],
-        (0o120_777, (0, 0), b"/proc/self/mounts".to_vec())
-    );
+    assert_eq!(members["etc/mtab"], (0o120_777, (0, 0), b"/proc/self/mounts".to_vec()));
     for length in 0..9 {
         let expected = (0o100_640, (0, 0), vec![7; length]);
         assert_eq!(members[&format!("a/b/{length}")], expected);
@@ -66,9 +61,7 @@ fn equal_input_gives_equal_bytes() {
     let build = |names: [&str; 3]| {
         let mut initramfs = Initramfs::new(b"program").unwrap();
         for name in names {
-            initramfs
-                .file(name, 0o644, name.as_bytes().to_vec())
-                .unwrap();
+            initramfs.file(name, 0o644, name.as_bytes().to_vec()).unwrap();
         }
         initramfs.build().unwrap()
     };
@@ -89,19 +82,10 @@ fn ldd_lines() {
     let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
                 \tlibe2p.so.2 => /lib/x86_64-linux-gnu/libe2p.so.2 (0x00007f8)\n\
                 \t/lib64/ld-linux-x86-64.so.2 (0x00007f9)\n";
-    let expected = [
-        "/lib/x86_64-linux-gnu/libe2p.so.2",
-        "/lib64/ld-linux-x86-64.so.2",
-    ];
+    let expected = ["/lib/x86_64-linux-gnu/libe2p.so.2", "/lib64/ld-linux-x86-64.so.2"];
     assert_eq!(parse_ldd(text).unwrap(), expected.map(PathBuf::from));
-    assert_eq!(
-        parse_ldd("\tstatically linked\n").unwrap(),
-        Vec::<PathBuf>::new()
-    );
-    assert_eq!(
-        parse_ldd("\tliba.so.1 => not found\n").unwrap_err(),
-        "liba.so.1"
-    );
+    assert_eq!(parse_ldd("\tstatically linked\n").unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(parse_ldd("\tliba.so.1 => not found\n").unwrap_err(), "liba.so.1");
 }
 
 #[test]
@@ -111,12 +95,7 @@ fn a_program_brings_its_loader_and_its_libraries() {
     let members = unpack(initramfs.build().unwrap());
     assert!(members["bin/mkfs.ext4"].2.starts_with(b"\x7fELF"));
     for library in ["libext2fs.so.2", "libc.so.6", "ld-linux-x86-64.so.2"] {
-        let found = members
-            .iter()
-            .find(|(name, _)| name.ends_with(&format!("/{library}")));
-        assert!(
-            found.is_some_and(|(_, member)| member.2.starts_with(b"\x7fELF")),
-            "{library}"
-        );
+        let found = members.iter().find(|(name, _)| name.ends_with(&format!("/{library}")));
+        assert!(found.is_some_and(|(_, member)| member.2.starts_with(b"\x7fELF")), "{library}");
     }
 }

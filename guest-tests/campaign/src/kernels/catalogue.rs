@@ -36,10 +36,7 @@ pub fn catalogue() -> &'static [Entry] {
 
 /// The packages of the kernel `name`, the one to be preferred first.
 pub(super) fn named(name: &str) -> Vec<&'static Entry> {
-    catalogue()
-        .iter()
-        .filter(|entry| entry.name() == name)
-        .collect()
+    catalogue().iter().filter(|entry| entry.name() == name).collect()
 }
 
 fn parse(text: &'static str) -> Vec<Entry> {
@@ -48,11 +45,7 @@ fn parse(text: &'static str) -> Vec<Entry> {
         .filter_map(|line| {
             let mut fields = line.split('\t');
             let (suite, package) = (fields.next()?, fields.next()?);
-            Some(Entry {
-                suite,
-                package,
-                version: fields.next()?,
-            })
+            Some(Entry { suite, package, version: fields.next()? })
         })
         .collect()
 }
@@ -77,14 +70,8 @@ mod tests {
     #[test]
     fn the_kernels_of_the_founding_bug_are_there() {
         let package = |name| named(name).first().map(|entry| entry.package);
-        assert_eq!(
-            package("debian-5.10.223"),
-            Some("linux-image-5.10.0-32-cloud-amd64")
-        );
-        assert_eq!(
-            package("debian-5.10.262"),
-            Some("linux-image-5.10.0-46-cloud-amd64")
-        );
+        assert_eq!(package("debian-5.10.223"), Some("linux-image-5.10.0-32-cloud-amd64"));
+        assert_eq!(package("debian-5.10.262"), Some("linux-image-5.10.0-46-cloud-amd64"));
         for name in ["debian-6.1.192", "debian-6.12.107", "debian-7.3.4"] {
             assert!(package(name).is_some(), "{name}");
         }

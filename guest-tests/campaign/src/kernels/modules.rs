@@ -42,15 +42,7 @@ pub(super) fn resolve(
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for name in wanted {
-        visit(
-            kernel,
-            tree,
-            &name.replace('-', "_"),
-            true,
-            cache,
-            &mut seen,
-            &mut found,
-        )?;
+        visit(kernel, tree, &name.replace('-', "_"), true, cache, &mut seen, &mut found)?;
     }
     Ok(found)
 }
@@ -78,23 +70,16 @@ fn visit(
         return Err(KernelError::NoModule { kernel, module });
     };
     let path = uncompressed(file, cache)?;
-    let bytes = fs::read(&path).map_err(|source| KernelError::Read {
-        path: path.clone(),
-        source,
-    })?;
-    let needs = needs(&bytes).ok_or_else(|| KernelError::NotAModule {
-        path: file.to_owned(),
-    })?;
+    let bytes =
+        fs::read(&path).map_err(|source| KernelError::Read { path: path.clone(), source })?;
+    let needs = needs(&bytes).ok_or_else(|| KernelError::NotAModule { path: file.to_owned() })?;
     for need in needs.before {
         visit(kernel, tree, &need, false, cache, seen, found)?;
     }
     for need in needs.depends {
         visit(kernel, tree, &need, true, cache, seen, found)?;
     }
-    found.push(Module {
-        name: name.to_owned(),
-        path,
-    });
+    found.push(Module { name: name.to_owned(), path });
     Ok(())
 }
 
@@ -114,15 +99,10 @@ fn needs(module: &[u8]) -> Option<Needs> {
 
 fn parse_modinfo(data: &[u8]) -> Needs {
     let mut needs = Needs::default();
-    for field in data
-        .split(|&byte| byte == 0)
-        .filter_map(|field| std::str::from_utf8(field).ok())
-    {
+    for field in data.split(|&byte| byte == 0).filter_map(|field| std::str::from_utf8(field).ok()) {
         if let Some(list) = field.strip_prefix("depends=") {
             let names = list.split(',').filter(|name| !name.is_empty());
-            needs
-                .depends
-                .extend(names.map(|name| name.replace('-', "_")));
+            needs.depends.extend(names.map(|name| name.replace('-', "_")));
         } else if let Some(list) = field.strip_prefix("softdep=") {
             // "pre: a b post: c", as modprobe.d(5) has it.
             let mut pre = false;
@@ -147,23 +127,15 @@ fn uncompressed(file: &Path, cache: &Cache) -> Result<PathBuf, KernelError> {
         Some("gz") => ("gzip", "gzip"),
         _ => return Ok(file.to_owned()),
     };
-    let bytes = fs::read(file).map_err(|source| KernelError::Read {
-        path: file.to_owned(),
-        source,
-    })?;
+    let bytes =
+        fs::read(file).map_err(|source| KernelError::Read { path: file.to_owned(), source })?;
     let hash = crate::apt::hex(&Sha256::digest(&bytes)[..16]);
-    let name = file
-        .file_name()
-        .and_then(|name| module_name(name.to_str()?))
-        .unwrap_or_default();
+    let name = file.file_name().and_then(|name| module_name(name.to_str()?)).unwrap_or_default();
     let place = Path::new("modules").join(hash).join(format!("{name}.ko"));
     if cache.path(&place).is_file() {
         return Ok(cache.path(&place));
     }
-    let failed = |source| KernelError::Unpack {
-        path: file.to_owned(),
-        source,
-    };
+    let failed = |source| KernelError::Unpack { path: file.to_owned(), source };
     let mut command = process::command(program, package).map_err(failed)?;
     command.args(["-d", "-c", "--"]).arg(file);
     let output = process::run(command, UNPACK_LIMIT).map_err(failed)?;

@@ -38,11 +38,7 @@ pub enum SpecError {
 }
 
 fn nearest(near: &[String]) -> String {
-    if near.is_empty() {
-        String::new()
-    } else {
-        format!(" (there is {})", near.join(", "))
-    }
+    if near.is_empty() { String::new() } else { format!(" (there is {})", near.join(", ")) }
 }
 
 /// One kernel, named.
@@ -73,9 +69,7 @@ impl Spec {
     pub fn parse(name: &str, modules: Option<&Path>) -> Result<Spec, SpecError> {
         let packaged = |spec: Spec| match modules {
             None => Ok(spec),
-            Some(_) => Err(SpecError::Modules {
-                name: name.to_owned(),
-            }),
+            Some(_) => Err(SpecError::Modules { name: name.to_owned() }),
         };
         if !catalogue::named(name).is_empty() {
             return packaged(Spec::Catalogue(name.to_owned()));
@@ -91,50 +85,29 @@ impl Spec {
             };
             let plain = |c: char| c.is_ascii_alphanumeric() || "+-.~".contains(c);
             let words = [Some(package), suite.as_deref()];
-            if words
-                .into_iter()
-                .flatten()
-                .all(|word| !word.is_empty() && word.chars().all(plain))
-            {
-                return packaged(Spec::Package {
-                    package: package.to_owned(),
-                    version,
-                    suite,
-                });
+            if words.into_iter().flatten().all(|word| !word.is_empty() && word.chars().all(plain)) {
+                return packaged(Spec::Package { package: package.to_owned(), version, suite });
             }
         }
         let path = PathBuf::from(name);
         if path.is_file() {
-            return Ok(Spec::File {
-                image: path,
-                modules: modules.map(Path::to_owned),
-            });
+            return Ok(Spec::File { image: path, modules: modules.map(Path::to_owned) });
         }
         if name.contains('/') {
             return Err(SpecError::NoFile { path });
         }
-        Err(SpecError::Unknown {
-            name: name.to_owned(),
-            near: near(name),
-        })
+        Err(SpecError::Unknown { name: name.to_owned(), near: near(name) })
     }
 }
 
 /// Kernels of the same series as `name`.
 fn near(name: &str) -> Vec<String> {
     let series = |name: &str| {
-        let numbers: Vec<&str> = name
-            .trim_start_matches("debian-")
-            .split('.')
-            .take(2)
-            .collect();
+        let numbers: Vec<&str> = name.trim_start_matches("debian-").split('.').take(2).collect();
         numbers.join(".")
     };
     let wanted = series(name);
-    let mut names: Vec<String> = catalogue::catalogue()
-        .iter()
-        .map(super::Entry::name)
-        .collect();
+    let mut names: Vec<String> = catalogue::catalogue().iter().map(super::Entry::name).collect();
     names.dedup();
     names.retain(|other| series(other) == wanted);
     names
@@ -144,18 +117,12 @@ impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spec::Catalogue(name) => f.write_str(name),
-            Spec::Package {
-                package,
-                version,
-                suite,
-            } => {
+            Spec::Package { package, version, suite } => {
                 f.write_str(package)?;
                 if let Some(suite) = suite {
                     write!(f, "/{suite}")?;
                 }
-                version
-                    .as_ref()
-                    .map_or(Ok(()), |version| write!(f, "={version}"))
+                version.as_ref().map_or(Ok(()), |version| write!(f, "={version}"))
             }
             Spec::File { image, .. } => image.display().fmt(f),
         }
@@ -177,10 +144,7 @@ mod tests {
     #[test]
     fn each_way_to_name_a_kernel() {
         let parse = |name| Spec::parse(name, None).unwrap();
-        assert_eq!(
-            parse("debian-5.10.223"),
-            Spec::Catalogue("debian-5.10.223".to_owned())
-        );
+        assert_eq!(parse("debian-5.10.223"), Spec::Catalogue("debian-5.10.223".to_owned()));
         assert_eq!(
             parse("linux-image-6.1.0-55-cloud-amd64"),
             package("linux-image-6.1.0-55-cloud-amd64", None, None)
@@ -202,18 +166,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let error = |name| Spec::parse(name, None).unwrap_err();
-        let SpecError::Unknown { near, .. } = error("debian-5.10.224") else {
-            panic!()
-        };
+        let SpecError::Unknown { near, .. } = error("debian-5.10.224") else { panic!() };
         assert!(near.contains(&"debian-5.10.223".to_owned()), "{near:?}");
-        assert!(matches!(
-            error("/no/such/bzImage"),
-            SpecError::NoFile { .. }
-        ));
-        assert!(matches!(
-            error("linux-image/../x"),
-            SpecError::NoFile { .. }
-        ));
+        assert!(matches!(error("/no/such/bzImage"), SpecError::NoFile { .. }));
+        assert!(matches!(error("linux-image/../x"), SpecError::NoFile { .. }));
         let modules = Spec::parse("debian-5.10.223", Some(Path::new("/m"))).unwrap_err();
         assert!(matches!(modules, SpecError::Modules { .. }));
     }

@@ -22,10 +22,7 @@ fn a_split_kernel_brings_image_and_modules() {
     let depends =
         "linux-base-7-amd64 (= 1), linux-binary-7-amd64 (= 1), linux-modules-7-amd64 (= 1)";
     let expected = ["linux-binary-7-amd64", "linux-modules-7-amd64"];
-    assert_eq!(
-        companions(&record("linux-image-7-amd64", depends)),
-        expected
-    );
+    assert_eq!(companions(&record("linux-image-7-amd64", depends)), expected);
     let binary = record("linux-binary-7-amd64", "linux-base-7-amd64 (= 1)");
     assert_eq!(companions(&binary), ["linux-modules-7-amd64"]);
 }
@@ -37,19 +34,10 @@ fn the_users_own_image_is_looked_at() {
     let fetch = |bytes: &[u8]| {
         let image = folder.path().join("bzImage");
         fs::write(&image, bytes).unwrap();
-        kernels.fetch(&Spec::File {
-            image,
-            modules: None,
-        })
+        kernels.fetch(&Spec::File { image, modules: None })
     };
-    assert!(matches!(
-        fetch(b"short"),
-        Err(KernelError::NotAnImage { .. })
-    ));
-    assert!(matches!(
-        fetch(&[0; 4096]),
-        Err(KernelError::NotAnImage { .. })
-    ));
+    assert!(matches!(fetch(b"short"), Err(KernelError::NotAnImage { .. })));
+    assert!(matches!(fetch(&[0; 4096]), Err(KernelError::NotAnImage { .. })));
     let mut image = vec![0; 4096];
     image[0x202..0x206].copy_from_slice(b"HdrS");
     let kernel = fetch(&image).unwrap();

@@ -24,9 +24,7 @@ pub(super) fn image_in(root: &Path) -> Result<PathBuf, KernelError> {
         .into_iter()
         .find(|path| name_of(path).starts_with("vmlinuz-"))
         .or_else(|| Some(modules_in(root)?.join("vmlinuz")).filter(|path| path.is_file()))
-        .ok_or_else(|| KernelError::NoImage {
-            path: root.to_owned(),
-        })?;
+        .ok_or_else(|| KernelError::NoImage { path: root.to_owned() })?;
     check_image(&found)?;
     Ok(found)
 }
@@ -41,18 +39,11 @@ pub(super) fn check_image(path: &Path) -> Result<(), KernelError> {
     };
     match read() {
         Ok(()) if &magic == HEADER_MAGIC => Ok(()),
-        Ok(()) => Err(KernelError::NotAnImage {
-            path: path.to_owned(),
-        }),
+        Ok(()) => Err(KernelError::NotAnImage { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(KernelError::NotAnImage {
-                path: path.to_owned(),
-            })
+            Err(KernelError::NotAnImage { path: path.to_owned() })
         }
-        Err(source) => Err(KernelError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(KernelError::Read { path: path.to_owned(), source }),
     }
 }
 
@@ -77,15 +68,11 @@ impl Tree {
         let mut files = BTreeMap::new();
         let mut folders = vec![folder.to_owned()];
         while let Some(folder) = folders.pop() {
-            let list = fs::read_dir(&folder).map_err(|source| KernelError::Read {
-                path: folder.clone(),
-                source,
-            })?;
+            let list = fs::read_dir(&folder)
+                .map_err(|source| KernelError::Read { path: folder.clone(), source })?;
             for entry in list {
-                let entry = entry.map_err(|source| KernelError::Read {
-                    path: folder.clone(),
-                    source,
-                })?;
+                let entry =
+                    entry.map_err(|source| KernelError::Read { path: folder.clone(), source })?;
                 // Links (`build`, `source`) lead out of the tree.
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     folders.push(entry.path());
@@ -95,13 +82,9 @@ impl Tree {
             }
         }
         let list = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
-        let built_in = list
-            .lines()
-            .filter_map(|line| module_name(line.rsplit('/').next().unwrap_or(line)));
-        Ok(Tree {
-            files,
-            built_in: built_in.collect(),
-        })
+        let built_in =
+            list.lines().filter_map(|line| module_name(line.rsplit('/').next().unwrap_or(line)));
+        Ok(Tree { files, built_in: built_in.collect() })
     }
 
     /// The file of module `name`.
@@ -117,17 +100,12 @@ impl Tree {
 
 /// The name of the module in file `file`: without ending, dashes as underscores.
 pub(super) fn module_name(file: &str) -> Option<String> {
-    let stem = ENDINGS
-        .iter()
-        .find_map(|ending| file.strip_suffix(ending))?;
+    let stem = ENDINGS.iter().find_map(|ending| file.strip_suffix(ending))?;
     Some(stem.replace('-', "_"))
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What is in `folder`, sorted; nothing if it is not there.

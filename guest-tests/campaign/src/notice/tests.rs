@@ -5,11 +5,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn say(inbox: &Inbox, text: &str) {
-    let line = Line {
-        at: Instant::now(),
-        source: Source::Guest,
-        text: text.to_owned(),
-    };
+    let line = Line { at: Instant::now(), source: Source::Guest, text: text.to_owned() };
     inbox.sender().send(Notice::Console(line)).unwrap();
 }
 
@@ -34,21 +30,10 @@ fn a_wait_without_end_names_its_condition_and_quotes_the_console() {
     }
     let error = inbox.wait_for("the guest's hello", Duration::ZERO, |_| None::<()>);
     // With no time at all it may have read none of the lines; with a little, all of them.
-    assert!(matches!(
-        error,
-        Err(WaitError::TimedOut {
-            what: "the guest's hello",
-            ..
-        })
-    ));
-    let error = inbox
-        .wait_for("it", Duration::from_millis(200), |_| None::<()>)
-        .unwrap_err();
+    assert!(matches!(error, Err(WaitError::TimedOut { what: "the guest's hello", .. })));
+    let error = inbox.wait_for("it", Duration::from_millis(200), |_| None::<()>).unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.contains("\n    line 29") && text.contains("\n    line 10"),
-        "{text}"
-    );
+    assert!(text.contains("\n    line 29") && text.contains("\n    line 10"), "{text}");
     assert!(!text.contains("line 9\n"), "{text}");
 }
 
@@ -70,19 +55,11 @@ fn an_end_that_nobody_asked_for_is_an_error_and_one_that_is_is_not() {
 #[test]
 fn a_panic_is_told_in_the_kernels_words() {
     let mut inbox = Inbox::new();
-    say(
-        &inbox,
-        "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs",
-    );
+    say(&inbox, "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs");
     say(&inbox, "[    1.1] Rebooting in 1 seconds..");
-    inbox
-        .sender()
-        .send(Notice::VmExited(ExitStatus::from_raw(0)))
-        .unwrap();
+    inbox.sender().send(Notice::VmExited(ExitStatus::from_raw(0))).unwrap();
     let error = inbox.wait_for("hello", LIMIT, |_| None::<()>).unwrap_err();
-    let WaitError::Panicked { panic, .. } = &error else {
-        panic!("{error}")
-    };
+    let WaitError::Panicked { panic, .. } = &error else { panic!("{error}") };
     assert!(panic.ends_with("Unable to mount root fs"));
 }
 
@@ -91,10 +68,7 @@ fn a_backend_that_ends_brings_its_last_words() {
     let mut inbox = Inbox::new();
     let stderr = "image is locked".to_owned();
     let status = ExitStatus::from_raw(256);
-    inbox
-        .sender()
-        .send(Notice::BackendExited { status, stderr })
-        .unwrap();
+    inbox.sender().send(Notice::BackendExited { status, stderr }).unwrap();
     let error = inbox.wait_for("it", LIMIT, |_| None::<()>).unwrap_err();
     assert!(error.to_string().ends_with("image is locked"), "{error}");
 }

@@ -20,11 +20,7 @@ pub(super) enum Type {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
     /// `(0-3):100-103`, with `[u]` when unwritten.
-    Data {
-        lblk: Range,
-        pblk: Range,
-        unwritten: bool,
-    },
+    Data { lblk: Range, pblk: Range, unwritten: bool },
     /// `(ETB0):33`: level 0 is the one below the root.
     ExtentNode { level: u16, pblk: u64 },
     /// `(IND)`, `(DIND)`, `(TIND)`.
@@ -53,11 +49,8 @@ pub(super) enum Logged {
 
 /// Runs debugfs with a file of commands on standard input.
 pub(super) fn run(image: &Path, name: &str, commands: &str) -> Result<String, OracleError> {
-    let failed = |message: String| OracleError::Tool {
-        tool: "debugfs",
-        image: image.into(),
-        message,
-    };
+    let failed =
+        |message: String| OracleError::Tool { tool: "debugfs", image: image.into(), message };
     let mut child = Command::new("debugfs")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("LC_ALL", "C")
@@ -88,10 +81,7 @@ pub(super) fn stats(text: &str) -> Result<Vec<Stat>, OracleError> {
     let mut stats: Vec<Stat> = Vec::new();
     let mut listing = false;
     for line in text.lines() {
-        let bad = || OracleError::Output {
-            tool: "debugfs",
-            line: line.to_owned(),
-        };
+        let bad = || OracleError::Output { tool: "debugfs", line: line.to_owned() };
         if line.starts_with("debugfs: ") {
             listing = false;
             continue;
@@ -121,11 +111,7 @@ pub(super) fn stats(text: &str) -> Result<Vec<Stat>, OracleError> {
 fn header(rest: &str) -> Option<Stat> {
     let words: Vec<&str> = rest.split_whitespace().collect();
     let value = |key: &str| {
-        words
-            .iter()
-            .position(|word| *word == key)
-            .and_then(|at| words.get(at + 1))
-            .copied()
+        words.iter().position(|word| *word == key).and_then(|at| words.get(at + 1)).copied()
     };
     let kind = match value("Type:")? {
         "regular" => Type::Regular,
@@ -135,33 +121,19 @@ fn header(rest: &str) -> Option<Stat> {
     };
     let flags = u64::from_str_radix(value("Flags:")?.strip_prefix("0x")?, 16).ok()?;
     let inode = words.first()?.parse().ok()?;
-    Some(Stat {
-        inode,
-        kind,
-        flags,
-        links: 0,
-        xattr_block: 0,
-        pieces: Vec::new(),
-    })
+    Some(Stat { inode, kind, flags, links: 0, xattr_block: 0, pieces: Vec::new() })
 }
 
 fn piece(item: &str) -> Option<Piece> {
     let (what, at) = item.strip_prefix('(')?.split_once("):")?;
     let pblk = range_at(at)?;
     if let Some(level) = what.strip_prefix("ETB") {
-        return Some(Piece::ExtentNode {
-            level: level.parse().ok()?,
-            pblk: pblk.0,
-        });
+        return Some(Piece::ExtentNode { level: level.parse().ok()?, pblk: pblk.0 });
     }
     if what.ends_with("IND") {
         return Some(Piece::Indirect { pblk: pblk.0 });
     }
-    Some(Piece::Data {
-        lblk: range_at(what)?,
-        pblk,
-        unwritten: what.ends_with("[u]"),
-    })
+    Some(Piece::Data { lblk: range_at(what)?, pblk, unwritten: what.ends_with("[u]") })
 }
 
 /// Parses the output of `icheck`: blocks that have an owner, with it.
@@ -180,11 +152,7 @@ pub(super) fn log(text: &str) -> Vec<Logged> {
     for line in text.lines() {
         let after = |key: &str| Some(range_at(line.split_once(key)?.1.trim_start())?.0);
         if let (Some(pblk), Some(index)) = (after("FS block"), after("journal block")) {
-            log.push(Logged::Copy {
-                tid,
-                index: index as u32,
-                pblk,
-            });
+            log.push(Logged::Copy { tid, index: index as u32, pblk });
         } else if line.starts_with("Found expected sequence")
             && let (Some(sequence), Some(index)) = (after("sequence"), after("at block"))
         {

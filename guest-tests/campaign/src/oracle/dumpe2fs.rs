@@ -43,18 +43,12 @@ impl Dump {
     pub(super) fn parse(text: &str) -> Result<Dump, OracleError> {
         let mut dump = Dump::default();
         for line in text.lines() {
-            let bad = || OracleError::Output {
-                tool: "dumpe2fs",
-                line: line.to_owned(),
-            };
+            let bad = || OracleError::Output { tool: "dumpe2fs", line: line.to_owned() };
             if line.starts_with("Group ")
                 && let Some((_, range)) = line.split_once(": (Blocks ")
             {
                 let blocks = range_at(range).ok_or_else(bad)?;
-                dump.groups.push(Group {
-                    blocks,
-                    ..Group::default()
-                });
+                dump.groups.push(Group { blocks, ..Group::default() });
             } else if let Some(group) = dump.groups.last_mut() {
                 group_line(group, line.trim()).ok_or_else(bad)?;
             } else if let Some((key, value)) = line.split_once(':') {
@@ -115,20 +109,12 @@ fn group_line(group: &mut Group, line: &str) -> Option<()> {
 }
 
 fn ranges(list: &str) -> Option<Vec<Range>> {
-    list.split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .map(range_at)
-        .collect()
+    list.split(',').map(str::trim).filter(|item| !item.is_empty()).map(range_at).collect()
 }
 
 /// The range, or single number, that a text starts with.
 pub(super) fn range_at(text: &str) -> Option<Range> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '-')
-        .unwrap_or(text.len());
-    let (first, last) = text[..end]
-        .split_once('-')
-        .unwrap_or((&text[..end], &text[..end]));
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len());
+    let (first, last) = text[..end].split_once('-').unwrap_or((&text[..end], &text[..end]));
     Some((first.parse().ok()?, last.parse().ok()?))
 }

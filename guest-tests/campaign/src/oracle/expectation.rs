@@ -37,18 +37,11 @@ impl Expectation {
             return read_clean(image, offset, &dump, &[]);
         }
         let log = debugfs::run(image, &name(image, offset), "logdump -a\n")?;
-        let io_error = |source| OracleError::Image {
-            path: image.into(),
-            source,
-        };
+        let io_error = |source| OracleError::Image { path: image.into(), source };
         let folder = tempfile::tempdir().map_err(io_error)?;
         let copy = folder.path().join("replayed.img");
         fs::copy(image, &copy).map_err(io_error)?;
-        run(
-            "e2fsck",
-            &copy,
-            &["-p", "-E", "journal_only", &name(&copy, offset)],
-        )?;
+        run("e2fsck", &copy, &["-p", "-E", "journal_only", &name(&copy, offset)])?;
         let dump = Dump::parse(&run("dumpe2fs", &copy, &[&name(&copy, offset)])?)?;
         read_clean(&copy, offset, &dump, &debugfs::log(&log))
     }
@@ -57,11 +50,7 @@ impl Expectation {
 /// The name under which e2fsprogs finds a file system inside an image.
 fn name(image: &Path, offset: u64) -> String {
     let path = image.display();
-    if offset == 0 {
-        format!("{path}")
-    } else {
-        format!("{path}?offset={offset}")
-    }
+    if offset == 0 { format!("{path}") } else { format!("{path}?offset={offset}") }
 }
 
 fn read_clean(
@@ -88,21 +77,14 @@ fn read_clean(
     fixed_blocks(&mut classes, dump);
     confirm_unowned(image, offset, &classes, &unowned)?;
     log_blocks(&mut classes, &journal, log);
-    Ok(Expectation {
-        classes,
-        groups: dump.groups.len() as u32,
-    })
+    Ok(Expectation { classes, groups: dump.groups.len() as u32 })
 }
 
 fn inodes_in_use(dump: &Dump) -> impl Iterator<Item = u64> + '_ {
     dump.groups.iter().zip(0_u64..).flat_map(|(group, number)| {
         let first = number * dump.inodes_per_group + 1;
-        let is_free = |inode: u64| {
-            group
-                .free_inodes
-                .iter()
-                .any(|(from, to)| (*from..=*to).contains(&inode))
-        };
+        let is_free =
+            |inode: u64| group.free_inodes.iter().any(|(from, to)| (*from..=*to).contains(&inode));
         (first..first + dump.inodes_per_group).filter(move |inode| !is_free(*inode))
     })
 }
@@ -137,42 +119,27 @@ fn owned_blocks(classes: &mut [Class], journal: &mut Vec<u64>, dump: &Dump, stat
         match *piece {
             Piece::ExtentNode { level, pblk } => {
                 let depth = levels - 1 - level;
-                set(classes, (pblk, pblk), |_| {
-                    Class::Home(Home::ExtentNode { inode, depth })
-                });
+                set(classes, (pblk, pblk), |_| Class::Home(Home::ExtentNode { inode, depth }));
             }
             Piece::Indirect { pblk } => {
                 // Those below the resize inode's double indirect block are reserved descriptors.
-                set(classes, (pblk, pblk), |_| {
-                    Class::Home(Home::IndirectBlock { inode })
-                });
+                set(classes, (pblk, pblk), |_| Class::Home(Home::IndirectBlock { inode }));
             }
             Piece::Data { pblk, .. } if is(dump.journal_inode) => {
                 journal.extend(pblk.0..=pblk.1);
             }
             Piece::Data { .. } if inode == RESIZE_INODE => {}
-            Piece::Data {
-                lblk,
-                pblk,
-                unwritten,
-            } => {
-                let state = if unwritten {
-                    Written::Unwritten
-                } else {
-                    Written::Written
-                };
+            Piece::Data { lblk, pblk, unwritten } => {
+                let state = if unwritten { Written::Unwritten } else { Written::Written };
                 set(classes, pblk, |index| {
                     let lblk = (lblk.0 + index) as u32;
                     Class::Home(match stat.kind {
                         _ if is(dump.orphan_inode) => Home::OrphanFile,
                         Type::Directory => Home::Directory { inode },
                         _ if stat.flags & FLAG_EA_INODE != 0 => Home::Xattr { inode },
-                        Type::Regular | Type::Symlink | Type::Other => Home::FileData {
-                            inode,
-                            first_lblk: lblk,
-                            last_lblk: lblk,
-                            state,
-                        },
+                        Type::Regular | Type::Symlink | Type::Other => {
+                            Home::FileData { inode, first_lblk: lblk, last_lblk: lblk, state }
+                        }
                     })
                 });
             }
@@ -190,9 +157,7 @@ fn fixed_blocks(classes: &mut [Class], dump: &Dump) {
         }
         let backup = number != 0;
         if let Some(block) = group.superblock {
-            set(classes, (block, block), |_| {
-                Class::Home(Home::Superblock { backup })
-            });
+            set(classes, (block, block), |_| Class::Home(Home::Superblock { backup }));
         }
         if let Some(range) = group.reserved {
             set(classes, range, |_| Class::Home(Home::ReservedGdt));
@@ -208,11 +173,7 @@ fn fixed_blocks(classes: &mut [Class], dump: &Dump) {
             let first = start + index * per_block + 1;
             let last = (first + per_block - 1).min(start + dump.inodes_per_group);
             let (first_inode, last_inode) = (first as u32, last as u32);
-            Class::Home(Home::InodeTable {
-                group: number,
-                first_inode,
-                last_inode,
-            })
+            Class::Home(Home::InodeTable { group: number, first_inode, last_inode })
         });
     }
     let descriptors = dump.groups.iter().zip(0_u64..);
@@ -220,14 +181,8 @@ fn fixed_blocks(classes: &mut [Class], dump: &Dump) {
     for (group, number) in descriptors {
         if let Some(range) = group.descriptors {
             // The first copy in a meta block group is the primary one.
-            let backup = if dump.has("meta_bg") {
-                number % per_block
-            } else {
-                number
-            } != 0;
-            set(classes, range, |_| {
-                Class::Home(Home::GroupDescriptors { backup })
-            });
+            let backup = if dump.has("meta_bg") { number % per_block } else { number } != 0;
+            set(classes, range, |_| Class::Home(Home::GroupDescriptors { backup }));
         }
     }
     if let Some(block) = dump.mmp_block {
@@ -267,10 +222,7 @@ fn confirm_unowned(
     }
     let owned = debugfs::owners(&debugfs::run(image, &name(image, offset), &commands)?);
     // The journal's blocks get their classes from the log.
-    match owned
-        .iter()
-        .find(|(_, inode)| *inode != 8 && *inode != RESIZE_INODE)
-    {
+    match owned.iter().find(|(_, inode)| *inode != 8 && *inode != RESIZE_INODE) {
         Some((block, inode)) => Err(OracleError::Output {
             tool: "debugfs",
             line: format!("icheck: block {block} belongs to inode {inode}, stat did not say so"),
@@ -288,11 +240,7 @@ fn log_blocks(classes: &mut [Class], journal: &[u64], log: &[Logged]) {
         })
         .collect();
     for (block, index) in journal.iter().zip(0_u32..) {
-        let class = if index == 0 {
-            Class::JournalSuperblock
-        } else {
-            Class::JournalIdle
-        };
+        let class = if index == 0 { Class::JournalSuperblock } else { Class::JournalIdle };
         set(classes, (*block, *block), |_| class);
     }
     for (logged, home) in log.iter().zip(homes) {

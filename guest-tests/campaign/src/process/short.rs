@@ -51,11 +51,7 @@ pub fn run_lines(
         return Ok(output);
     }
     let message = last_lines(&output.stderr, 3);
-    Err(ProcessError::Failed {
-        program,
-        status: output.status,
-        message,
-    })
+    Err(ProcessError::Failed { program, status: output.status, message })
 }
 
 /// Runs a short command to its end, whatever it is.
@@ -67,10 +63,7 @@ pub fn capture(
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = Running::start(command)?;
     let program = || running.name.clone();
-    let watch = |source| ProcessError::Watch {
-        program: program(),
-        source,
-    };
+    let watch = |source| ProcessError::Watch { program: program(), source };
     let deadline = Instant::now() + limit;
 
     let mut out = Pipe::new(running.child.stdout.take().map(OwnedFd::from)).map_err(watch)?;
@@ -82,21 +75,12 @@ pub fn capture(
         let status = running.status();
         out.drain().map_err(watch)?;
         err.drain().map_err(watch)?;
-        while let Some(length) = out.bytes[line_start..]
-            .iter()
-            .position(|&byte| byte == b'\n')
-        {
-            on_line(&String::from_utf8_lossy(
-                &out.bytes[line_start..line_start + length],
-            ));
+        while let Some(length) = out.bytes[line_start..].iter().position(|&byte| byte == b'\n') {
+            on_line(&String::from_utf8_lossy(&out.bytes[line_start..line_start + length]));
             line_start += length + 1;
         }
         if let Some(status) = status {
-            return Ok(Output {
-                status,
-                stdout: out.bytes,
-                stderr: err.bytes,
-            });
+            return Ok(Output { status, stdout: out.bytes, stderr: err.bytes });
         }
         let mut fds = vec![PollFd::new(&running.pidfd, PollFlags::IN)];
         fds.extend(interrupt::fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
@@ -104,10 +88,7 @@ pub fn capture(
             fds.extend(pipe.fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         }
         if !poll_until(&mut fds, Some(deadline)).map_err(watch)? {
-            return Err(ProcessError::TimedOut {
-                program: program(),
-                after: limit,
-            });
+            return Err(ProcessError::TimedOut { program: program(), after: limit });
         }
         if interrupt::requested() {
             return Err(ProcessError::Interrupted { program: program() });
@@ -126,10 +107,7 @@ impl Pipe {
         if let Some(fd) = &fd {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        Ok(Pipe {
-            fd,
-            bytes: Vec::new(),
-        })
+        Ok(Pipe { fd, bytes: Vec::new() })
     }
 
     /// Reads what is there; forgets the descriptor at its end.

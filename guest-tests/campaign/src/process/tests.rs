@@ -15,18 +15,13 @@ fn sh(script: &str) -> Command {
 
 /// Waits until process `pid`, which need not be a child of this one, is gone.
 fn wait_gone(pid: i32) {
-    let Some(pid) = Pid::from_raw(pid) else {
-        panic!("{pid} is no process")
-    };
+    let Some(pid) = Pid::from_raw(pid) else { panic!("{pid} is no process") };
     // A process that is gone already cannot be opened, which is what is waited for.
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    assert!(
-        poll_until(&mut fds, Some(Instant::now() + LIMIT)).unwrap(),
-        "{pid:?} lives on"
-    );
+    assert!(poll_until(&mut fds, Some(Instant::now() + LIMIT)).unwrap(), "{pid:?} lives on");
 }
 
 #[test]
@@ -42,15 +37,9 @@ fn output_status_and_lines_of_a_short_command() {
 
 #[test]
 fn more_output_than_a_pipe_holds_arrives_whole() {
-    let output = run(
-        sh("head -c 3000000 /dev/zero; head -c 1000000 /dev/zero >&2"),
-        LIMIT,
-    )
-    .unwrap();
-    assert_eq!(
-        (output.stdout.len(), output.stderr.len()),
-        (3_000_000, 1_000_000)
-    );
+    let output =
+        run(sh("head -c 3000000 /dev/zero; head -c 1000000 /dev/zero >&2"), LIMIT).unwrap();
+    assert_eq!((output.stdout.len(), output.stderr.len()), (3_000_000, 1_000_000));
 }
 
 #[test]
@@ -61,9 +50,7 @@ fn a_failure_is_told_in_the_programs_own_words() {
 
 #[test]
 fn a_program_that_is_missing_is_told_with_its_package() {
-    let error = command("no-such-program", "its-package")
-        .unwrap_err()
-        .to_string();
+    let error = command("no-such-program", "its-package").unwrap_err().to_string();
     assert_eq!(
         error,
         "no-such-program is not installed; install it with: apt-get install its-package"
@@ -94,9 +81,7 @@ fn the_end_is_seen_and_the_group_is_gone_after_drop() {
     let mut lines = BufReader::new(running.take_pipes().0.unwrap()).lines();
     let grandchild: i32 = lines.next().unwrap().unwrap().parse().unwrap();
     let (sender, exits) = mpsc::channel();
-    running
-        .on_exit(move |status| sender.send(status).unwrap())
-        .unwrap();
+    running.on_exit(move |status| sender.send(status).unwrap()).unwrap();
     assert_eq!(running.status(), None);
     drop(running);
     assert_eq!(exits.recv_timeout(LIMIT).unwrap().signal(), Some(9));

@@ -29,36 +29,17 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
 
-    add(&[
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-    ]);
+    add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     add(&["-machine", "q35,memory-backend=memory"]);
     add(config.accel.arguments());
     let memory = config.memory_mib;
     add(&["-m", &format!("{memory}M")]);
     // vhost-user backends map the guest's memory, so it must be shareable.
-    add(&[
-        "-object",
-        &format!("memory-backend-memfd,id=memory,size={memory}M,share=on"),
-    ]);
+    add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
     add(&["-smp", &config.vcpus.to_string()]);
-    add(&[
-        "-chardev",
-        "stdio,id=console,signal=off",
-        "-serial",
-        "chardev:console",
-    ]);
+    add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     for disk in &config.disks {
-        let Disk {
-            id,
-            socket,
-            queues,
-            queue_size,
-        } = disk;
+        let Disk { id, socket, queues, queue_size } = disk;
         let socket = escape(&socket.to_string_lossy());
         add(&["-chardev", &format!("socket,id={id}-socket,path={socket}")]);
         add(&[
@@ -69,11 +50,8 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
             ),
         ]);
     }
-    let cmdline: Vec<&str> = CMDLINE
-        .iter()
-        .copied()
-        .chain(config.cmdline.iter().map(String::as_str))
-        .collect();
+    let cmdline: Vec<&str> =
+        CMDLINE.iter().copied().chain(config.cmdline.iter().map(String::as_str)).collect();
     add(&["-append", &cmdline.join(" ")]);
     arguments.extend(["-kernel".into(), config.kernel.clone().into()]);
     arguments.extend(["-initrd".into(), config.initramfs.clone().into()]);
@@ -100,9 +78,7 @@ pub(super) fn printable(command: &Command) -> String {
     let environment = command
         .get_envs()
         .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), quote(value?))));
-    let words = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(quote);
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quote);
     environment.chain(words).collect::<Vec<_>>().join(" ")
 }
 
@@ -118,9 +94,7 @@ mod tests {
     #[test]
     fn a_printed_command_can_be_pasted() {
         let mut command = Command::new("qemu");
-        command
-            .args(["-append", "a=1 b", "-m", "512M", "it's", ""])
-            .env("X", "y z");
+        command.args(["-append", "a=1 b", "-m", "512M", "it's", ""]).env("X", "y z");
         let line = printable(&command);
         assert_eq!(line, r"X='y z' qemu -append 'a=1 b' -m 512M 'it'\''s' ''");
     }

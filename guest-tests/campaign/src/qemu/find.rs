@@ -50,9 +50,7 @@ impl Qemu {
     /// The QEMU at `path`.
     pub fn at(path: &Path) -> Result<Qemu, QemuError> {
         if !process::is_executable(path) {
-            return Err(QemuError::NotAProgram {
-                path: path.to_owned(),
-            });
+            return Err(QemuError::NotAProgram { path: path.to_owned() });
         }
         Qemu::probed(path.to_owned(), None)
     }
@@ -67,15 +65,7 @@ impl Qemu {
     }
 
     fn probed(program: PathBuf, private: Option<PathBuf>) -> Result<Qemu, QemuError> {
-        let mut qemu = Qemu {
-            program,
-            version: Version {
-                major: 0,
-                minor: 0,
-                micro: 0,
-            },
-            private,
-        };
+        let mut qemu = Qemu { program, version: Version { major: 0, minor: 0, micro: 0 }, private };
         let mut command = qemu.command();
         command.arg("--version");
         let output = process::run(command, Duration::from_secs(20))?;
@@ -111,10 +101,7 @@ impl Qemu {
             // A cache path with a colon in it cannot be said to the loader; QEMU then reports the
             // library that it misses.
             command.env("LD_LIBRARY_PATH", paths.unwrap_or_default());
-            command.env(
-                "QEMU_MODULE_DIR",
-                folder.join("usr/lib/x86_64-linux-gnu/qemu"),
-            );
+            command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
             for data in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(folder.join(data));
             }
@@ -125,10 +112,7 @@ impl Qemu {
 
 /// Reads "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)".
 fn parse_version(text: &str) -> Option<Version> {
-    let words = text
-        .lines()
-        .next()?
-        .strip_prefix("QEMU emulator version ")?;
+    let words = text.lines().next()?.strip_prefix("QEMU emulator version ")?;
     let mut numbers = words.split([' ', '.']).map(|number| number.parse().ok());
     Some(Version {
         major: numbers.next()??,

@@ -17,12 +17,7 @@ use crate::progress;
 use super::{Qemu, QemuError};
 
 /// The packages that make a QEMU for x86 without a display.
-const PACKAGES: &[&str] = &[
-    "qemu-system-x86",
-    "qemu-system-common",
-    "qemu-system-data",
-    "seabios",
-];
+const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
 
 impl Qemu {
     /// The QEMU of `suite` (such as "bookworm-backports"), fetched and unpacked if it is not in the
@@ -51,15 +46,13 @@ fn fetch(cache: &Cache, suite: &str, place: &Path) -> Result<(), QemuError> {
         suites.push(suite);
     }
     let apt = Apt::open(cache, &suites, Installed::Machine)?;
-    let files = apt
-        .download_with_needs(PACKAGES, suite, &bar)
-        .map_err(|error| match error {
-            AptError::Process(source) => QemuError::NotHere {
-                suite: suite.to_owned(),
-                source: Box::new(QemuError::Process(source)),
-            },
-            error => error.into(),
-        })?;
+    let files = apt.download_with_needs(PACKAGES, suite, &bar).map_err(|error| match error {
+        AptError::Process(source) => QemuError::NotHere {
+            suite: suite.to_owned(),
+            source: Box::new(QemuError::Process(source)),
+        },
+        error => error.into(),
+    })?;
     let scratch = cache.scratch()?;
     let root = scratch.path().join("root");
     for file in &files {

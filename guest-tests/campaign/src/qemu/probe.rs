@@ -61,10 +61,7 @@ pub(super) fn accel(qemu: &Qemu) -> Result<Accel, QemuError> {
     }
     match runs(qemu, Accel::Tcg)? {
         Ok(()) => Ok(Accel::Tcg),
-        Err(message) => Err(QemuError::NoAccel {
-            path: qemu.program().to_owned(),
-            message,
-        }),
+        Err(message) => Err(QemuError::NoAccel { path: qemu.program().to_owned(), message }),
     }
 }
 
@@ -72,28 +69,16 @@ pub(super) fn accel(qemu: &Qemu) -> Result<Accel, QemuError> {
 fn runs(qemu: &Qemu, accel: Accel) -> Result<Result<(), String>, QemuError> {
     let mut firmware = vec![0xf4; FIRMWARE_BYTES];
     firmware[RESET_VECTOR..RESET_VECTOR + CODE.len()].copy_from_slice(&CODE);
-    let write = |source| QemuError::Write {
-        path: std::env::temp_dir(),
-        source,
-    };
+    let write = |source| QemuError::Write { path: std::env::temp_dir(), source };
     let mut file = tempfile::NamedTempFile::new().map_err(write)?;
     file.write_all(&firmware).map_err(write)?;
 
     let mut command = qemu.command();
-    command.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-    ]);
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     // As the machine that is started later: some hosts have a KVM that runs a plain processor and
     // fails on registers that the host's own model has.
     command.args(["-machine", "q35"]).args(accel.arguments());
-    command.args([
-        "-device",
-        &format!("isa-debug-exit,iobase={PORT:#x},iosize=1"),
-    ]);
+    command.args(["-device", &format!("isa-debug-exit,iobase={PORT:#x},iosize=1")]);
     command.arg("-bios").arg(file.path());
     let limit = Duration::from_secs(if accel == Accel::Kvm { 3 } else { 30 });
     match process::capture(command, limit, |_| {}) {

@@ -42,33 +42,12 @@ pub(super) fn is_not_permitted(error: &io::Error) -> bool {
 
 /// An operation on its way.
 enum Job {
-    Read {
-        at: u64,
-        to: Segments,
-        bounce: Option<Bounce>,
-    },
-    Write {
-        at: u64,
-        from: Segments,
-        durable: bool,
-    },
+    Read { at: u64, to: Segments, bounce: Option<Bounce> },
+    Write { at: u64, from: Segments, durable: bool },
     Flush,
-    Discard {
-        at: u64,
-        len: u64,
-    },
-    Zero {
-        at: u64,
-        len: u64,
-        step: ZeroStep,
-        durable: bool,
-    },
-    WriteZeroes {
-        at: u64,
-        end: u64,
-        chunk: Segments,
-        durable: bool,
-    },
+    Discard { at: u64, len: u64 },
+    Zero { at: u64, len: u64, step: ZeroStep, durable: bool },
+    WriteZeroes { at: u64, end: u64, chunk: Segments, durable: bool },
 }
 
 /// Where a read goes when the guest's memory does not suit O_DIRECT.
@@ -106,10 +85,8 @@ pub(super) struct RingChannel {
 
 impl RingChannel {
     pub(super) fn new(image: Arc<Image>) -> io::Result<RingChannel> {
-        let ring = IoUring::builder()
-            .setup_cqsize(IN_FLIGHT_MAX)
-            .setup_clamp()
-            .build(SUBMISSIONS)?;
+        let ring =
+            IoUring::builder().setup_cqsize(IN_FLIGHT_MAX).setup_clamp().build(SUBMISSIONS)?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let submitter = ring.submitter();
         submitter.register_eventfd(event.as_raw_fd())?;
@@ -132,41 +109,23 @@ impl RingChannel {
         match io {
             Io::Read { offset, to } => {
                 let bounce = (self.image.fits_direct(offset, to.len()) && !to.is_aligned(align))
-                    .then(|| Bounce {
-                        buf: AlignedBuf::zeroed(to.len() as usize),
-                        done: 0,
-                    });
-                Job::Read {
-                    at: offset,
-                    to,
-                    bounce,
-                }
+                    .then(|| Bounce { buf: AlignedBuf::zeroed(to.len() as usize), done: 0 });
+                Job::Read { at: offset, to, bounce }
             }
-            Io::Write {
-                offset,
-                from,
-                durable,
-            } => {
+            Io::Write { offset, from, durable } => {
                 let from = if self.image.fits_direct(offset, from.len()) && !from.is_aligned(align)
                 {
                     Segments::private(from.to_private())
                 } else {
                     from
                 };
-                Job::Write {
-                    at: offset,
-                    from,
-                    durable,
-                }
+                Job::Write { at: offset, from, durable }
             }
             Io::Flush => Job::Flush,
             Io::Discard { offset, len } => Job::Discard { at: offset, len },
-            Io::WriteZeroes {
-                offset,
-                len,
-                unmap,
-                durable,
-            } => zero_job(offset, len, self.image.zero_step(unmap), durable),
+            Io::WriteZeroes { offset, len, unmap, durable } => {
+                zero_job(offset, len, self.image.zero_step(unmap), durable)
+            }
         }
     }
 
@@ -229,11 +188,7 @@ impl RingChannel {
     /// to `done`.
     fn collect(&mut self, done: &mut dyn FnMut(u64, IoResult)) {
         let mut ended = std::mem::take(&mut self.ended);
-        ended.extend(
-            self.ring
-                .completion()
-                .map(|cqe| (cqe.user_data() as usize, cqe.result())),
-        );
+        ended.extend(self.ring.completion().map(|cqe| (cqe.user_data() as usize, cqe.result())));
         for &(index, result) in &ended {
             self.in_flight -= 1;
             let slot = &mut self.slots[index];
@@ -308,49 +263,25 @@ impl Drop for RingChannel {
 fn zero_job(at: u64, len: u64, step: ZeroStep, durable: bool) -> Job {
     if step == ZeroStep::Write {
         let zeroes = Arc::new(AlignedBuf::zeroed(len.min(ZERO_CHUNK) as usize));
-        Job::WriteZeroes {
-            at,
-            end: at + len,
-            chunk: Segments::private(zeroes),
-            durable,
-        }
+        Job::WriteZeroes { at, end: at + len, chunk: Segments::private(zeroes), durable }
     } else {
-        Job::Zero {
-            at,
-            len,
-            step,
-            durable,
-        }
+        Job::Zero { at, len, step, durable }
     }
 }
 
 /// The next thing to ask of the kernel for that job.
 fn prepare(job: &Job, image: &Image) -> squeue::Entry {
     let file = |at: u64, len: u64| {
-        if image.fits_direct(at, len) {
-            FILE
-        } else {
-            FILE_BUFFERED
-        }
+        if image.fits_direct(at, len) { FILE } else { FILE_BUFFERED }
     };
     match job {
-        Job::Read {
-            at,
-            bounce: Some(Bounce { buf, done }),
-            ..
-        } => {
+        Job::Read { at, bounce: Some(Bounce { buf, done }), .. } => {
             let left = buf.len() - done;
             // SAFETY: done <= buf.len().
             let to = unsafe { buf.as_ptr().add(*done) };
-            opcode::Read::new(file(*at, left as u64), to, left as u32)
-                .offset(*at)
-                .build()
+            opcode::Read::new(file(*at, left as u64), to, left as u32).offset(*at).build()
         }
-        Job::Read {
-            at,
-            to,
-            bounce: None,
-        } => match to.iovecs() {
+        Job::Read { at, to, bounce: None } => match to.iovecs() {
             [one] => {
                 opcode::Read::new(file(*at, to.len()), one.iov_base.cast(), one.iov_len as u32)
                     .offset(*at)
@@ -365,18 +296,11 @@ fn prepare(job: &Job, image: &Image) -> squeue::Entry {
             .build(),
         },
         Job::Write { at, from, durable } => write_entry(file(*at, from.len()), *at, from, *durable),
-        Job::WriteZeroes {
-            at,
-            end,
-            chunk,
-            durable,
-        } => {
+        Job::WriteZeroes { at, end, chunk, durable } => {
             debug_assert!(chunk.len() <= end - at);
             write_entry(file(*at, chunk.len()), *at, chunk, *durable)
         }
-        Job::Flush => opcode::Fsync::new(FILE)
-            .flags(types::FsyncFlags::DATASYNC)
-            .build(),
+        Job::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
         Job::Discard { at, len } => fallocate_entry(ZeroStep::Punch, *at, *len),
         Job::Zero { at, len, step, .. } => fallocate_entry(*step, *at, *len),
     }
@@ -384,10 +308,7 @@ fn prepare(job: &Job, image: &Image) -> squeue::Entry {
 
 fn fallocate_entry(step: ZeroStep, at: u64, len: u64) -> squeue::Entry {
     let mode = step.mode().map_or(0, |mode| mode.bits());
-    opcode::Fallocate::new(FILE_BUFFERED, len)
-        .offset(at)
-        .mode(mode.cast_signed())
-        .build()
+    opcode::Fallocate::new(FILE_BUFFERED, len).offset(at).mode(mode.cast_signed()).build()
 }
 
 fn write_entry(file: types::Fixed, at: u64, from: &Segments, durable: bool) -> squeue::Entry {
@@ -426,21 +347,13 @@ fn advance(job: &mut Job, result: i32, image: &Image) -> Next {
                 return Next::Done(Ok(()));
             }
             to.advance(n);
-            if to.is_empty() {
-                Next::Done(Ok(()))
-            } else {
-                Next::Again
-            }
+            if to.is_empty() { Next::Done(Ok(())) } else { Next::Again }
         }
         Job::Write { at, from, .. } => match moved(result) {
             Ok(n) => {
                 *at += n;
                 from.advance(n);
-                if from.is_empty() {
-                    Next::Done(Ok(()))
-                } else {
-                    Next::Again
-                }
+                if from.is_empty() { Next::Done(Ok(())) } else { Next::Again }
             }
             Err(errno) => Next::Done(Err(errno)),
         },
@@ -448,11 +361,7 @@ fn advance(job: &mut Job, result: i32, image: &Image) -> Next {
             Ok(n) => {
                 *at += n;
                 chunk.truncate(*end - *at);
-                if at == end {
-                    Next::Done(Ok(()))
-                } else {
-                    Next::Again
-                }
+                if at == end { Next::Done(Ok(())) } else { Next::Again }
             }
             Err(errno) => Next::Done(Err(errno)),
         },
@@ -465,12 +374,7 @@ fn advance(job: &mut Job, result: i32, image: &Image) -> Next {
             }
             other => other.map(drop),
         }),
-        Job::Zero {
-            at,
-            len,
-            step,
-            durable,
-        } => match result {
+        Job::Zero { at, len, step, durable } => match result {
             Ok(_) if *durable => {
                 *job = Job::Flush;
                 Next::Again

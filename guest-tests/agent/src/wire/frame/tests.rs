@@ -23,44 +23,22 @@ fn an_empty_frame_carries_no_message() {
 fn mistakes_are_told_apart() {
     let mut good = Vec::new();
     encode(1, b"[]", &mut good).unwrap();
-    assert!(matches!(
-        decode(&good[..15]),
-        Err(FrameError::Short { got: 15 })
-    ));
+    assert!(matches!(decode(&good[..15]), Err(FrameError::Short { got: 15 })));
     let mut bytes = good.clone();
     bytes[0] = b'X';
     assert!(matches!(decode(&bytes), Err(FrameError::Magic { .. })));
     let mut bytes = good.clone();
     bytes[4] = 9;
-    assert!(matches!(
-        decode(&bytes),
-        Err(FrameError::Version { version: 9, .. })
-    ));
+    assert!(matches!(decode(&bytes), Err(FrameError::Version { version: 9, .. })));
     let mut bytes = good.clone();
     bytes[6] = 1;
-    assert!(matches!(
-        decode(&bytes),
-        Err(FrameError::Version { reserved: 1, .. })
-    ));
+    assert!(matches!(decode(&bytes), Err(FrameError::Version { reserved: 1, .. })));
     let mut bytes = good.clone();
     bytes[12..16].copy_from_slice(&497u32.to_le_bytes());
-    assert!(matches!(
-        decode(&bytes),
-        Err(FrameError::Length {
-            length: 497,
-            room: 496,
-            ..
-        })
-    ));
-    assert!(matches!(
-        decode_message::<ToHost>(&good),
-        Err(FrameError::Message { seq: 1, .. })
-    ));
+    assert!(matches!(decode(&bytes), Err(FrameError::Length { length: 497, room: 496, .. })));
+    assert!(matches!(decode_message::<ToHost>(&good), Err(FrameError::Message { seq: 1, .. })));
     let long = vec![b' '; MAX_PAYLOAD + 1];
-    assert!(matches!(
-        encode(1, &long, &mut bytes),
-        Err(FrameError::TooLong { .. })
-    ));
+    assert!(matches!(encode(1, &long, &mut bytes), Err(FrameError::TooLong { .. })));
 }
 
 #[test]

@@ -1,49 +1,23 @@
 use super::*;
 
 fn thread(name: &str, ops: Vec<Op>) -> Thread {
-    Thread {
-        name: name.into(),
-        ops,
-    }
+    Thread { name: name.into(), ops }
 }
 
 fn store() -> Op {
-    Op::Store {
-        file: "raced".into(),
-        offset: 0,
-        value: 1,
-    }
+    Op::Store { file: "raced".into(), offset: 0, value: 1 }
 }
 
 fn open() -> Op {
-    Op::Open {
-        file: "raced".into(),
-        path: "raced".into(),
-        create: true,
-        direct: false,
-    }
+    Op::Open { file: "raced".into(), path: "raced".into(), create: true, direct: false }
 }
 
 #[test]
 fn a_workload_survives_the_wire() {
     let workload = Workload {
-        setup: vec![
-            Op::Mount {
-                options: "noatime".into(),
-            },
-            open(),
-        ],
+        setup: vec![Op::Mount { options: "noatime".into() }, open()],
         threads: vec![
-            thread(
-                "storer",
-                vec![
-                    Op::Delay {
-                        min_us: 2000,
-                        max_us: 22000,
-                    },
-                    store(),
-                ],
-            ),
+            thread("storer", vec![Op::Delay { min_us: 2000, max_us: 22000 }, store()]),
             thread("other", vec![Op::Barrier { name: "go".into() }]),
         ],
         finish: vec![Op::Umount {}],
@@ -57,14 +31,7 @@ fn a_workload_survives_the_wire() {
 #[test]
 fn mistakes_name_their_place() {
     let check = |threads, setup| {
-        Workload {
-            setup,
-            threads,
-            ..Workload::default()
-        }
-        .check()
-        .unwrap_err()
-        .to_string()
+        Workload { setup, threads, ..Workload::default() }.check().unwrap_err().to_string()
     };
     assert_eq!(
         check(vec![thread("a", vec![store()])], vec![]),
@@ -80,25 +47,11 @@ fn mistakes_name_their_place() {
             .ends_with("only threads can do this")
     );
     assert!(
-        check(
-            vec![],
-            vec![Op::Delay {
-                min_us: 2,
-                max_us: 1
-            }]
-        )
-        .contains("`min_us` 2 is above")
+        check(vec![], vec![Op::Delay { min_us: 2, max_us: 1 }]).contains("`min_us` 2 is above")
     );
-    let parked = Op::AwaitParked {
-        thread: "b".into(),
-        within: vec![],
-        limit_ms: 1,
-    };
+    let parked = Op::AwaitParked { thread: "b".into(), within: vec![], limit_ms: 1 };
     assert!(check(vec![thread("a", vec![parked])], vec![]).contains("no thread \"b\""));
-    let await_long = Op::Await {
-        signal: "x".into(),
-        limit_ms: 60_001,
-    };
+    let await_long = Op::Await { signal: "x".into(), limit_ms: 60_001 };
     assert!(check(vec![], vec![await_long]).contains("at most 60000"));
     for path in ["", "/etc", "../x", "a/../b", "a//b"] {
         let message = check(vec![], vec![Op::Unlink { path: path.into() }]);

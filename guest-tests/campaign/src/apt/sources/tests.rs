@@ -48,10 +48,7 @@ fn one_line_entries() {
 #[test]
 fn deb822_stanzas() {
     let sources = parse_deb822(DEB822);
-    let places: Vec<_> = sources
-        .iter()
-        .map(|s| (s.uri.as_str(), s.suite.as_str()))
-        .collect();
+    let places: Vec<_> = sources.iter().map(|s| (s.uri.as_str(), s.suite.as_str())).collect();
     let expected = [
         ("https://mirror.example/debian/", "trixie"),
         ("https://mirror.example/debian/", "trixie-updates"),
@@ -59,10 +56,7 @@ fn deb822_stanzas() {
     ];
     assert_eq!(places, expected);
     let key = sources[2].signed_by.as_deref().unwrap();
-    assert!(
-        key.contains("\n -----BEGIN") && key.contains("\n .\n"),
-        "{key}"
-    );
+    assert!(key.contains("\n -----BEGIN") && key.contains("\n .\n"), "{key}");
     assert_eq!(parse_deb822(&sources[2].to_deb822()), [sources[2].clone()]);
 }
 
@@ -100,10 +94,7 @@ fn an_entry_of_the_suite_itself_goes_first() {
         for_suite(&sources, "bookworm-backports").unwrap().uri,
         "http://near.example/debian"
     );
-    assert_eq!(
-        for_suite(&sources, "sid").unwrap().uri,
-        "http://mirror.example/debian"
-    );
+    assert_eq!(for_suite(&sources, "sid").unwrap().uri, "http://mirror.example/debian");
 }
 
 #[test]

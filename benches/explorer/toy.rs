@@ -35,7 +35,7 @@ impl Word {
     }
 
     fn set(&mut self, at: u32, bits: u32, value: u64) {
-        let mask = (1 << bits) - 1 << at;
+        let mask = ((1 << bits) - 1) << at;
         self.0 = self.0 & !mask | value << at;
     }
 
@@ -113,11 +113,9 @@ impl Toy {
             0 => state.set_flag(block, Flag::Locked, true),
             1 if state.status(block) >= DELAYED => next = 5,
             2 => state.set(SEM, 1, 1),
-            3 => {
-                if !self.recheck || state.status(block) < DELAYED {
-                    state.set_status(block, DELAYED);
-                    state.set(RESERVED, 3, state.get(RESERVED, 3) + 1);
-                }
+            3 if !self.recheck || state.status(block) < DELAYED => {
+                state.set_status(block, DELAYED);
+                state.set(RESERVED, 3, state.get(RESERVED, 3) + 1);
             }
             4 => state.set(SEM, 1, 0),
             5 => {
@@ -176,7 +174,7 @@ impl Toy {
                 let block = (pc / 5) as u8;
                 self.writeback
                     && block < self.stores
-                    && (pc % 5 != 0 || !state.flag(block, Flag::Locked))
+                    && (!pc.is_multiple_of(5) || !state.flag(block, Flag::Locked))
                     && (pc % 5 != 1 || sem_free)
             }
             block => {

@@ -21,7 +21,6 @@
 mod control;
 mod inbox;
 mod layout;
-mod lead;
 mod state;
 mod view;
 
@@ -35,14 +34,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use pipeline::{Input, Nanos, Op, Outcome, Request, RequestId, Want};
 
 use crate::clock::Clock;
+use crate::lead::Lead;
 use crate::link::Mailbox;
 use crate::sink::{Log, Sinks};
 use crate::storage::Storage;
 use crate::timer::{Alarm, Timer};
 
-use lead::{LEAD_MAX_NS, Lead};
 use state::State;
 use view::View;
+
+/// Longest time by which a release is sent ahead, in nanoseconds, and so the longest time that a
+/// queue thread waits actively.
+const LEAD_MAX_NS: u64 = 80_000;
 
 /// How much the engine wants to know of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +128,7 @@ impl Engine {
     /// When the system gives no eventfd, timerfd or thread.
     pub fn new(options: EngineOptions) -> io::Result<Arc<Engine>> {
         let clock = Clock::start();
-        let lead = Arc::new(Lead::default());
+        let lead = Arc::new(Lead::new(LEAD_MAX_NS));
         let inboxes = (0..options.queues)
             .map(|_| Inbox::new(clock, Arc::clone(&lead)).map(Arc::new))
             .collect::<io::Result<Vec<_>>>()?;

@@ -7,6 +7,7 @@ mod completion;
 mod config;
 pub mod control;
 pub mod engine;
+mod lead;
 pub mod link;
 mod queue;
 mod request;

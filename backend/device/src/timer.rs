@@ -3,9 +3,8 @@
 //! In: the earliest time at which something is due. Out: a call of the handler at that time.
 //! Must not know: what is due.
 //!
-//! The timerfd fires [`SPIN_NS`] early and the thread spins over the rest: waking a thread costs
-//! tens of microseconds, give or take as much again, which would all go into the latency of the
-//! request. The spin happens only when something is due, so an idle daemon costs nothing.
+//! The timerfd fires early, by what wake-ups took lately ([`Lead`]), and the thread spins over
+//! the rest. It spins only when something is due, so an idle daemon costs nothing.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,10 +19,10 @@ use rustix::time::{
 };
 
 use crate::clock::Clock;
+use crate::lead::Lead;
 
-/// How long before the due time the thread is woken, in nanoseconds: more than a wake-up usually
-/// takes on an idle machine.
-const SPIN_NS: u64 = 60_000;
+/// Longest time that the thread is woken early and spins, in nanoseconds.
+const SPIN_MAX_NS: u64 = 200_000;
 
 /// Nothing is due.
 const NEVER: u64 = u64::MAX;
@@ -45,8 +44,12 @@ pub struct Alarm {
 struct Shared {
     fd: OwnedFd,
     clock: Clock,
-    /// What the timerfd is set for, before the spin is taken off; [`NEVER`] when it is not.
+    /// What is waited for; [`NEVER`] if nothing is.
     due: AtomicU64,
+    /// What the timerfd is set for: earlier than that.
+    fires: AtomicU64,
+    /// How much earlier.
+    lead: Lead,
     stop: AtomicBool,
 }
 
@@ -57,8 +60,15 @@ impl Alarm {
     /// When the system gives no timerfd.
     pub fn new(clock: Clock) -> io::Result<Alarm> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
-        let (due, stop) = (AtomicU64::new(NEVER), AtomicBool::new(false));
-        Ok(Alarm { shared: Arc::new(Shared { fd, clock, due, stop }) })
+        let shared = Shared {
+            fd,
+            clock,
+            due: AtomicU64::new(NEVER),
+            fires: AtomicU64::new(0),
+            lead: Lead::new(SPIN_MAX_NS),
+            stop: AtomicBool::new(false),
+        };
+        Ok(Alarm { shared: Arc::new(shared) })
     }
 
     /// Has the handler called at `due`, or before.
@@ -70,7 +80,7 @@ impl Alarm {
     pub fn set(&self, due: Nanos) {
         if due.0 < self.shared.due.load(Ordering::Relaxed) {
             self.shared.due.store(due.0, Ordering::Release);
-            self.shared.program(Nanos(due.0.saturating_sub(SPIN_NS)));
+            self.shared.program(Nanos(due.0.saturating_sub(self.shared.lead.get_ns())));
         }
     }
 
@@ -92,6 +102,8 @@ impl Alarm {
 
 impl Shared {
     fn program(&self, at: Nanos) {
+        // A time that is past fires now, and says nothing about how long wake-ups take.
+        self.fires.store(at.max(self.clock.now()).0, Ordering::Release);
         // A zero time would disarm the timerfd; the clock's own zero never is one, the machine
         // having booted before.
         let timer = Itimerspec {
@@ -110,8 +122,14 @@ impl Shared {
                 return false;
             }
             match rustix::io::read(self.fd.as_fd(), &mut [0_u8; 8]) {
-                Ok(_) if self.spin() => return true,
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {
+                    let fired = Nanos(self.fires.load(Ordering::Acquire));
+                    self.lead.observe(self.clock.now().since(fired));
+                    if self.spin() {
+                        return true;
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for the timer: delays have stopped");
                     return false;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pipeline::{Nanos, RequestId};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::lead::Lead;
 use crate::clock::Clock;
+use crate::lead::Lead;
 
 /// How a parked request goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ struct List {
 struct Waiting {
     id: RequestId,
     release: Release,
-    /// At most [`super::lead::LEAD_MAX_NS`] in the future.
+    /// At most [`super::LEAD_MAX_NS`] in the future.
     due: Nanos,
 }
 

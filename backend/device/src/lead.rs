@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// An estimate of the time that a wake-up takes: mean and mean deviation, smoothed as TCP does
 /// for round trips (RFC 6298). Updates that race may lose one value, which does no harm.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the unit ends every name")]
 pub(crate) struct Lead {
     max_ns: u64,
     mean_ns: AtomicU64,

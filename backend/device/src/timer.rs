@@ -3,7 +3,7 @@
 //! In: the earliest time at which something is due. Out: a call of the handler at that time.
 //! Must not know: what is due.
 //!
-//! The timerfd fires early, by what wake-ups took lately ([`Lead`]), and the thread spins over
+//! The timerfd fires early, by what wake-ups took lately (`Lead`), and the thread spins over
 //! the rest. It spins only when something is due, so an idle daemon costs nothing.
 
 use std::io;

@@ -27,6 +27,11 @@ pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
 /// How long a guest may take until the agent is ready. An emulated one needs 4 s on an idle host.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Boots after which a guest whose kernel dies each time is given up. Under TCG of QEMU 7.2 a
+/// virtual CPU can keep a stale translation of code that another one patches (the kernel's jump
+/// labels), and then stops at an `int3` that is not there any more: "Oops: int3", now and then,
+/// while the kernel boots.
+const MOST_BOOTS: u32 = 3;
 /// How long a guest may take to power off.
 const OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long the agent may take for something that takes it no time.
@@ -103,14 +108,35 @@ pub struct Guest {
     inbox: Inbox,
     hello: Hello,
     next_id: u64,
+    failed_boots: Vec<GuestError>,
 }
 
 impl Guest {
-    /// Starts the backend and the machine, and waits for the agent.
+    /// Starts the backend and the machine, and waits for the agent. A kernel that dies before the
+    /// agent is ready is booted again, up to three times in all.
     ///
     /// # Errors
     /// A part that does not start, and a guest that does not boot, with its last console lines.
     pub fn boot(config: &GuestConfig) -> Result<Guest, GuestError> {
+        let mut failed = Vec::new();
+        loop {
+            match Guest::boot_once(config) {
+                Ok(mut guest) => {
+                    guest.failed_boots = failed;
+                    return Ok(guest);
+                }
+                Err(error) if error.is_dead_kernel() => failed.push(error),
+                Err(error) => return Err(error),
+            }
+            if failed.len() == MOST_BOOTS as usize
+                && let Some(last) = failed.pop()
+            {
+                return Err(GuestError::Boots { times: MOST_BOOTS, source: Box::new(last) });
+            }
+        }
+    }
+
+    fn boot_once(config: &GuestConfig) -> Result<Guest, GuestError> {
         let initramfs = initramfs(config)?;
         let mut inbox = Inbox::new();
         let backend = Backend::start(&config.backend, &inbox.sender())?;
@@ -157,12 +183,18 @@ impl Guest {
             inbox,
             hello,
             next_id: 0,
+            failed_boots: Vec::new(),
         })
     }
 
     /// What the agent said about the guest.
     pub fn hello(&self) -> &Hello {
         &self.hello
+    }
+
+    /// How the boots ended that came before the one that succeeded; empty as a rule.
+    pub fn failed_boots(&self) -> &[GuestError] {
+        &self.failed_boots
     }
 
     /// The backend's control socket, for whatever this type does not do.

@@ -120,7 +120,11 @@ impl Machine {
 
 /// Boots, and on failure tells the last lines of the console.
 pub(crate) fn boot(config: &GuestConfig) -> Result<Guest> {
-    Guest::boot(config).with_context(|| format!("booting {}", config.kernel.name))
+    let guest = Guest::boot(config).with_context(|| format!("booting {}", config.kernel.name))?;
+    for error in guest.failed_boots() {
+        eprintln!("guest tests: {} was booted anew: {error}", config.kernel.name);
+    }
+    Ok(guest)
 }
 
 /// Runs a program that must succeed.

@@ -6,6 +6,7 @@
 //! What cannot run here (a QEMU that is not to be had, a package that is gone) is listed as
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
+mod boot;
 mod faults;
 mod founding;
 mod integrity;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         }
     };
     let mut tests: Vec<Trial> = Vec::new();
+    tests.extend(boot::tests(&machine));
     tests.extend(integrity::tests(&machine));
     tests.extend(layout::tests(&machine));
     tests.extend(faults::tests(&machine));

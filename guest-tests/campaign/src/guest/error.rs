@@ -39,6 +39,14 @@ pub enum GuestError {
     /// operator interrupted.
     #[error(transparent)]
     Wait(#[from] WaitError),
+    /// Its kernel died before the agent was ready, each time.
+    #[error("{times} boots failed, the last one")]
+    Boots {
+        /// How often it was tried.
+        times: u32,
+        /// The last failure.
+        source: Box<GuestError>,
+    },
     /// A message has no JSON form.
     #[error("A message to the agent has no JSON form")]
     Message(#[source] serde_json::Error),
@@ -77,6 +85,11 @@ pub enum GuestError {
 }
 
 impl GuestError {
+    /// Whether the guest's kernel ended by itself: it panicked, or the machine stopped.
+    pub(super) fn is_dead_kernel(&self) -> bool {
+        matches!(self, GuestError::Wait(WaitError::Panicked { .. } | WaitError::VmExited { .. }))
+    }
+
     /// Whether the operator asked for the end: nothing is to be tried again.
     pub fn is_interrupt(&self) -> bool {
         matches!(

@@ -140,7 +140,7 @@ impl<'a> Runner<'a> {
     fn attempt(&mut self, arm: &'a Arm, trial: u32) -> Result<(Observed, f64), GuestError> {
         let mut guest = match self.guest.take() {
             Some(guest) => guest,
-            None => self.boot()?,
+            None => self.boot(arm, trial)?,
         };
         self.booted = true;
         let started = Instant::now();
@@ -149,18 +149,18 @@ impl<'a> Runner<'a> {
             self.loaded = Some(&arm.name);
         }
         let plan = &self.order.plan;
-        let trial = Trial {
+        let order = Trial {
             trial: u64::from(trial),
             seed: trial_seed(self.order.seed, trial),
             workload: plan.workload.clone(),
         };
-        let observed = guest.run(trial, plan.guest.trial_limit);
+        let observed = guest.run(order, plan.guest.trial_limit);
         // Kept also after a failure: its console is evidence.
         self.guest = Some(guest);
         Ok((observed?, started.elapsed().as_secs_f64()))
     }
 
-    fn boot(&mut self) -> Result<Guest, GuestError> {
+    fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
         let order = self.order;
         let mut backend = BackendConfig::new(order.image.clone());
         backend.queues = order.queues;
@@ -168,7 +168,7 @@ impl<'a> Runner<'a> {
         backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));
         self.boots += 1;
         self.loaded = None;
-        Guest::boot(&GuestConfig {
+        let guest = Guest::boot(&GuestConfig {
             qemu: order.qemu.clone(),
             accel: order.accel,
             kernel: self.kernel.clone(),
@@ -176,7 +176,12 @@ impl<'a> Runner<'a> {
             vcpus: order.vcpus,
             backend,
             programs: Vec::new(),
-        })
+        })?;
+        for error in guest.failed_boots() {
+            let text = format!("the guest died while booting and was booted anew: {error}");
+            self.find(arm, trial, text);
+        }
+        Ok(guest)
     }
 
     fn record(

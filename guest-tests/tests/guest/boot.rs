@@ -1,0 +1,59 @@
+//! Goal: a kernel that dies while it boots is booted again, and given up after three times.
+//! Method: kernel parameters that leave no init to run; and a QEMU that once, before it starts
+//! the real one, says what a dying kernel says.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use anyhow::{Result, bail, ensure};
+use campaign::guest::{Guest, GuestError};
+use campaign::qemu::Qemu;
+use libtest_mimic::Trial;
+
+use crate::machine::{Machine, Which};
+
+const KERNEL: &str = "debian-5.10.223";
+
+pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
+    vec![
+        machine.test("boot::a_dying_kernel_is_given_up", Which::Own, given_up),
+        machine.test("boot::a_kernel_that_died_once_is_booted_anew", Which::Own, booted_anew),
+    ]
+}
+
+fn given_up(machine: &Machine) -> Result<()> {
+    let mut config = machine.guest(Which::Own, KERNEL, &machine.image(64)?)?;
+    config.cmdline = vec!["rdinit=/none".to_owned()];
+    match Guest::boot(&config) {
+        Err(GuestError::Boots { times: 3, source }) => {
+            let text = source.to_string();
+            ensure!(text.contains("Kernel panic - not syncing"), "{text}");
+            Ok(())
+        }
+        Err(error) => bail!("not the error that was to be expected: {error:#}"),
+        Ok(_) => bail!("the guest booted without an init"),
+    }
+}
+
+fn booted_anew(machine: &Machine) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (script, mark) = (folder.path().join("qemu"), folder.path().join("died"));
+    let real = machine.qemu().0.program().display();
+    let mark_path = mark.display();
+    let text = format!(
+        "#!/bin/sh\n\
+         if [ \"$1\" != --version ] && [ ! -e '{mark_path}' ]; then\n\
+         : > '{mark_path}'; echo 'Kernel panic - not syncing: once'; exit 0\n\
+         fi\n\
+         exec '{real}' \"$@\"\n"
+    );
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let mut config = machine.guest(Which::Own, KERNEL, &machine.image(64)?)?;
+    config.qemu = Qemu::at(&script)?;
+    let guest = Guest::boot(&config)?;
+    let died: Vec<String> = guest.failed_boots().iter().map(ToString::to_string).collect();
+    ensure!(died.len() == 1 && died[0].contains("not syncing: once"), "{died:?}");
+    guest.shutdown()?;
+    Ok(())
+}

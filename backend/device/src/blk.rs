@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tracing::info;
 
+use crate::control::Front;
 use crate::engine::Engine;
 use crate::storage::{Storage, StorageError};
 
@@ -175,6 +176,12 @@ impl Device {
             connection.config_changed();
         }
         Ok(())
+    }
+}
+
+impl Front for Device {
+    fn resize(&self, bytes: u64) -> Result<(), StorageError> {
+        Device::resize(self, bytes)
     }
 }
 

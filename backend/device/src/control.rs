@@ -10,7 +10,7 @@
 mod client;
 mod commands;
 
-pub use commands::Target;
+pub use commands::{Front, Target};
 
 use std::io;
 use std::os::unix::net::UnixListener;

@@ -26,6 +26,7 @@ mod view;
 
 pub use control::LayoutError;
 pub use inbox::{Inbox, Release};
+pub use view::{Watch, Watcher};
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +56,7 @@ pub enum Interest {
     None,
     /// Call [`Engine::arrive`] and [`Engine::complete`], without data.
     Event,
-    /// Writes only. Copy the data to a private buffer first (the guest may change its own while
+    /// Writes and stores only. Copy the data to a private buffer first (the guest may change its own while
     /// we look), pass that buffer to [`Engine::arrive`] and [`Engine::complete`], and store from
     /// it.
     EventWithBytes,
@@ -177,6 +178,22 @@ impl Engine {
         self.view.interest(op, sector, sectors)
     }
 
+    /// Why a page of persistent memory must not stay in the host's page cache. Takes no lock.
+    #[inline]
+    pub fn watch(&self, sector: u64, sectors: u64) -> Watch {
+        self.view.watch(sector, sectors)
+    }
+
+    /// The same for many pages, by one state of rules and layout.
+    pub fn watcher(&self) -> Watcher {
+        self.view.watcher()
+    }
+
+    /// How often rules or layout have changed: other pages may be watched since.
+    pub fn view_version(&self) -> u64 {
+        self.view.version()
+    }
+
     /// A request was taken from a queue. `bytes` is the data of a write for which
     /// [`Engine::interest`] said [`Interest::EventWithBytes`].
     pub fn arrive(&self, request: &ArrivingRequest, bytes: Option<&[u8]>) -> Disposition {
@@ -227,13 +244,13 @@ impl Engine {
         let state = &mut *guard;
         if outcome == Outcome::Ok {
             match op {
-                Op::Write => {
+                Op::Write | Op::Store => {
                     if let Some(bytes) = bytes {
                         self.write_done(state, now, sector, bytes);
                     }
                 }
                 Op::Discard | Op::WriteZeroes => self.zeroed(state, now, sector, sectors),
-                Op::Read | Op::Flush | Op::Fault | Op::Store => {}
+                Op::Read | Op::Flush | Op::Fault => {}
             }
         }
         let submitted = state

@@ -73,6 +73,10 @@ impl Storage for Link {
         Ok(())
     }
 
+    fn write_at(&self, _offset: u64, _bytes: &[u8]) -> Result<(), Errno> {
+        Err(Errno::INVAL)
+    }
+
     fn sync(&self) -> Result<(), Errno> {
         Ok(())
     }

@@ -107,6 +107,10 @@ pub trait Storage: Send + Sync {
     /// from the side (the layout parser).
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno>;
 
+    /// Stores `bytes` at byte `offset`, in the calling thread; for those whose bytes come from
+    /// elsewhere than a virtqueue (the page server).
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno>;
+
     /// Everything that was done before would survive a power cut; in the calling thread.
     fn sync(&self) -> Result<(), Errno>;
 

@@ -60,6 +60,9 @@ pub enum Request {
     },
     /// Drop the overlay: the disk is as it was at start. Answer: [`Response::Done`].
     Reset,
+    /// Persistent memory: make every page that a rule may want slow again now, rather than some
+    /// milliseconds after it was touched. Answer: [`Response::Done`].
+    Rearm,
     /// Change the size of the disk and tell the guest. Answer: [`Response::Done`].
     Resize {
         /// New size.

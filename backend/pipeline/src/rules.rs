@@ -68,6 +68,7 @@ pub use error::{RulesError, RulesProblem};
 use crate::delay::Delay;
 use crate::errno::Errno;
 use crate::event::RulesText;
+use crate::filter::Filter;
 use crate::ranges::Ranges;
 use ext4_layout::Written;
 
@@ -226,6 +227,13 @@ impl RuleSet {
     /// Whether a rule, armed or not, goes by class: then the layout of the disk must be known.
     pub fn needs_classes(&self) -> bool {
         self.rules.iter().any(|rule| rule.matches.kinds != 0)
+    }
+
+    /// What the rules can want, whether they are armed now or not, and whether or not somebody
+    /// reads the events: a page of persistent memory whose first touch is to be seen must be
+    /// kept out of caches before the rule that wants it is armed.
+    pub fn filter(&self) -> Filter {
+        Filter::new(|| self.rules.iter(), false)
     }
 
     /// No rules at all.

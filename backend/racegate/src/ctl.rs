@@ -73,6 +73,8 @@ enum Command {
     },
     /// Drop what the guest has written to an overlay: the disk is as it was at start
     Reset,
+    /// Persistent memory: make every page that a rule may want slow again, now
+    Rearm,
     /// Change the size of the disk and tell the guest
     Resize {
         /// New size in bytes, a multiple of 512
@@ -145,6 +147,7 @@ fn request(command: Command) -> Result<Request> {
             })?,
         },
         Command::Reset => Request::Reset,
+        Command::Rearm => Request::Rearm,
         Command::Resize { bytes } => Request::Resize { bytes },
         Command::Shutdown => Request::Shutdown,
     })

@@ -8,24 +8,56 @@ use std::sync::Arc;
 
 use agent::wire::ToGuest;
 use pipeline::control::{Request, Response};
+use pipeline::event::RulesText;
 
-use crate::blk::Device;
 use crate::engine::Engine;
 use crate::link::Mailbox;
 use crate::sink::Subscription;
 use crate::stop::Stop;
-use crate::storage::SECTOR_BYTES;
+use crate::storage::{SECTOR_BYTES, StorageError};
 
 /// What the server controls.
 pub struct Target {
     /// Rules, events, layout.
     pub engine: Arc<Engine>,
-    /// The disk.
-    pub device: Arc<Device>,
+    /// What the guest has.
+    pub front: Arc<dyn Front>,
     /// Messages for the agent; `None` without a link disk.
     pub mailbox: Option<Arc<Mailbox>>,
     /// Ends the program.
     pub stop: Arc<Stop>,
+}
+
+/// The front of an engine: what lies between it and the guest, and what commands do to it.
+pub trait Front: Send + Sync {
+    /// Another size, in bytes, a multiple of 512; the guest is told.
+    ///
+    /// # Errors
+    /// The storage cannot.
+    fn resize(&self, bytes: u64) -> Result<(), StorageError>;
+
+    /// Brings to the engine what the guest has stored and only the host's page cache has seen,
+    /// as far as the layout may follow from it.
+    fn settle(&self) {}
+
+    /// Makes every page that a rule may want slow again.
+    ///
+    /// # Errors
+    /// There are no pages, or they are busy.
+    fn rearm(&self) -> Result<(), StorageError> {
+        Err(StorageError::Unsupported { what: "be armed anew: it has no pages" })
+    }
+
+    /// Other rules are in force.
+    fn rules_changed(&self) {}
+
+    /// Puts the storage back to its state at the start, and the guest sees that.
+    ///
+    /// # Errors
+    /// The storage cannot.
+    fn reset(&self, engine: &Engine) -> Result<(), StorageError> {
+        engine.reset()
+    }
 }
 
 /// What a line leads to.
@@ -51,9 +83,7 @@ impl Target {
         };
         let result = match request {
             Request::List => Ok(self.rules()),
-            Request::Load(text) => {
-                self.engine.load(&text).map_err(|e| chain(&e)).map(|()| self.rules())
-            }
+            Request::Load(text) => self.load(&text),
             Request::Arm { rule } => done(self.engine.arm(&rule, true)),
             Request::Disarm { rule } => done(self.engine.arm(&rule, false)),
             Request::Release { rule } => self
@@ -63,19 +93,23 @@ impl Target {
                 .map_err(|e| chain(&e)),
             Request::Stats => Ok(Response::Stats(self.engine.stats())),
             Request::Layout { sector: None, sectors: None } => {
+                self.front.settle();
                 Ok(Response::LayoutSummary { sectors: self.engine.layout_summary() })
             }
-            Request::Layout { sector, sectors } => self
-                .engine
-                .layout(sector.unwrap_or(0), sectors.unwrap_or(1))
-                .map(|ranges| Response::Layout { ranges })
-                .map_err(|e| chain(&e)),
+            Request::Layout { sector, sectors } => {
+                self.front.settle();
+                self.engine
+                    .layout(sector.unwrap_or(0), sectors.unwrap_or(1))
+                    .map(|ranges| Response::Layout { ranges })
+                    .map_err(|e| chain(&e))
+            }
             Request::Events => match self.engine.subscribe() {
                 Ok(subscription) => return Answer::Subscribed(subscription),
                 Err(error) => Err(format!("cannot make an event stream: {error}")),
             },
             Request::Send { message } => self.send(message),
-            Request::Reset => done(self.engine.reset()),
+            Request::Reset => done(self.front.reset(&self.engine)),
+            Request::Rearm => done(self.front.rearm()),
             Request::Resize { bytes } => self.resize(bytes),
             Request::Shutdown => return Answer::Shutdown,
         };
@@ -88,6 +122,14 @@ impl Target {
     fn rules(&self) -> Response {
         let (file, rules) = self.engine.list();
         Response::Rules { file, rules }
+    }
+
+    fn load(&self, text: &RulesText) -> Result<Response, String> {
+        // The layout that rules by class need is read from storage.
+        self.front.settle();
+        self.engine.load(text).map_err(|error| chain(&error))?;
+        self.front.rules_changed();
+        Ok(self.rules())
     }
 
     fn send(&self, message: serde_json::Value) -> Result<Response, String> {
@@ -106,7 +148,7 @@ impl Target {
                  more than 0"
             ));
         }
-        let resized = done(self.device.resize(bytes));
+        let resized = done(self.front.resize(bytes));
         self.engine.resized();
         resized
     }

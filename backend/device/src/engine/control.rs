@@ -56,6 +56,7 @@ impl Engine {
         let mut guard = self.state();
         let now = guard.now(self.clock);
         let state = &mut *guard;
+        state.watch = Arc::new(rules.filter());
         state.core.load(now, rules, &mut state.outbox);
         // Before the new filter is seen: a request that it wants finds its classes.
         self.keep_layout(state, now);

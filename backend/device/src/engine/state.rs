@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard};
 use ext4_layout::{Layout, LayoutMap, Span};
 use pipeline::{Action, Core, Filter, Nanos, Outbox, RequestId};
 
+use super::view::Snapshot;
 use super::{Disposition, Engine, Release};
 use crate::clock::Clock;
 
@@ -21,6 +22,8 @@ pub(super) struct State {
     pub(super) spans: Vec<Span>,
     /// The filter of `core`, as it was last published.
     pub(super) filter: Arc<Filter>,
+    /// What the loaded rules can want, armed or not.
+    pub(super) watch: Arc<Filter>,
     /// `None` while nobody needs it.
     pub(super) layout: Option<Layout>,
     /// The map of `layout`.
@@ -59,6 +62,7 @@ impl State {
             outbox: Outbox::default(),
             spans: Vec::new(),
             filter,
+            watch: Arc::new(Filter::nothing()),
             layout: None,
             map: None,
             layout_asked: false,
@@ -188,6 +192,10 @@ impl Engine {
 
     /// Makes the filter and the map of the state those that queue threads see.
     pub(super) fn publish(&self, state: &State) {
-        self.view.publish(Arc::clone(&state.filter), state.map.clone());
+        self.view.publish(Snapshot {
+            filter: Arc::clone(&state.filter),
+            watch: Arc::clone(&state.watch),
+            map: state.map.clone(),
+        });
     }
 }

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{ArrivingRequest, Disposition, Engine, EngineOptions, Interest, Release};
 use crate::sink::{Log, Subscription};
 use crate::storage::SECTOR_BYTES;
+use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 
 const DISK_BYTES: u64 = 64 << 20;

@@ -1,10 +1,10 @@
 //! What queue threads read without a lock: the filter and the map, as one snapshot.
 //!
-//! In: a new snapshot whenever one of them changes. Out: [`Interest`].
+//! In: a new snapshot whenever one of them changes. Out: [`Interest`], [`Watch`].
 //! Must not know: the core, the layout's owner.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use ext4_layout::{Kind, LayoutMap};
@@ -16,25 +16,82 @@ use super::Interest;
 pub(super) struct View {
     /// Somebody may want something; read before anything else.
     active: AtomicBool,
+    /// How often the snapshot was replaced.
+    version: AtomicU64,
     snapshot: ArcSwap<Snapshot>,
 }
 
-struct Snapshot {
-    filter: Arc<Filter>,
-    map: Option<Arc<LayoutMap>>,
+/// One state of what rules and layout want.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) filter: Arc<Filter>,
+    /// The filter of all rules, armed or not, without the log.
+    pub(super) watch: Arc<Filter>,
+    pub(super) map: Option<Arc<LayoutMap>>,
+}
+
+/// Why a page of persistent memory must not stay in the host's page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watch {
+    /// It may: nobody wants to know of it.
+    Nothing,
+    /// What the guest stores there matters (the layout follows from it, or a rule is about
+    /// stores), and is only seen when it is written back.
+    Stores,
+    /// A rule may want its first touch.
+    Touches,
+}
+
+/// [`Watch`] of any number of pages, for one state of rules and layout.
+#[derive(Clone, Debug)]
+pub struct Watcher(Arc<Snapshot>);
+
+impl Watcher {
+    /// Why those sectors are watched.
+    pub fn watch(&self, sector: u64, sectors: u64) -> Watch {
+        self.0.watch(sector, sectors)
+    }
+
+    /// Whether the layout is known; without it, it is not known which stores matter to it.
+    pub fn has_layout(&self) -> bool {
+        self.0.map.is_some()
+    }
 }
 
 impl View {
     pub(super) fn nothing() -> View {
-        let snapshot = Snapshot { filter: Arc::new(Filter::nothing()), map: None };
-        View { active: AtomicBool::new(false), snapshot: ArcSwap::from_pointee(snapshot) }
+        let nothing = Arc::new(Filter::nothing());
+        let snapshot = Snapshot { filter: Arc::clone(&nothing), watch: nothing, map: None };
+        View {
+            active: AtomicBool::new(false),
+            version: AtomicU64::new(0),
+            snapshot: ArcSwap::from_pointee(snapshot),
+        }
     }
 
     /// Replaces the snapshot.
-    pub(super) fn publish(&self, filter: Arc<Filter>, map: Option<Arc<LayoutMap>>) {
-        let active = map.is_some() || Op::ALL.iter().any(|op| filter.wants(*op) != Want::Nothing);
-        self.snapshot.store(Arc::new(Snapshot { filter, map }));
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        let wanted = |filter: &Filter| Op::ALL.iter().any(|op| filter.wants(*op) != Want::Nothing);
+        let active = snapshot.map.is_some() || wanted(&snapshot.filter) || wanted(&snapshot.watch);
+        self.snapshot.store(Arc::new(snapshot));
         self.active.store(active, Ordering::Release);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    pub(super) fn watcher(&self) -> Watcher {
+        Watcher(self.snapshot.load_full())
+    }
+
+    #[inline]
+    pub(super) fn watch(&self, sector: u64, sectors: u64) -> Watch {
+        if !self.active.load(Ordering::Relaxed) {
+            return Watch::Nothing;
+        }
+        self.snapshot.load().watch(sector, sectors)
     }
 
     #[inline]
@@ -53,7 +110,9 @@ impl Snapshot {
         let mut kinds = 0;
         if let Some(map) = &self.map {
             match op {
-                Op::Write if map.wants_bytes(sector, sectors) => return Interest::EventWithBytes,
+                Op::Write | Op::Store if map.wants_bytes(sector, sectors) => {
+                    return Interest::EventWithBytes;
+                }
                 Op::Discard | Op::WriteZeroes => return Interest::Event,
                 _ if want == Want::Classes => kinds = map.kinds(sector, sectors),
                 _ => {}
@@ -65,6 +124,33 @@ impl Snapshot {
             Interest::Event
         } else {
             Interest::None
+        }
+    }
+
+    fn watch(&self, sector: u64, sectors: u64) -> Watch {
+        let kinds = match &self.map {
+            Some(map)
+                if [Op::Fault, Op::Store]
+                    .map(|op| self.watch.wants(op))
+                    .contains(&Want::Classes) =>
+            {
+                map.kinds(sector, sectors)
+            }
+            Some(_) => 0,
+            None => Kind::Unknown.bit(),
+        };
+        let rule = |op| {
+            self.watch.wants(op) != Want::Nothing
+                && self.watch.may_match(op, sector, sectors, kinds)
+        };
+        if rule(Op::Fault) {
+            Watch::Touches
+        } else if rule(Op::Store)
+            || self.map.as_ref().is_some_and(|map| map.wants_bytes(sector, sectors))
+        {
+            Watch::Stores
+        } else {
+            Watch::Nothing
         }
     }
 }

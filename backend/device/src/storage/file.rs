@@ -93,6 +93,10 @@ impl Storage for FileStorage {
         self.image.read_at(offset, buf)
     }
 
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        if self.image.read_only() { Err(Errno::ROFS) } else { self.image.write_at(offset, bytes) }
+    }
+
     fn sync(&self) -> Result<(), Errno> {
         if self.image.read_only() { Ok(()) } else { self.image.sync() }
     }

@@ -304,6 +304,22 @@ impl Image {
         Ok(())
     }
 
+    /// Stores `bytes`, blocking.
+    pub(super) fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult {
+        while !bytes.is_empty() {
+            match rustix::io::pwrite(self.buffered_fd(), bytes, offset) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    offset += n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes everything written so far durable, blocking.
     pub(super) fn sync(&self) -> IoResult {
         rustix::fs::fdatasync(&self.fd)

@@ -26,11 +26,6 @@ impl MemoryStorage {
         let mapping = Arc::new(Mapping::new(bytes)?);
         Ok(MemoryStorage { mapping, sectors: bytes / SECTOR_BYTES })
     }
-
-    /// Puts `bytes` at byte `offset`, to fill the disk before it is served.
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.mapping.write_slice(offset, bytes)
-    }
 }
 
 impl Storage for MemoryStorage {
@@ -44,6 +39,10 @@ impl Storage for MemoryStorage {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Errno> {
         self.mapping.read_slice(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.mapping.write_slice(offset, bytes)
     }
 
     fn sync(&self) -> Result<(), Errno> {

@@ -74,6 +74,13 @@ impl Storage for OverlayStorage {
         })
     }
 
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let shared = &self.shared;
+        shared.write_pages(offset, bytes.len() as u64, |at, range| {
+            shared.mapping.write_slice(at, &bytes[range.start as usize..range.end as usize])
+        })
+    }
+
     fn sync(&self) -> Result<(), Errno> {
         Ok(())
     }
@@ -174,20 +181,33 @@ impl Overlay {
     }
 
     fn write(&self, offset: u64, from: &Segments) -> IoResult {
-        let end = self.check(offset, from.len())?;
+        self.write_pages(offset, from.len(), |at, range| {
+            self.mapping.write(at, from, range.start, range.end - range.start)
+        })
+    }
+
+    /// Makes the pages of a range own; `put` is called with a place on the disk and the part of
+    /// the data that goes there, for each page.
+    fn write_pages(
+        &self,
+        offset: u64,
+        len: u64,
+        put: impl Fn(u64, Range<u64>) -> IoResult,
+    ) -> IoResult {
+        let end = self.check(offset, len)?;
         let mut at = offset;
         while at < end {
             let page = at / PAGE;
             let until = ((page + 1) * PAGE).min(end);
-            let (skip, n) = (at - offset, until - at);
+            let part = at - offset..until - offset;
             if self.is_own(page) {
-                self.mapping.write(at, from, skip, n)?;
+                put(at, part)?;
             } else {
                 let _lock = self.lock_chunk(page / CHUNK_PAGES);
-                if !self.is_own(page) && n < PAGE {
+                if !self.is_own(page) && until - at < PAGE {
                     self.fill(page)?;
                 }
-                self.mapping.write(at, from, skip, n)?;
+                put(at, part)?;
                 self.make_own(page..page + 1);
             }
             at = until;

@@ -50,6 +50,10 @@ impl Storage for Noting {
         self.inner.read_at(offset, buf)
     }
 
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.inner.write_at(offset, bytes)
+    }
+
     fn sync(&self) -> IoResult {
         self.inner.sync()
     }

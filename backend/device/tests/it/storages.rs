@@ -28,6 +28,10 @@ impl Storage for Forced {
         self.file.read_at(offset, buf)
     }
 
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.file.write_at(offset, bytes)
+    }
+
     fn sync(&self) -> Result<(), Errno> {
         self.file.sync()
     }

@@ -2,6 +2,7 @@
 //! mean what they say. Method: snapshots of the messages, one for each kind of mistake.
 
 use super::RuleSet;
+use crate::request::Op;
 
 /// The message for a file whose only rule has this `match` and this `action`.
 fn mistake(matches: &str, action: &str) -> String {
@@ -248,5 +249,22 @@ fn counts_contradictory_only_when_they_are() {
     ] {
         let said = pair(first, second);
         assert!(said.contains("comes first and takes"), "{first} then {second}: {said}");
+    }
+}
+
+/// Goal: one rule serves a disk and persistent memory.
+/// Method: two operations in one rule; the filter of the set lets through both and no third,
+/// although the rule is disarmed.
+#[test]
+fn one_rule_for_disk_and_memory() {
+    let bitmap = ext4_layout::Kind::BlockBitmap.bit();
+    let text = "[[rule]]\nname = \"slow\"\narmed = false\n\
+                match = { op = [\"read\", \"fault\"], class = \"block_bitmap\" }\n\
+                action = { delay = \"80ms\" }\n";
+    let filter = RuleSet::parse(text, "x.toml").expect("a sound file").filter();
+    for op in Op::ALL {
+        let wanted = matches!(op, Op::Read | Op::Fault);
+        assert_eq!(filter.may_match(op, 8, 8, bitmap), wanted, "{}", op.name());
+        assert!(!filter.may_match(op, 8, 8, ext4_layout::Kind::Superblock.bit()));
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use device::blk::{Device, DeviceOptions, Transport};
-use device::control::{Server, Target};
+use device::control::{Front, Server, Target};
 use device::engine::{Engine, EngineOptions};
 use device::link::{Link, Mailbox};
 use device::sink::Log;
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .map(|listener| {
             let target = Target {
                 engine: Arc::clone(&engine),
-                device: Arc::clone(&main),
+                front: Arc::clone(&main) as Arc<dyn Front>,
                 mailbox: link.as_ref().map(|(_, mailbox)| Arc::clone(mailbox)),
                 stop: Arc::clone(&stop),
             };

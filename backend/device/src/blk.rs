@@ -38,11 +38,19 @@ pub struct DeviceOptions {
     pub queue_size: u16,
     /// Serial number (GET_ID), at most 20 bytes.
     pub serial: String,
+    /// Leave alone guest memory that is a file of a FUSE file system: for a disk of the process
+    /// that serves that file, which must not map it.
+    pub spare_fuse: bool,
 }
 
 impl Default for DeviceOptions {
     fn default() -> DeviceOptions {
-        DeviceOptions { num_queues: 4, queue_size: 256, serial: "racegate".into() }
+        DeviceOptions {
+            num_queues: 4,
+            queue_size: 256,
+            serial: "racegate".into(),
+            spare_fuse: false,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
-//! Finding the two disks by their serial numbers.
+//! Finding the two disks: by their serial numbers, or the main one by the name that the kernel's
+//! command line gives it (persistent memory has no serial number).
 //!
-//! In: /sys/block, notifications about /dev. Out: kernel names (`vda`), device nodes in place.
+//! In: /sys/block, /proc/cmdline, notifications about /dev. Out: kernel names (`vda`), device nodes in place.
 
 use std::fs;
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent::{DISK_SERIAL, LINK_SERIAL};
+use agent::{DISK_PARAMETER, DISK_SERIAL, LINK_SERIAL};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -26,14 +27,20 @@ pub(crate) struct Disks {
 }
 
 /// Waits until both disks are there. A disk is there when `/sys/block/NAME/serial` is one of
-/// ours and `/dev/NAME` exists; the kernel creates the node last.
+/// ours, or NAME is what the command line says, and `/dev/NAME` exists; the kernel creates the
+/// node last.
 pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
     let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
         .context("asking for notifications about /dev")?;
     inotify::add_watch(&events, "/dev", WatchFlags::CREATE).context("watching /dev")?;
     let deadline = Instant::now() + limit;
+    let named = named_disk()?;
+    let find_main = || match &named {
+        Some(name) => Path::new("/dev").join(name).exists().then(|| name.clone()),
+        None => find(DISK_SERIAL),
+    };
     loop {
-        let (main, link) = (find(DISK_SERIAL), find(LINK_SERIAL));
+        let (main, link) = (find_main(), find(LINK_SERIAL));
         if let (Some(main), Some(link)) = (&main, &link) {
             return Ok(Disks { main: main.clone(), link: link.clone() });
         }
@@ -41,8 +48,9 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
         if left.is_zero() {
             let seen = |name: &Option<String>| name.clone().unwrap_or_else(|| "missing".into());
             bail!(
-                "no disk after {} s: serial \"{DISK_SERIAL}\": {}, serial \"{LINK_SERIAL}\": {}",
+                "no disk after {} s: {}: {}, serial \"{LINK_SERIAL}\": {}",
                 limit.as_secs(),
+                named.unwrap_or_else(|| format!("serial \"{DISK_SERIAL}\"")),
                 seen(&main),
                 seen(&link)
             );
@@ -58,6 +66,13 @@ pub(crate) fn wait_for_both(limit: Duration) -> anyhow::Result<Disks> {
         let mut reader = inotify::Reader::new(&events, &mut room);
         while reader.next().is_ok() {}
     }
+}
+
+/// The name of the main disk on the kernel's command line.
+fn named_disk() -> anyhow::Result<Option<String>> {
+    let text = fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    let value = |word: &str| Some(word.strip_prefix(DISK_PARAMETER)?.strip_prefix('=')?.to_owned());
+    Ok(text.split_whitespace().find_map(value))
 }
 
 fn find(serial: &str) -> Option<String> {

@@ -18,6 +18,10 @@ pub const DISK_SERIAL: &str = "racegate";
 /// What the link disk answers to `VIRTIO_BLK_T_GET_ID`.
 pub const LINK_SERIAL: &str = "racegate-link";
 
+/// Kernel parameter with the kernel name of the main disk, for one that has no serial number:
+/// `racegate.disk=pmem0`.
+pub const DISK_PARAMETER: &str = "racegate.disk";
+
 /// Every line that the agent writes to the console starts like this, so that the host can tell
 /// it from the kernel's.
 pub const CONSOLE_PREFIX: &str = "racegate-agent: ";

@@ -1,36 +1,37 @@
-//! The block backend as a child of a trial, and the client of its control socket.
+//! The backend as a child of a trial, and the client of its control socket.
 //!
 //! In: a [`BackendConfig`]. Out: a running [`Backend`] with its sockets in a folder of its own,
 //! answers to control requests, and its events as [`Notice`]s.
 //! Must not know: virtual machines, what the rules mean.
+//!
+//! A disk is one process. Persistent memory is a file that a page server exports through FUSE;
+//! the virtual machine maps it, or, for vhost-user-pmem, a second process hands it to the
+//! machine: one process must not map the file that it serves.
 
+mod child;
 mod control;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
+use child::Child;
+pub use child::PROGRAM_VARIABLE;
 pub use control::{ControlClient, ControlError, Subscription};
 
-use crate::interrupt;
+use crate::device::Device;
 use crate::notice::Notice;
-use crate::process::{self, ProcessError, Running};
-
-/// Names another program to run as the backend, instead of this one with the mode `blk`.
-pub const PROGRAM_VARIABLE: &str = "RACEGATE_BLK";
+use crate::process::ProcessError;
 
 /// How long a backend may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a backend may take to end after it was asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of the backend's standard error that are kept for messages.
-const STDERR_BYTES: usize = 8 << 10;
 
 /// The backend could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,12 @@ pub enum BackendError {
         status: ExitStatus,
         /// The last lines of its standard error.
         stderr: String,
+    },
+    /// A page server that does not say where its file is.
+    #[error("The page server said {said:?}, not where its file is")]
+    NoExport {
+        /// Its first line.
+        said: String,
     },
     /// It does not listen in time.
     #[error("The backend is not ready after {START_LIMIT:?}: {stderr}")]
@@ -94,9 +101,11 @@ impl Storage {
     }
 }
 
-/// One disk.
+/// One disk, or one persistent memory.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
+    /// What the guest sees.
+    pub device: Device,
     /// The image.
     pub image: PathBuf,
     /// Where its bytes are.
@@ -123,6 +132,7 @@ impl BackendConfig {
     /// An overlay over `image` with one queue of 256 entries, a link disk, no rules and no log.
     pub fn new(image: PathBuf) -> BackendConfig {
         BackendConfig {
+            device: Device::Blk,
             image,
             storage: Storage::Overlay,
             read_only: false,
@@ -136,20 +146,25 @@ impl BackendConfig {
         }
     }
 
-    fn arguments(&self, sockets: &Sockets) -> Vec<OsString> {
+    fn arguments(&self, places: &Places) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: OsString| words.extend([name.into(), value]);
-        add("--socket-path", sockets.disk.clone().into());
-        add("--control-socket", sockets.control.clone().into());
-        if self.link {
-            add("--link-socket", sockets.link.clone().into());
+        if self.device.is_pmem() {
+            add("--mount-point", places.mount.clone().into());
+            add("--pmem-file", self.image.clone().into());
+        } else {
+            add("--socket-path", places.disk.clone().into());
+            add("--blk-file", self.image.clone().into());
+            add("--num-queues", self.queues.to_string().into());
+            add("--queue-size", self.queue_size.to_string().into());
+            add("--serial", agent::DISK_SERIAL.into());
         }
-        add("--blk-file", self.image.clone().into());
+        add("--control-socket", places.control.clone().into());
+        if self.link {
+            add("--link-socket", places.link.clone().into());
+        }
         add("--storage", self.storage.name().into());
-        add("--num-queues", self.queues.to_string().into());
-        add("--queue-size", self.queue_size.to_string().into());
         add("--seed", self.seed.to_string().into());
-        add("--serial", agent::DISK_SERIAL.into());
         add("--ready-fd", "1".into());
         if let Some(rules) = &self.rules {
             add("--rules", rules.clone().into());
@@ -165,22 +180,35 @@ impl BackendConfig {
     }
 }
 
-/// Where a backend listens.
+/// Where a backend listens, and where it mounts.
 #[derive(Clone, Debug)]
-struct Sockets {
+struct Places {
     disk: PathBuf,
     link: PathBuf,
     control: PathBuf,
+    mount: PathBuf,
 }
 
-/// A running backend; dropping it kills it and removes its sockets.
+/// What a virtual machine is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// A vhost-user socket: of a disk, or of a device of type pmem.
+    Socket(PathBuf),
+    /// A file to be mapped.
+    File(PathBuf),
+}
+
+/// A running backend; dropping it ends it and removes its sockets and its mount.
 #[derive(Debug)]
 pub struct Backend {
-    running: Running,
-    sockets: Sockets,
+    // In the order in which they end: the front has the server's file open.
+    front: Option<Child>,
+    server: Child,
+    device: Device,
+    attachment: Attachment,
+    places: Places,
     link: bool,
-    stderr: Arc<Mutex<Vec<u8>>>,
-    // Removed after the child is gone: fields are dropped in order.
+    // Removed after the children are gone: fields are dropped in order.
     _folder: TempDir,
 }
 
@@ -190,84 +218,76 @@ impl Backend {
         config: &BackendConfig,
         notices: &Sender<Notice>,
     ) -> Result<Backend, BackendError> {
-        let folder = tempfile::Builder::new()
-            .prefix("racegate-")
-            .tempdir()
-            .map_err(|source| BackendError::Folder { source })?;
-        let sockets = Sockets {
-            disk: folder.path().join("disk.sock"),
-            link: folder.path().join("link.sock"),
-            control: folder.path().join("control.sock"),
+        let failed = |source| BackendError::Folder { source };
+        let folder = tempfile::Builder::new().prefix("racegate-").tempdir().map_err(failed)?;
+        let at = |name: &str| folder.path().join(name);
+        let places = Places {
+            disk: at("disk.sock"),
+            link: at("link.sock"),
+            control: at("control.sock"),
+            mount: at("mount"),
         };
-        let mut command = program()?;
-        command.args(config.arguments(&sockets));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = Running::start(command)?;
-
-        let (stdout, errors) = running.take_pipes();
-        let stderr = Arc::new(Mutex::new(Vec::new()));
-        let reader = errors.map(|pipe| keep_last(pipe, Arc::clone(&stderr)));
-        let (ready, started) = mpsc::channel();
-        if let Some(pipe) = stdout {
-            std::thread::spawn(move || {
-                // The first line says that it listens; the rest is read so that it never blocks.
-                process::read_lines(pipe, |line| {
-                    let _ = ready.send(line);
-                });
-            });
+        let device = config.device;
+        let mode = if device.is_pmem() { "pmem" } else { "blk" };
+        if device.is_pmem() {
+            std::fs::create_dir(&places.mount).map_err(failed)?;
         }
-        let (notices, said) = (notices.clone(), Arc::clone(&stderr));
-        let watched = running.on_exit(move |status| {
-            if let Some(reader) = reader {
-                let _ = reader.join();
+        let server = Child::start(mode, config.arguments(&places), notices)?;
+        let mut backend = Backend {
+            front: None,
+            server,
+            device,
+            attachment: Attachment::Socket(places.disk.clone()),
+            places,
+            link: config.link,
+            _folder: folder,
+        };
+        let said = backend.server.wait_ready()?;
+        if device.is_pmem() {
+            let Some(file) = said.strip_prefix("ready ").map(PathBuf::from) else {
+                return Err(BackendError::NoExport { said });
+            };
+            if device == Device::VhostUserPmem {
+                backend.start_front(&file, notices)?;
+            } else {
+                backend.attachment = Attachment::File(file);
             }
-            let _ = notices.send(Notice::BackendExited { status, stderr: last_words(&said) });
-        });
-        watched.map_err(|source| ProcessError::Watch { program: "racegate".to_owned(), source })?;
-        let backend = Backend { running, sockets, link: config.link, stderr, _folder: folder };
-        backend.wait_ready(&started)?;
+        }
         Ok(backend)
     }
 
-    fn wait_ready(&self, started: &mpsc::Receiver<String>) -> Result<(), BackendError> {
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            match started.recv_timeout(Duration::from_millis(200)) {
-                Ok(_) => return Ok(()),
-                // Standard output is closed: it is ending.
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = self.running.wait(STOP_LIMIT)?;
-                    return Err(BackendError::Ended { status, stderr: last_words(&self.stderr) });
-                }
-                Err(RecvTimeoutError::Timeout) if interrupt::requested() => {
-                    return Err(BackendError::Interrupted);
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
-                    return Err(BackendError::NotReady { stderr: last_words(&self.stderr) });
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        }
+    fn start_front(&mut self, file: &Path, notices: &Sender<Notice>) -> Result<(), BackendError> {
+        let arguments: Vec<OsString> = vec![
+            "--socket-path".into(),
+            self.places.disk.clone().into(),
+            "--pmem-file".into(),
+            file.into(),
+            "--ready-fd".into(),
+            "1".into(),
+        ];
+        let front = self.front.insert(Child::start("pmem-vhost", arguments, notices)?);
+        front.wait_ready()?;
+        Ok(())
     }
 
-    /// The vhost-user socket of the disk.
-    pub fn socket(&self) -> &Path {
-        &self.sockets.disk
+    /// What the virtual machine is to be given.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
     }
 
     /// The vhost-user socket of the link disk, if there is one.
     pub fn link_socket(&self) -> Option<&Path> {
-        self.link.then_some(self.sockets.link.as_path())
+        self.link.then_some(self.places.link.as_path())
     }
 
     /// The path of the control socket.
     pub fn control_socket(&self) -> &Path {
-        &self.sockets.control
+        &self.places.control
     }
 
     /// A connection to the control socket.
     pub fn control(&self) -> Result<ControlClient, ControlError> {
-        ControlClient::connect(&self.sockets.control)
+        ControlClient::connect(&self.places.control)
     }
 
     /// Sends every event from now on to `notices`, until the subscription is dropped.
@@ -277,73 +297,27 @@ impl Backend {
 
     /// The backend's process id, which is also the id of its process group.
     pub fn pid(&self) -> u32 {
-        self.running.pid()
+        self.server.pid()
     }
 
     /// The last lines of its standard error.
     pub fn stderr(&self) -> String {
-        last_words(&self.stderr)
+        self.server.stderr()
     }
 
     /// Asks it to end (SIGTERM) and waits; it is killed if it does not.
     pub fn stop(self) -> Result<ExitStatus, BackendError> {
-        self.running.terminate();
-        Ok(self.running.wait(STOP_LIMIT)?)
+        self.server.stop()
     }
 }
 
-/// The command that runs a backend, without its arguments.
-fn program() -> Result<std::process::Command, BackendError> {
-    if let Some(program) = std::env::var_os(PROGRAM_VARIABLE) {
-        return Ok(process::command_at(Path::new(&program)));
-    }
-    let own = std::env::current_exe().map_err(|source| BackendError::NoProgram { source })?;
-    let mut command = process::command_at(&own);
-    command.arg("blk");
-    Ok(command)
-}
-
-/// Starts the thread that keeps the last [`STDERR_BYTES`] of `pipe`.
-fn keep_last(
-    pipe: impl io::Read + Send + 'static,
-    kept: Arc<Mutex<Vec<u8>>>,
-) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        process::read_lines(pipe, |line| {
-            tracing::debug!(target: "backend", "{line}");
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.extend_from_slice(line.as_bytes());
-            kept.push(b'\n');
-            let surplus = kept.len().saturating_sub(STDERR_BYTES);
-            kept.drain(..surplus);
-        });
-    })
-}
-
-/// What the backend said last; if it panicked, from there on and without the backtrace.
-fn last_words(stderr: &Mutex<Vec<u8>>) -> String {
-    let stderr = stderr.lock().unwrap_or_else(PoisonError::into_inner);
-    let text = String::from_utf8_lossy(&stderr);
-    match text.find("panicked at") {
-        Some(panic) => {
-            let lines: Vec<&str> = text[panic..].lines().take(2).collect();
-            lines.join(" ")
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // A page server that is killed leaves its mount to its supervisor; one that is asked to
+        // end has unmounted when it is gone.
+        if self.device.is_pmem() {
+            drop(self.front.take());
+            self.server.end();
         }
-        None => process::last_lines(text.as_bytes(), 5),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_told_without_its_backtrace() {
-        let said = "listening\nthread 'main' (7) panicked at src/main.rs:8:47:\nthe reason\n\
-                    stack backtrace:\n   0: one\n   1: two\n   2: three\n   3: four\n";
-        let words = last_words(&Mutex::new(said.as_bytes().to_vec()));
-        assert_eq!(words, "panicked at src/main.rs:8:47: the reason");
-        let words = last_words(&Mutex::new(b"\nimage is locked\n".to_vec()));
-        assert_eq!(words, "image is locked");
     }
 }

@@ -15,12 +15,13 @@ use tempfile::NamedTempFile;
 
 pub use error::GuestError;
 
-use crate::backend::{Backend, BackendConfig, ControlClient, Subscription};
+use crate::backend::{Attachment, Backend, BackendConfig, ControlClient, Subscription};
+use crate::device::Device;
 use crate::initramfs::Initramfs;
-use crate::kernels::{Kernel, VIRTIO_BLK};
+use crate::kernels::Kernel;
 use crate::link::{self, ClockMap, ClockSync};
 use crate::notice::{Inbox, Notice};
-use crate::qemu::{Accel, Disk, Qemu, Vm, VmConfig};
+use crate::qemu::{Accel, Disk, Pmem, Qemu, Vm, VmConfig};
 
 /// The guest's init, a static program.
 pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
@@ -157,8 +158,22 @@ impl Guest {
             queues,
             queue_size,
         };
-        let BackendConfig { queues, queue_size, .. } = config.backend;
-        vm.disks.push(disk("disk", backend.socket(), queues, queue_size));
+        let BackendConfig { device, queues, queue_size, .. } = config.backend;
+        match (backend.attachment(), device) {
+            (Attachment::Socket(socket), Device::Blk) => {
+                vm.disks.push(disk("disk", socket, queues, queue_size));
+            }
+            (Attachment::Socket(socket), _) => {
+                vm.pmem = Some(Pmem::VhostUser { socket: socket.clone() });
+            }
+            (Attachment::File(path), _) => {
+                let bytes = image_bytes(&config.backend)?;
+                vm.pmem = Some(Pmem::Mapped { device, path: path.clone(), bytes });
+            }
+        }
+        if device.is_pmem() {
+            vm.cmdline.push(format!("{}=pmem0", agent::DISK_PARAMETER));
+        }
         if let Some(socket) = backend.link_socket() {
             vm.disks.push(disk("link", socket, 1, LINK_QUEUE_SIZE));
         }
@@ -339,10 +354,17 @@ fn said(notice: &Notice) -> Option<(Nanos, ToHost)> {
     Some((event.at, link::message_of(event)?.ok()?))
 }
 
+/// Size of the image, which is that of the memory.
+fn image_bytes(config: &BackendConfig) -> Result<u64, GuestError> {
+    let path = &config.image;
+    let found = std::fs::metadata(path);
+    Ok(found.map_err(|source| GuestError::Image { path: path.clone(), source })?.len())
+}
+
 /// Writes the initramfs of the guest to a file that lives as long as the value.
 fn initramfs(config: &GuestConfig) -> Result<NamedTempFile, GuestError> {
     let mut initramfs = Initramfs::new(AGENT)?;
-    initramfs.modules(&config.kernel.modules(VIRTIO_BLK)?)?;
+    initramfs.modules(&config.kernel.modules(config.backend.device.modules())?)?;
     for (program, package) in &config.programs {
         initramfs.program(program, package)?;
     }

@@ -39,9 +39,6 @@ const SUITES: &[&str] = &[
     "sid",
 ];
 
-/// Modules that a guest needs for its virtio-blk disks, whatever the kernel has built in.
-pub const VIRTIO_BLK: &[&str] = &["virtio_pci", "virtio_blk"];
-
 /// A kernel cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {

@@ -3,6 +3,7 @@
 pub mod apt;
 pub mod backend;
 pub mod cache;
+pub mod device;
 pub mod guest;
 pub mod image;
 pub mod initramfs;

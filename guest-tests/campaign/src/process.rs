@@ -221,6 +221,13 @@ impl Running {
         }
     }
 
+    /// Waits for the end of the child, at most for `limit`, whatever the operator asks meanwhile.
+    /// For a child that has to clean up behind itself.
+    pub fn wait_ended(&self, limit: Duration) {
+        // What could not be waited for is killed by whoever drops this.
+        let _ = wait_pidfd(self.pidfd.as_fd(), Some(Instant::now() + limit), None);
+    }
+
     /// How the child ended, if it has.
     pub fn status(&self) -> Option<ExitStatus> {
         ended(self.pidfd.as_fd()).ok().flatten()

@@ -22,6 +22,7 @@ pub use probe::Accel;
 
 use crate::apt::AptError;
 use crate::cache::CacheError;
+use crate::device::Device;
 use crate::notice::{Line, Notice, Source};
 use crate::process::{self, ProcessError, Running};
 
@@ -100,6 +101,25 @@ pub struct Disk {
     pub queue_size: u16,
 }
 
+/// Persistent memory of the guest.
+#[derive(Clone, Debug)]
+pub enum Pmem {
+    /// A file that QEMU maps: an NVDIMM, or a virtio-pmem device of QEMU's own.
+    Mapped {
+        /// Which of them.
+        device: Device,
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// A vhost-user device of type pmem that listens on a socket.
+    VhostUser {
+        /// The socket.
+        socket: PathBuf,
+    },
+}
+
 /// One virtual machine.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -119,6 +139,8 @@ pub struct VmConfig {
     pub vcpus: u32,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<Disk>,
+    /// Persistent memory, if the guest has any.
+    pub pmem: Option<Pmem>,
     /// Arguments added at the end of QEMU's command line.
     pub extra: Vec<OsString>,
 }
@@ -135,6 +157,7 @@ impl VmConfig {
             memory_mib: 512,
             vcpus: 2,
             disks: Vec::new(),
+            pmem: None,
             extra: Vec::new(),
         }
     }

@@ -12,9 +12,6 @@ use crate::runner::{ArmOutcome, Campaign, Outcome};
 /// Version of the JSON report; raised when a key changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
 
-/// The only device that campaigns attach so far, as reports call it.
-pub const DEVICE: &str = "blk";
-
 /// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`.
 pub fn json(campaign: &Campaign) -> Value {
     let plan = &campaign.plan;
@@ -26,7 +23,7 @@ pub fn json(campaign: &Campaign) -> Value {
             json!({
                 "plan": plan,
                 "kernel": arm.kernel,
-                "device": DEVICE,
+                "device": campaign.device.name(),
                 "arm": arm.arm,
                 "trials": arm.trials.len(),
                 "hits": arm.tally().hits,
@@ -44,7 +41,7 @@ pub fn json(campaign: &Campaign) -> Value {
             json!({
                 "plan": plan,
                 "kernel": kernel,
-                "device": DEVICE,
+                "device": campaign.device.name(),
                 "verdict": verdict,
                 "error": error,
             })

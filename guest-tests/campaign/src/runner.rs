@@ -21,6 +21,7 @@ use thiserror::Error;
 
 pub use judge::Outcome;
 
+use crate::device::Device;
 use crate::guest::GuestError;
 use crate::kernels::Kernel;
 use crate::plan::{Plan, RULES_ARM};
@@ -40,6 +41,8 @@ pub struct Order {
     pub qemu: Qemu,
     /// How guest code runs.
     pub accel: Accel,
+    /// What the guest keeps its file system on.
+    pub device: Device,
     /// The base image; it is not changed.
     pub image: PathBuf,
     /// Virtual CPUs of each guest.
@@ -130,6 +133,8 @@ pub struct Finding {
 pub struct Campaign {
     /// The plan's name.
     pub plan: String,
+    /// What the guest kept its file system on.
+    pub device: Device,
     /// The seed.
     pub seed: u64,
     /// By kernel, then by arm.
@@ -230,6 +235,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
     });
     let mut campaign = Campaign {
         plan: order.plan.name.clone(),
+        device: order.device,
         seed: order.seed,
         arms: Vec::new(),
         verdicts: Vec::new(),

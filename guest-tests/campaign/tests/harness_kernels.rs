@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use campaign::cache::Cache;
+use campaign::device::Device;
 use campaign::initramfs::Initramfs;
-use campaign::kernels::{Kernel, Kernels, Spec, VIRTIO_BLK};
+use campaign::kernels::{Kernel, Kernels, Spec};
 use campaign::notice::{Inbox, Notice, WaitError};
 use campaign::qemu::{Qemu, QemuError, Vm, VmConfig};
 
@@ -41,7 +42,7 @@ fn initramfs(folder: &Path, kernel: &Kernel) -> PathBuf {
     for (program, package) in [("sh", "dash"), ("mount", "mount")] {
         initramfs.program(program, package).unwrap();
     }
-    initramfs.modules(&kernel.modules(VIRTIO_BLK).unwrap()).unwrap();
+    initramfs.modules(&kernel.modules(Device::Blk.modules()).unwrap()).unwrap();
     let path = folder.join("initramfs");
     fs::write(&path, initramfs.build().unwrap()).unwrap();
     path

@@ -4,6 +4,7 @@
 //! its rules is the control where it runs: at most 2 of 6 trials may hit.
 
 use anyhow::{Context, Result, ensure};
+use campaign::device::Device;
 use campaign::plan::Plan;
 use campaign::runner::{self, Order};
 use campaign::verdict::Verdict;
@@ -43,6 +44,7 @@ fn hits_what_it_should(
     let names = affected.iter().chain(&plan.kernels.fixed);
     let kernels = names.map(|name| machine.kernel(name)).collect::<Result<Vec<_>>>()?;
     let order = Order {
+        device: Device::Blk,
         image: machine.image_of(&plan)?,
         kernels,
         qemu: machine.qemu().0.clone(),

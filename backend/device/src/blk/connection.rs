@@ -43,6 +43,7 @@ const fn inbox_event(num_queues: u16) -> u16 {
 pub(super) struct Connection {
     num_queues: u16,
     queue_size: u16,
+    spare_fuse: bool,
     storage: Arc<dyn Storage>,
     negotiated: Arc<Negotiated>,
     /// The `writeback` byte of the configuration space.
@@ -81,6 +82,7 @@ impl Connection {
         Ok(Arc::new(Connection {
             num_queues: options.num_queues,
             queue_size: options.queue_size,
+            spare_fuse: options.spare_fuse,
             storage: storage.clone(),
             negotiated,
             writeback: AtomicBool::new(true),
@@ -117,7 +119,7 @@ impl Connection {
                 }
             });
             scope.spawn(|| {
-                relay::forward(front_end, &library, |channel| {
+                relay::forward(front_end, &library, self.spare_fuse, |channel| {
                     *lock(&self.back_channel) = Some(channel);
                 });
             });

@@ -2,11 +2,14 @@
 //!
 //! In: the front-end's socket. Out: the same messages, with their descriptors, on a socket of
 //! ours; the back-end channel, if the front-end opens one.
-//! Must not know: what any other message means.
+//! Must not know: what any other message means, except that some bring guest memory, which
+//! [`decoy`] may replace.
 //!
 //! The library accepts connections itself, so it can take neither a socket that is connected
 //! already (`--fd`) nor say no to one; and it has no way to send CONFIG_CHANGE_MSG. Both are
 //! needed, and only the control path passes here.
+
+mod decoy;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -26,6 +29,10 @@ const HEADER_BYTES: usize = 12;
 const MAX_PAYLOAD: usize = 4096;
 /// Most descriptors in one message (VHOST_MEMORY_BASELINE_NREGIONS, plus room).
 const MAX_FDS: usize = 32;
+/// VHOST_USER_SET_MEM_TABLE.
+const SET_MEM_TABLE: u32 = 5;
+/// VHOST_USER_ADD_MEM_REG.
+const ADD_MEM_REG: u32 = 37;
 /// VHOST_USER_SET_BACKEND_REQ_FD.
 const SET_BACKEND_REQ_FD: u32 = 21;
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
@@ -49,19 +56,25 @@ pub(super) fn private_listener() -> io::Result<(UnixListener, UnixStream)> {
 }
 
 /// Passes messages from the front-end to the library until one of them hangs up.
-/// `back_channel` gets the front-end's socket for messages from us, if there is one.
+/// `back_channel` gets the front-end's socket for messages from us, if there is one. With
+/// `spare_fuse`, guest memory that is a file of a FUSE file system is replaced by a decoy.
 pub(super) fn forward(
     front_end: &UnixStream,
     library: &UnixStream,
+    spare_fuse: bool,
     back_channel: impl Fn(UnixStream),
 ) {
-    let listen_in = |request: u32, fds: &[OwnedFd]| {
-        if request == SET_BACKEND_REQ_FD
-            && let [fd] = fds
-            && let Ok(fd) = fd.try_clone()
-        {
-            back_channel(fd.into());
+    let listen_in = |request: u32, fds: &mut [OwnedFd]| {
+        match (request, &*fds) {
+            (SET_BACKEND_REQ_FD, [fd]) => {
+                if let Ok(fd) = fd.try_clone() {
+                    back_channel(fd.into());
+                }
+            }
+            (SET_MEM_TABLE | ADD_MEM_REG, _) if spare_fuse => decoy::replace(fds)?,
+            _ => {}
         }
+        Ok(())
     };
     // However it ends, it ends for both: a library without a front-end stops.
     let _ = pass_messages(front_end, library, listen_in);
@@ -70,7 +83,7 @@ pub(super) fn forward(
 
 /// Passes the library's answers to the front-end until one of them hangs up.
 pub(super) fn backward(library: &UnixStream, front_end: &UnixStream) {
-    let _ = pass_messages(library, front_end, |_, _| {});
+    let _ = pass_messages(library, front_end, |_, _| Ok(()));
     let _ = front_end.shutdown(Shutdown::Both);
 }
 
@@ -78,12 +91,12 @@ pub(super) fn backward(library: &UnixStream, front_end: &UnixStream) {
 fn pass_messages(
     from: &UnixStream,
     to: &UnixStream,
-    listen_in: impl Fn(u32, &[OwnedFd]),
+    listen_in: impl Fn(u32, &mut [OwnedFd]) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut message = vec![0; HEADER_BYTES + MAX_PAYLOAD];
     loop {
         // Header first: descriptors come with a message's first byte, and never read beyond it.
-        let fds = receive(from.as_fd(), &mut message[..HEADER_BYTES])?;
+        let mut fds = receive(from.as_fd(), &mut message[..HEADER_BYTES])?;
         let word = |at: usize| {
             u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
         };
@@ -93,7 +106,7 @@ fn pass_messages(
         }
         let mut stream = from;
         stream.read_exact(&mut message[HEADER_BYTES..HEADER_BYTES + size])?;
-        listen_in(request, &fds);
+        listen_in(request, &mut fds)?;
         send(to.as_fd(), &message[..HEADER_BYTES + size], &fds)?;
     }
 }

@@ -44,7 +44,12 @@ impl Setting {
         let mailbox = Mailbox::new();
         engine.attach_agent(Arc::clone(&mailbox));
         let link = Arc::new(Link::new(Arc::clone(&engine), Arc::clone(&mailbox)));
-        let options = DeviceOptions { num_queues: 1, queue_size: 64, serial: "link".into() };
+        let options = DeviceOptions {
+            num_queues: 1,
+            queue_size: 64,
+            serial: "link".into(),
+            ..DeviceOptions::default()
+        };
         let served = Served::start(options, link.clone(), None);
         Setting { engine, mailbox, link, served }
     }

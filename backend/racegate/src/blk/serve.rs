@@ -52,6 +52,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         num_queues: args.num_queues,
         queue_size: args.queue_size,
         serial: args.serial.clone(),
+        spare_fuse: false,
     };
     let storage = open_storage(args)?;
     let rules = args.rules.as_deref().map(read_rules).transpose()?;
@@ -96,6 +97,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 num_queues: 1,
                 queue_size: 64,
                 serial: agent::LINK_SERIAL.to_owned(),
+                spare_fuse: false,
             };
             anyhow::Ok((Device::new(options, storage, None)?, transport))
         })

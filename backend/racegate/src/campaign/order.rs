@@ -10,12 +10,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use campaign::cache::Cache;
+use campaign::device::Device;
 use campaign::image::{self, ImageSpec};
 use campaign::kernels::{Kernel, Kernels, Spec};
 use campaign::plan::Plan;
 use campaign::qemu::Qemu;
 use campaign::runner::{self, Campaign, Order, Outcome, RunError, TrialRecord};
 use campaign::{interrupt, report, setup};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The file name that means standard output.
@@ -34,9 +36,9 @@ pub struct Options {
     /// Folder with the modules of a kernel that is given by path
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// Device that is under test
-    #[arg(long, default_value = "blk", value_parser = ["blk"])]
-    pub device: String,
+    /// What the guest keeps its file system on
+    #[arg(long, default_value = "blk", value_parser = device_parser())]
+    pub device: Device,
     /// Virtual CPUs of each guest
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub vcpus: u32,
@@ -66,6 +68,12 @@ pub struct Options {
     pub keep: bool,
 }
 
+/// Takes the names of [`Device`]s, and lists them in help and errors.
+fn device_parser() -> impl TypedValueParser<Value = Device> {
+    PossibleValuesParser::new(Device::ALL.map(Device::name))
+        .map(|name| Device::parse(&name).unwrap_or_default())
+}
+
 /// A campaign that ran to its end.
 pub(crate) struct Finished {
     /// The plan.
@@ -93,6 +101,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     let seed = options.seed.unwrap_or_else(seed_from_clock);
     let keep = options.keep.then(|| keep_folder(&plan, seed)).transpose()?;
     let order = Order {
+        device: options.device,
         image: image::base(&cache, &spec)?,
         trials: options.trials.unwrap_or(plan.trials),
         plan,
@@ -110,9 +119,10 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
         qemu,
     };
     eprintln!(
-        "plan {}: {} on QEMU {} ({}), {} vCPU, seed {seed}",
+        "plan {}: {} on {}, QEMU {} ({}), {} vCPU, seed {seed}",
         order.plan.name,
         names(&order.kernels),
+        order.device,
         order.qemu.version(),
         order.accel.name(),
         order.vcpus,
@@ -197,8 +207,9 @@ fn replayable(error: RunError, order: &Order, options: &Options, command: &str) 
     let modules = options.modules.as_ref();
     let modules = modules.map_or_else(String::new, |path| format!(" --modules {}", path.display()));
     let line = format!(
-        "{command} --kernel {given}{modules}{what} --seed {} --vcpus {} --queues {} --keep",
-        order.seed, order.vcpus, order.queues
+        "{command} --kernel {given}{modules}{what} --seed {} --device {} --vcpus {} \
+         --queues {} --keep",
+        order.seed, order.device, order.vcpus, order.queues
     );
     let error = anyhow::Error::new(error);
     anyhow::anyhow!("{error:#}\nrepeat with: {line}")

@@ -1,6 +1,7 @@
 //! Why a guest is not there, or not any more.
 
 use std::io;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -23,6 +24,14 @@ pub enum GuestError {
     /// The initramfs could not be written.
     #[error("Could not write the initramfs to {}", std::env::temp_dir().display())]
     Write {
+        /// Why.
+        source: io::Error,
+    },
+    /// The image cannot be looked at.
+    #[error("Could not look at {}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },

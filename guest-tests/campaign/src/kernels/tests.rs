@@ -1,4 +1,5 @@
 use super::*;
+use crate::device::Device;
 
 fn record(package: &str, depends: &str) -> Record {
     Record {
@@ -42,5 +43,5 @@ fn the_users_own_image_is_looked_at() {
     image[0x202..0x206].copy_from_slice(b"HdrS");
     let kernel = fetch(&image).unwrap();
     assert!(kernel.image.is_absolute());
-    assert_eq!(kernel.modules(VIRTIO_BLK).unwrap(), []);
+    assert_eq!(kernel.modules(Device::Blk.modules()).unwrap(), []);
 }

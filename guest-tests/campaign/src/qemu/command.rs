@@ -6,7 +6,8 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use super::{Disk, VmConfig};
+use super::{Disk, Pmem, VmConfig};
+use crate::device::Device;
 
 /// Parameters for a guest that boots fast, says everything on its serial console, and ends QEMU
 /// (with `-no-reboot`) when it panics.
@@ -24,16 +25,33 @@ const CMDLINE: &[&str] = &[
     "8250.nr_uarts=1",
 ];
 
+/// MiB of address space above the guest's memory, besides the pmem itself.
+const PMEM_ROOM_MIB: u64 = 1024;
+
+/// QEMU 11's device for any vhost-user device type; 27 is virtio-pmem (virtio 1.3, section 5), with
+/// one queue and `struct virtio_pmem_config` of 16 bytes.
+const VHOST_USER_PMEM: &str = "vhost-user-test-device-pci,id=pmem0,chardev=pmem0-socket,\
+                               virtio-id=27,num_vqs=1,vq_size=64,config_size=16";
+
 /// The arguments for `config`, without the program.
 pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
 
     add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    add(&["-machine", "q35,memory-backend=memory"]);
+    let nvdimm = matches!(config.pmem, Some(Pmem::Mapped { device: Device::Nvdimm, .. }));
+    let machine = if nvdimm { ",nvdimm=on" } else { "" };
+    add(&["-machine", &format!("q35,memory-backend=memory{machine}")]);
     add(config.accel.arguments());
     let memory = config.memory_mib;
-    add(&["-m", &format!("{memory}M")]);
+    match &config.pmem {
+        Some(Pmem::Mapped { bytes, .. }) => {
+            // Room for the pmem above the guest's memory, with its alignment.
+            let room = u64::from(memory) + (bytes >> 20) + PMEM_ROOM_MIB;
+            add(&["-m", &format!("{memory}M,slots=1,maxmem={room}M")]);
+        }
+        _ => add(&["-m", &format!("{memory}M")]),
+    }
     // vhost-user backends map the guest's memory, so it must be shareable.
     add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
     add(&["-smp", &config.vcpus.to_string()]);
@@ -49,6 +67,23 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
                  queue-size={queue_size}"
             ),
         ]);
+    }
+    match &config.pmem {
+        Some(Pmem::Mapped { device, path, bytes }) => {
+            let path = escape(&path.to_string_lossy());
+            add(&[
+                "-object",
+                &format!("memory-backend-file,id=pmem,share=on,mem-path={path},size={bytes}"),
+            ]);
+            let model = if *device == Device::Nvdimm { "nvdimm" } else { "virtio-pmem-pci" };
+            add(&["-device", &format!("{model},id=pmem0,memdev=pmem")]);
+        }
+        Some(Pmem::VhostUser { socket }) => {
+            let socket = escape(&socket.to_string_lossy());
+            add(&["-chardev", &format!("socket,id=pmem0-socket,path={socket}")]);
+            add(&["-device", VHOST_USER_PMEM]);
+        }
+        None => {}
     }
     let cmdline: Vec<&str> =
         CMDLINE.iter().copied().chain(config.cmdline.iter().map(String::as_str)).collect();

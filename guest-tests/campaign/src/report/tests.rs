@@ -37,6 +37,7 @@ fn campaign() -> Campaign {
     let timeline = Timeline::new(threads, &agent::wire::TrialResult::default(), &[], clock);
     Campaign {
         plan: "mkwrite-fallocate".into(),
+        device: crate::device::Device::Blk,
         seed: 7,
         arms,
         verdicts,

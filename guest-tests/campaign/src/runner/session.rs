@@ -163,6 +163,7 @@ impl<'a> Runner<'a> {
     fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
         let order = self.order;
         let mut backend = BackendConfig::new(order.image.clone());
+        backend.device = order.device;
         backend.queues = order.queues;
         backend.seed = order.seed;
         backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));

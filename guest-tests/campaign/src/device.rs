@@ -1,0 +1,76 @@
+//! Which device a guest keeps its file system on.
+//!
+//! In: a name. Out: a [`Device`], the drivers that a guest needs for it.
+//! Must not know: how the device is served.
+
+use std::fmt;
+
+/// A way of attaching the image to a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// A vhost-user-blk disk.
+    #[default]
+    Blk,
+    /// An NVDIMM whose backing file racegate serves page by page.
+    Nvdimm,
+    /// QEMU's virtio-pmem device with such a backing file.
+    VirtioPmem,
+    /// A vhost-user device of type pmem, mapped from such a file; QEMU 11 has it.
+    VhostUserPmem,
+}
+
+impl Device {
+    /// All of them.
+    pub const ALL: [Device; 4] =
+        [Device::Blk, Device::Nvdimm, Device::VirtioPmem, Device::VhostUserPmem];
+
+    /// Its name on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Device::Blk => "blk",
+            Device::Nvdimm => "nvdimm",
+            Device::VirtioPmem => "virtio-pmem",
+            Device::VhostUserPmem => "vhost-user-pmem",
+        }
+    }
+
+    /// The device of that name.
+    pub fn parse(name: &str) -> Option<Device> {
+        Device::ALL.into_iter().find(|device| device.name() == name)
+    }
+
+    /// Whether the guest sees memory, not a disk.
+    pub fn is_pmem(self) -> bool {
+        self != Device::Blk
+    }
+
+    /// Modules that a guest needs for it and for the link disk, whatever the kernel has built in.
+    pub fn modules(self) -> &'static [&'static str] {
+        match self {
+            Device::Blk => &["virtio_pci", "virtio_blk"],
+            Device::Nvdimm => &["virtio_pci", "virtio_blk", "nfit", "nd_pmem"],
+            Device::VirtioPmem | Device::VhostUserPmem => {
+                &["virtio_pci", "virtio_blk", "nd_pmem", "virtio_pmem"]
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Device;
+
+    #[test]
+    fn names_read_back() {
+        for device in Device::ALL {
+            assert_eq!(Device::parse(device.name()), Some(device));
+        }
+        assert_eq!(Device::parse("floppy"), None);
+    }
+}

@@ -164,6 +164,12 @@ impl Model for DelallocModel {
         self.engine.check(state).map_err(DelallocModel::id)
     }
 
+    /// A step that breaks a rule notes that in the state.
+    #[inline]
+    fn state_decides(&self) -> bool {
+        true
+    }
+
     fn finished(&self, state: &State) -> bool {
         self.engine.users_done(state)
     }

@@ -7,7 +7,8 @@
 //! Checked: the same steps give the same states, enabled steps and fingerprints a second time (no
 //! hidden randomness, no memory outside the state); steps are listed once and name existing
 //! threads; steps whose footprints do not conflict commute, do not enable, disable or alter each
-//! other and do not change each other's verdict; a thread's future covers what it then does.
+//! other and do not change each other's verdict; a thread's future covers what it then does; a
+//! verdict said to follow from the state alone does.
 //! Not checked: that an invariant catches what it should (mutants do that), that different states
 //! have different fingerprints (see [`crate::Coverage::omission_probability`]).
 
@@ -61,6 +62,13 @@ pub enum Fault {
         /// The steps up to there.
         schedule: Schedule,
     },
+    /// The verdict on a state was declared to follow from the state, and depends on the step that
+    /// led there.
+    #[error("the verdict on a state depends on the step that led there, after {schedule}")]
+    StateDoesNotDecide {
+        /// The steps up to the state.
+        schedule: Schedule,
+    },
     /// A thread touches what its future did not name.
     #[error("the future of thread {thread} does not cover what it does, after {schedule}")]
     FutureTooSmall {
@@ -78,6 +86,7 @@ pub fn audit<M: Model>(model: &M, seed: u64, schedules: u64) -> Result<Audited, 
         let recording = record(model, &mut Rng::new(seed, number))?;
         audited.steps += recording.steps.len() as u64;
         audited.schedules += 1;
+        verdicts(model, &recording)?;
         audited.independent_pairs += promises(model, &recording)?;
         verify(model, &recording)?;
     }
@@ -160,6 +169,19 @@ fn verify<M: Model>(model: &M, recording: &Recording<M>) -> Result<(), Fault> {
         };
         let schedule = recording.up_to(model, index);
         return Err(Fault::NotDeterministic { what, schedule });
+    }
+    Ok(())
+}
+
+/// Compares the verdicts on each recorded state as if each thread had taken the last step.
+fn verdicts<M: Model>(model: &M, recording: &Recording<M>) -> Result<(), Fault> {
+    let reached = recording.steps.iter().zip(&recording.states[1..]);
+    for (index, (&last, state)) in (1..).zip(reached) {
+        let verdict = model.check(state, last);
+        let mut steps = (0..model.threads() as u8).map(|thread| Step { thread, ..last });
+        if model.state_decides() && steps.any(|step| model.check(state, step) != verdict) {
+            return Err(Fault::StateDoesNotDecide { schedule: recording.up_to(model, index) });
+        }
     }
     Ok(())
 }

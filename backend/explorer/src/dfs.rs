@@ -5,10 +5,10 @@
 //! steps, known when the search leaves it, so any graph without cycles is counted exactly.
 //!
 //! All steps of a state are taken when the search enters it, and the states that they lead to wait
-//! in one stack: their slots in the visited set are then fetched together. The stack is reused:
-//! after the first descent a transition allocates nothing of the search's own.
+//! in one stack. The slot of each in the visited set is on its way from memory while the next is
+//! being made. The stack is reused: after the first descent a transition allocates nothing of the
+//! search's own.
 
-use std::hint::black_box;
 use std::ops::ControlFlow;
 
 use crate::found::{Found, State};
@@ -18,41 +18,6 @@ use crate::table::{NUMBERS_MAX, Table};
 
 /// Transitions between two calls of the progress callback.
 const PROGRESS_EVERY: u64 = 1 << 16;
-
-/// Complete schedules from each state on, saturating.
-#[derive(Default)]
-struct Paths {
-    /// By number of the state; 0 while the state is on the stack.
-    all: Vec<u128>,
-    /// Those that end in a violation; empty as long as there is none.
-    violating: Vec<u128>,
-}
-
-impl Paths {
-    /// Makes room for one more state.
-    fn open(&mut self) {
-        self.all.push(0);
-        if !self.violating.is_empty() {
-            self.violating.push(0);
-        }
-    }
-
-    fn close(&mut self, number: u32, counts: Counts) {
-        self.all[number as usize] = counts.all;
-        if counts.violating > 0 && self.violating.is_empty() {
-            self.violating.resize(self.all.len(), 0);
-        }
-        if let Some(violating) = self.violating.get_mut(number as usize) {
-            *violating = counts.violating;
-        }
-    }
-
-    fn of(&self, number: u32) -> Counts {
-        let number = number as usize;
-        let violating = self.violating.get(number).copied().unwrap_or(0);
-        Counts { all: self.all[number], violating }
-    }
-}
 
 /// Complete schedules from one state on.
 #[derive(Clone, Copy, Default)]
@@ -70,8 +35,9 @@ impl Counts {
 
 /// One state on the way from the initial state to where the search is.
 struct Frame {
-    /// Its number.
+    /// Its number and fingerprint.
     number: u32,
+    fingerprint: u64,
     /// Where those of its successors that still wait begin in the stack of the waiting, and where
     /// they end.
     next: usize,
@@ -87,20 +53,26 @@ struct Frame {
 #[derive(Clone, Copy)]
 struct Waiting {
     step: Step,
-    verdict: Result<(), InvariantId>,
     fingerprint: u64,
 }
 
 struct Search<'a, M: Model> {
     model: &'a M,
     options: &'a Options,
-    visited: Table,
-    paths: Paths,
+    /// The value of a state: complete schedules from it on, saturating; 0 while it is on the
+    /// stack.
+    visited: Table<u128>,
+    /// Of those schedules the ones that end in a violation, by number; empty as long as there is
+    /// none.
+    violating: Vec<u128>,
+    states: u32,
+    /// Whether the verdict on a state is the same whatever step led there.
+    state_decides: bool,
     cyclic: bool,
     frames: Vec<Frame>,
     waiting: Vec<Waiting>,
     /// The states of the waiting, by the same index; used-up ones lie above, to be overwritten.
-    states: Vec<State<M>>,
+    reached: Vec<State<M>>,
     steps: StepBuf,
     coverage: Coverage,
     found: Found,
@@ -117,25 +89,29 @@ pub(crate) fn search<M: Model>(
         model,
         options,
         visited: Table::new(),
-        paths: Paths::default(),
+        violating: Vec::new(),
+        states: 0,
+        state_decides: model.state_decides(),
         cyclic: false,
         frames: Vec::new(),
         waiting: Vec::new(),
-        states: Vec::new(),
+        reached: Vec::new(),
         steps: StepBuf::default(),
         coverage: Coverage::default(),
         found: Found::default(),
     };
-    search.visited.insert(model.fingerprint(&initial), 0);
+    let fingerprint = model.fingerprint(&initial);
+    search.visited.insert(fingerprint, 0, 0);
     // The initial state lies below the waiting ones, as if it had waited, too.
-    search.waiting.push(Waiting { step: Step::default(), verdict: Ok(()), fingerprint: 0 });
-    search.states.push(initial);
-    search.enter(0, 0);
+    search.waiting.push(Waiting { step: Step::default(), fingerprint });
+    search.reached.push(initial);
+    search.enter(0);
     search.run(on_progress);
-    let mut coverage = search.coverage;
-    coverage.states = Some(search.paths.all.len() as u64);
+    let mut coverage = std::mem::take(&mut search.coverage);
+    coverage.states = Some(u64::from(search.states));
     if coverage.complete() && !search.cyclic {
-        let counts = search.paths.of(0);
+        let all = search.visited.get(fingerprint).map_or(0, |(_, all)| all);
+        let counts = search.counts(0, all);
         coverage.interleavings = Some(counts.all);
         coverage.interleavings_violating = Some(counts.violating);
     }
@@ -157,7 +133,7 @@ impl<M: Model> Search<'_, M> {
                 self.coverage.cut(Bound::FirstViolation);
                 return;
             }
-            let states = self.paths.all.len() as u64;
+            let states = u64::from(self.states);
             if states >= self.options.states_max.unwrap_or(NUMBERS_MAX).min(NUMBERS_MAX) {
                 self.coverage.cut(Bound::States);
                 return;
@@ -181,55 +157,72 @@ impl<M: Model> Search<'_, M> {
 
     /// Goes on with the successor at this place of the waiting.
     fn take(&mut self, at: usize) {
-        let Waiting { step, verdict, fingerprint } = self.waiting[at];
+        let Waiting { step, fingerprint } = self.waiting[at];
         self.coverage.transitions += 1;
-        if let Err(invariant) = verdict {
-            self.coverage.violating_transitions += 1;
-            self.violated(invariant, Some(step));
-            self.add(Counts { all: 1, violating: 1 });
+        if !self.state_decides && self.breaks(at, step) {
             return;
         }
-        let number = self.paths.all.len() as u32;
-        match self.visited.insert(fingerprint, number) {
-            Some(known) => {
-                self.coverage.pruned_by_hash += 1;
-                let counts = self.paths.of(known);
-                self.cyclic |= counts.all == 0;
-                self.add(counts);
-            }
-            None => self.enter(number, at),
+        if let Some((number, all)) = self.visited.get(fingerprint) {
+            self.coverage.pruned_by_hash += 1;
+            self.cyclic |= all == 0;
+            self.add(self.counts(number, all));
+            return;
         }
+        if self.state_decides && self.breaks(at, step) {
+            return;
+        }
+        self.visited.insert(fingerprint, self.states, 0);
+        self.enter(at);
+    }
+
+    /// Whether the state that waits at this place breaks an invariant; if so, that ends the branch.
+    fn breaks(&mut self, at: usize, step: Step) -> bool {
+        let Err(invariant) = self.model.check(&self.reached[at], step) else {
+            return false;
+        };
+        self.coverage.violating_transitions += 1;
+        self.violated(invariant, Some(step));
+        self.add(Counts { all: 1, violating: 1 });
+        true
     }
 
     /// Enters a new state, which lies at this place of the waiting, and takes all of its steps.
-    fn enter(&mut self, number: u32, at: usize) {
+    fn enter(&mut self, at: usize) {
+        let number = self.states;
+        self.states += 1;
         self.coverage.depth_max = self.coverage.depth_max.max(self.frames.len() as u32);
-        self.paths.open();
         self.steps.truncate(0);
-        self.model.enabled(&self.states[at], &mut self.steps);
+        self.model.enabled(&self.reached[at], &mut self.steps);
         let first = self.waiting.len();
         for &step in self.steps.as_slice() {
             let place = self.waiting.len();
-            if place == self.states.len() {
-                self.states.push(self.states[at].clone());
+            if place == self.reached.len() {
+                self.reached.push(self.reached[at].clone());
             } else {
-                let (below, above) = self.states.split_at_mut(place);
+                let (below, above) = self.reached.split_at_mut(place);
                 above[0].clone_from(&below[at]);
             }
-            let state = &mut self.states[place];
+            let state = &mut self.reached[place];
             self.model.apply(state, step);
-            let verdict = self.model.check(state, step);
             let fingerprint = self.model.fingerprint(state);
-            self.waiting.push(Waiting { step, verdict, fingerprint });
+            self.visited.prefetch(fingerprint);
+            self.waiting.push(Waiting { step, fingerprint });
         }
-        self.fetch(first);
         let end = self.waiting.len();
-        let arrived_by = self.waiting[at].step;
+        let Waiting { step: arrived_by, fingerprint } = self.waiting[at];
         let counts = Counts::default();
-        self.frames.push(Frame { number, next: first, end, first, arrived_by, counts });
+        self.frames.push(Frame {
+            number,
+            fingerprint,
+            next: first,
+            end,
+            first,
+            arrived_by,
+            counts,
+        });
         if first == end {
             self.coverage.ends += 1;
-            let verdict = crate::found::check_end(self.model, &self.states[at]);
+            let verdict = crate::found::check_end(self.model, &self.reached[at]);
             if let Err(invariant) = verdict {
                 self.violated(invariant, None);
             }
@@ -237,25 +230,28 @@ impl<M: Model> Search<'_, M> {
         }
     }
 
-    /// Has the memory that the successors from `first` on will need brought to the cache, all at
-    /// once: nothing waits for the values.
-    fn fetch(&self, first: usize) {
-        let mut sum = 0_u128;
-        for waiting in &self.waiting[first..] {
-            let number = self.visited.glance(waiting.fingerprint);
-            sum ^= self.paths.all.get(number as usize).copied().unwrap_or(0);
-        }
-        black_box(sum);
-    }
-
     /// Leaves the state on top, whose steps have all been taken.
     fn leave(&mut self) {
-        let Some(frame) = self.frames.pop() else {
+        let Some(Frame { number, fingerprint, first, counts, .. }) = self.frames.pop() else {
             return;
         };
-        self.paths.close(frame.number, frame.counts);
-        self.waiting.truncate(frame.first);
-        self.add(frame.counts);
+        if let Some(all) = self.visited.get_mut(fingerprint) {
+            *all = counts.all;
+        }
+        if counts.violating > 0 {
+            let number = number as usize;
+            if self.violating.len() <= number {
+                self.violating.resize(number + 1, 0);
+            }
+            self.violating[number] = counts.violating;
+        }
+        self.waiting.truncate(first);
+        self.add(counts);
+    }
+
+    /// Complete schedules from a state on that has been left.
+    fn counts(&self, number: u32, all: u128) -> Counts {
+        Counts { all, violating: self.violating.get(number as usize).copied().unwrap_or(0) }
     }
 
     /// Adds schedules to the state on top.

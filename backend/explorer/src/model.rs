@@ -149,6 +149,13 @@ pub trait Model: Sync {
     /// search does not go on from a state that broke the rules.
     fn check(&self, state: &Self::State, last: Step) -> Result<(), InvariantId>;
 
+    /// Whether the verdict of [`Model::check`] is the same whatever step led to the state. A search
+    /// then judges a state at its first visit only.
+    #[inline]
+    fn state_decides(&self) -> bool {
+        false
+    }
+
     /// Whether a state without enabled steps is a proper end. If not it is a deadlock. The default
     /// accepts every such state.
     fn finished(&self, _state: &Self::State) -> bool {

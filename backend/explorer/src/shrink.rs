@@ -77,7 +77,7 @@ impl<'a, M: Model> Shortest<'a, M> {
     /// A minimal schedule; `None` if the states do not suffice, or the callback says stop.
     fn search(mut self, on_progress: OnProgress<'_>) -> Option<Vec<Step>> {
         let initial = self.model.initial();
-        self.reached.insert(self.model.fingerprint(&initial), 0);
+        self.reached.insert(self.model.fingerprint(&initial), 0, ());
         // No thread has moved yet: the first step is no switch, so its place has no thread.
         self.places.push(Place { parent: 0, step: Step::default(), switches: 0 });
         let mut layer = vec![initial];
@@ -145,11 +145,12 @@ impl<'a, M: Model> Shortest<'a, M> {
         state: State<M>,
     ) {
         let fingerprint = self.model.fingerprint(&state);
-        if self.reached.insert(fingerprint, depth + 1).is_some_and(|first| first <= depth) {
+        let reached = self.reached.insert(fingerprint, depth + 1, ());
+        if reached.is_some_and(|(first, ())| first <= depth) {
             return;
         }
         let key = mix(fingerprint ^ mix(u64::from(step.thread) + 1));
-        match self.visited.insert(key, self.places.len() as u32) {
+        match self.visited.insert(key, self.places.len() as u32, ()).map(|(known, ())| known) {
             None => {
                 self.places.push(Place { parent, step, switches });
                 self.next.push(state);

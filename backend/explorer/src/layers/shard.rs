@@ -4,7 +4,6 @@
 //! arrival, so a number at or above the first of the layer being filled means "new in this layer".
 
 use std::collections::BTreeMap;
-use std::hint::black_box;
 
 use super::{Lineage, Node, Part};
 use crate::model::Step;
@@ -22,7 +21,8 @@ pub(super) struct Arrival {
     pub(super) preemptions: u32,
 }
 
-/// What is kept of a state after its expansion.
+/// What is kept of a state.
+#[derive(Clone, Copy, Default)]
 struct Record {
     parent: u64,
     step: Step,
@@ -31,8 +31,8 @@ struct Record {
 }
 
 pub(super) struct Shard<S> {
-    table: Table,
-    records: Vec<Record>,
+    table: Table<Record>,
+    states: u32,
     /// Number of the first state of the layer being filled.
     first: u32,
     next: Part<S>,
@@ -47,7 +47,7 @@ impl<S> Shard<S> {
     pub(super) fn new() -> Shard<S> {
         Shard {
             table: Table::new(),
-            records: Vec::new(),
+            states: 0,
             first: 0,
             next: Part { nodes: Vec::new(), lineages: Vec::new() },
             again: BTreeMap::new(),
@@ -56,7 +56,7 @@ impl<S> Shard<S> {
     }
 
     pub(super) fn states(&self) -> u64 {
-        self.records.len() as u64
+        u64::from(self.states)
     }
 
     pub(super) fn uneven(&self) -> bool {
@@ -65,27 +65,20 @@ impl<S> Shard<S> {
 
     /// Whether the state was reached in an earlier layer than the one being filled.
     pub(super) fn known_before(&self, key: u64) -> bool {
-        self.table.get(key).is_some_and(|number| number < self.first)
+        self.table.get(key).is_some_and(|(number, _)| number < self.first)
     }
 
     /// The parent of a state and the step that led from there.
     pub(super) fn origin(&self, key: u64) -> Option<(u64, Step)> {
-        let record = &self.records[self.table.get(key)? as usize];
+        let (_, record) = self.table.get(key)?;
         Some((record.parent, record.step))
     }
 
     /// Takes arrivals; the number of those whose state was known.
     pub(super) fn arrive_all(&mut self, batch: &mut Vec<(Arrival, S)>) -> u64 {
-        // First have all that they need brought to the cache: nothing waits for the values, so
-        // the fetches overlap.
-        let mut sum = 0;
         for (arrival, _) in &*batch {
-            let number = self.table.glance(arrival.key);
-            sum ^= self.records.get(number as usize).map_or(0, |record| record.parent);
-            let lineage = self.next.lineages.get(number.wrapping_sub(self.first) as usize);
-            sum ^= lineage.map_or(0, |lineage| u64::from(lineage.sleep));
+            self.table.prefetch(arrival.key);
         }
-        black_box(sum);
         batch.drain(..).map(|(arrival, state)| u64::from(self.arrive(&arrival, state))).sum()
     }
 
@@ -93,13 +86,13 @@ impl<S> Shard<S> {
     pub(super) fn arrive(&mut self, arrival: &Arrival, state: S) -> bool {
         let Arrival { key, parent, step, paths, sleep, last, preemptions } = *arrival;
         let node = Node { state, key, last, preemptions };
-        let Some(number) = self.table.insert(key, self.records.len() as u32) else {
-            self.records.push(Record { parent, step, sleep });
+        let record = Record { parent, step, sleep };
+        let Some((number, record)) = self.table.insert(key, self.states, record) else {
+            self.states += 1;
             self.next.nodes.push(node);
             self.next.lineages.push(Lineage { paths, sleep, slept: u32::MAX });
             return false;
         };
-        let record = &mut self.records[number as usize];
         if number >= self.first {
             let lineage = &mut self.next.lineages[(number - self.first) as usize];
             lineage.paths = lineage.paths.saturating_add(paths);
@@ -122,7 +115,7 @@ impl<S> Shard<S> {
 
     /// Ends the layer being filled and returns it.
     pub(super) fn close_layer(&mut self) -> Part<S> {
-        self.first = self.records.len() as u32;
+        self.first = self.states;
         let fresh = Part { nodes: Vec::new(), lineages: Vec::new() };
         let mut layer = std::mem::replace(&mut self.next, fresh);
         for (node, lineage) in std::mem::take(&mut self.again).into_values() {

@@ -24,6 +24,8 @@ enum Lie {
     GuardInFuture,
     /// A thread's future leaves out its second step.
     Future,
+    /// The verdict depends on the step that led to the state.
+    Verdict,
 }
 
 /// Two threads double and increment one counter; a third waits while it is 1 or 3.
@@ -96,8 +98,15 @@ impl Model for Canary {
         }
     }
 
-    fn check(&self, _: &State, _: Step) -> Result<(), InvariantId> {
+    fn check(&self, state: &State, last: Step) -> Result<(), InvariantId> {
+        if self.lie == Lie::Verdict && last.thread == 2 && state.0 == 2 {
+            return Err(InvariantId(0));
+        }
         Ok(())
+    }
+
+    fn state_decides(&self) -> bool {
+        true
     }
 
     fn fingerprint(&self, state: &State) -> u64 {
@@ -188,4 +197,9 @@ fn a_step_that_another_enables_is_not_independent_of_it() {
 #[test]
 fn a_future_that_is_too_small_is_caught() {
     assert!(matches!(fault(Lie::Future), Fault::FutureTooSmall { thread: 2, .. }));
+}
+
+#[test]
+fn a_verdict_that_depends_on_the_last_step_is_caught() {
+    assert!(matches!(fault(Lie::Verdict), Fault::StateDoesNotDecide { .. }));
 }

@@ -9,10 +9,13 @@
 
 use std::hash::{Hash, Hasher};
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::geometry::{Geometry, Set, each};
 
 mod disk;
 mod es;
+mod fingerprint;
 mod locks;
 
 pub use disk::{ANY, Content, Contents, Disk, STALE, ZERO};
@@ -27,7 +30,8 @@ pub const IO_ENDS: usize = 2;
 
 /// Counters of the file system.
 #[allow(clippy::struct_excessive_bools, reason = "independent switches")]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Fs {
     /// `s_freeclusters_counter`.
     pub free: i8,
@@ -50,7 +54,8 @@ pub struct Fs {
 }
 
 /// The inode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Inode {
     /// Size seen by users, in bytes.
     pub i_size: u32,
@@ -68,11 +73,16 @@ pub struct Inode {
     pub orphan: bool,
     /// Evicted.
     pub gone: bool,
+    /// Fills the struct up.
+    gap: u16,
 }
 
 /// Page cache: folio bits by folio number, buffer bits by block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Cache {
+    /// Data of each block in the cache.
+    pub data: Contents,
     /// Folios present.
     pub present: Set,
     /// Folios locked.
@@ -95,8 +105,8 @@ pub struct Cache {
     pub in_flight: Set,
     /// Blocks whose data a commit writes first (`jbd2_inode_add_write`).
     pub ordered: Set,
-    /// Data of each block in the cache.
-    pub data: Contents,
+    /// Fills the struct up.
+    gap: Set,
 }
 
 impl Cache {
@@ -114,8 +124,8 @@ impl Cache {
 }
 
 /// Where a data write is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, IntoBytes, Immutable)]
+#[repr(u16)]
 pub enum IoState {
     /// No write.
     #[default]
@@ -129,7 +139,8 @@ pub enum IoState {
 }
 
 /// One `ext4_io_end`: a data write of writeback.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct IoEnd {
     /// Blocks written.
     pub blocks: Set,
@@ -140,7 +151,7 @@ pub struct IoEnd {
 }
 
 /// A request of one thread to the device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, IntoBytes, Immutable)]
 #[repr(u8)]
 pub enum Wait {
     /// None.
@@ -161,7 +172,8 @@ pub enum Wait {
 }
 
 /// What `ext4_map_blocks` has found so far (`struct ext4_map_blocks`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Map {
     /// First block.
     pub lblk: u8,
@@ -193,8 +205,8 @@ impl Map {
 }
 
 /// Why an operation fails.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, IntoBytes, Immutable)]
+#[repr(u16)]
 pub enum Errno {
     /// It does not.
     #[default]
@@ -212,10 +224,13 @@ pub enum Errno {
 }
 
 /// Registers of one thread.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Thread {
     /// Next instruction.
     pub pc: u16,
+    /// Failure of the operation at hand.
+    pub errno: Errno,
     /// Block at which the operation is.
     pub cur: u8,
     /// End of the range on which it works.
@@ -232,36 +247,15 @@ pub struct Thread {
     pub held: u8,
     /// Outstanding request.
     pub wait: Wait,
-    /// Failure of the operation at hand.
-    pub errno: Errno,
     /// Folio (or data write) at which writeback is.
     pub wb: u8,
     /// End of the folios that it covers.
     pub wb_end: u8,
 }
 
-impl Thread {
-    #[inline]
-    fn feed(&self, mix: &mut Mixer) {
-        // Blocks and folios are below 32, flags too: five bits each.
-        let small = [
-            self.cur,
-            self.end,
-            self.map.lblk,
-            self.map.end,
-            self.map.pblk,
-            self.map.flags,
-            self.wb,
-            self.wb_end,
-        ];
-        let packed = small.iter().fold(0, |word, &number| word << 5 | u64::from(number));
-        let how = u16::from_le_bytes([self.held, self.wait as u8 | (self.errno as u8) << 4]);
-        mix.pair(packed << 16 | u64::from(self.pc), four(self.folios, self.guard, self.aside, how));
-    }
-}
-
 /// A rule broken in the middle of a step, where no look at the state would show it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Broken {
     /// Number of the invariant plus one; 0 if none.
     pub invariant: u8,
@@ -270,10 +264,11 @@ pub struct Broken {
 }
 
 /// One file system, inode, page cache and set of threads at one moment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+///
+/// Laid out without a gap, so that its bytes are all of it: they are what is hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct State {
-    /// Extent status tree.
-    pub es: Es,
     /// Block map, bitmap, data on disk.
     pub disk: Disk,
     /// Page cache.
@@ -282,16 +277,20 @@ pub struct State {
     pub want: Contents,
     /// Inode.
     pub inode: Inode,
-    /// File system.
-    pub fs: Fs,
-    /// Semaphores and handles.
-    pub locks: Locks,
-    /// Data writes of writeback.
-    pub io: [IoEnd; IO_ENDS],
+    /// Extent status tree.
+    pub es: Es,
     /// Registers.
     pub threads: [Thread; SLOTS],
+    /// Data writes of writeback.
+    pub io: [IoEnd; IO_ENDS],
+    /// Semaphores and handles.
+    pub locks: Locks,
+    /// File system.
+    pub fs: Fs,
     /// A rule broken by the last step.
     pub broken: Broken,
+    /// Fills the struct up.
+    gap: [u8; 3],
 }
 
 impl State {
@@ -313,6 +312,7 @@ impl State {
             io: [IoEnd::default(); IO_ENDS],
             threads: [Thread::default(); SLOTS],
             broken: Broken::default(),
+            gap: [0; 3],
             disk,
         }
     }
@@ -349,77 +349,7 @@ impl State {
     /// 64 bits that stand for the state.
     #[inline]
     pub fn fingerprint(&self) -> u64 {
-        let mut mix = Mixer::default();
-        self.feed_file(&mut mix);
-        self.feed_rest(&mut mix);
-        for t in &self.threads {
-            t.feed(&mut mix);
-        }
-        mix.finish()
-    }
-
-    /// Gives the mixer what is known about blocks.
-    #[inline]
-    fn feed_file(&self, mix: &mut Mixer) {
-        let (es, disk, cache) = (&self.es, &self.disk, &self.cache);
-        mix.pair(
-            four(es.written, es.unwritten, es.delayed, es.hole),
-            four(es.referenced, es.pending, disk.mapped, disk.unwritten),
-        );
-        mix.bytes(&es.pblk);
-        mix.bytes(&disk.pblk);
-        mix.pair(disk.media[0].0, disk.media[1].0);
-        mix.pair(
-            four(cache.present, cache.locked, cache.dirty, cache.writeback),
-            four(cache.mapped, cache.uptodate, cache.buf_dirty, cache.delay),
-        );
-        mix.pair(
-            four(cache.unwritten, cache.in_flight, disk.leaves, cache.ordered),
-            u64::from(disk.free) | u64::from(disk.freed) << 32,
-        );
-        mix.pair(cache.data.0, self.want.0);
-    }
-
-    /// Gives the mixer counters, locks and writes in flight.
-    #[inline]
-    fn feed_rest(&self, mix: &mut Mixer) {
-        let (inode, fs, locks) = (&self.inode, &self.fs, &self.locks);
-        let flags = u8::from(inode.inline_data)
-            | u8::from(inode.orphan) << 1
-            | u8::from(inode.gone) << 2
-            | u8::from(fs.delalloc) << 3
-            | u8::from(fs.bitmap) << 4
-            | u8::from(fs.locked) << 5
-            | u8::from(fs.shadow) << 6
-            | u8::from(fs.bitmap_in_tx) << 7;
-        mix.pair(
-            u64::from(inode.i_size) | u64::from(inode.i_disksize) << 32,
-            u64::from_le_bytes([
-                inode.i_blocks as u8,
-                inode.reserved as u8,
-                inode.dio,
-                flags,
-                fs.free as u8,
-                fs.dirty as u8,
-                fs.faults,
-                fs.shrinks,
-            ]),
-        );
-        mix.pair(
-            u64::from_le_bytes([
-                self.broken.invariant,
-                self.broken.block,
-                locks.count[0],
-                locks.count[1],
-                locks.count[2],
-                locks.handles,
-                self.io[0].state as u8,
-                self.io[1].state as u8,
-            ]),
-            four(locks.queue[0], locks.queue[1], locks.queue[2], 0),
-        );
-        let [a, b] = &self.io;
-        mix.pair(four(a.blocks, a.convert, b.blocks, b.convert), 0);
+        fingerprint::of(self.as_bytes())
     }
 
     /// Blocks of a set as text: `0,2,3`.
@@ -432,51 +362,4 @@ impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.fingerprint());
     }
-}
-
-#[inline]
-fn four(a: u16, b: u16, c: u16, d: u16) -> u64 {
-    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
-}
-
-/// Two lanes of multiply and fold, two words at a time (the scheme of wyhash): independent
-/// multiplications, so that they overlap.
-struct Mixer {
-    lanes: [u64; 2],
-}
-
-impl Default for Mixer {
-    #[inline]
-    fn default() -> Mixer {
-        Mixer { lanes: [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344] }
-    }
-}
-
-impl Mixer {
-    #[inline]
-    fn pair(&mut self, first: u64, second: u64) {
-        let [lane, other] = self.lanes;
-        let mixed = fold(first ^ 0x9e37_79b9_7f4a_7c15, second ^ lane);
-        self.lanes = [other, mixed];
-    }
-
-    #[inline]
-    fn bytes(&mut self, bytes: &[u8; 16]) {
-        let value = u128::from_le_bytes(*bytes);
-        self.pair(value as u64, (value >> 64) as u64);
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        fold(
-            self.lanes[0] ^ 0xa409_3822_299f_31d0,
-            self.lanes[1].rotate_left(32) ^ 0x082e_fa98_ec4e_6c89,
-        )
-    }
-}
-
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }

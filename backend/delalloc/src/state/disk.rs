@@ -1,5 +1,7 @@
 //! What is on disk: the block map of the file, the allocator's bitmap, and data by physical block.
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::geometry::{Geometry, PBLKS_MAX, Set, bit, each, span};
 
 /// Data of one block, as far as the model tells data apart.
@@ -12,7 +14,8 @@ pub const ANY: Content = 14;
 pub const STALE: Content = 15;
 
 /// One small number a block, for sixteen blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(transparent)]
 pub struct Contents(pub u64);
 
 impl Contents {
@@ -39,22 +42,25 @@ impl Contents {
 }
 
 /// The block map of the file and the blocks behind it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Disk {
+    /// Data of the physical blocks 0-15 and 16-31.
+    pub media: [Contents; 2],
+    /// Physical blocks that the bitmap has free. Block 0 is never used.
+    pub free: u32,
+    /// Freed in a transaction that has not committed: clear in the bitmap, not to be reused yet.
+    pub freed: u32,
+    /// Physical block of each mapped block, else 0.
+    pub pblk: [u8; 16],
     /// Logical blocks that are mapped.
     pub mapped: Set,
     /// Of those, the ones in unwritten extents.
     pub unwritten: Set,
     /// Extent leaves in memory.
     pub leaves: Set,
-    /// Physical block of each mapped block, else 0.
-    pub pblk: [u8; 16],
-    /// Physical blocks that the bitmap has free. Block 0 is never used.
-    pub free: u32,
-    /// Freed in a transaction that has not committed: clear in the bitmap, not to be reused yet.
-    pub freed: u32,
-    /// Data of the physical blocks 0-15 and 16-31.
-    pub media: [Contents; 2],
+    /// Fills the struct up.
+    gap: Set,
 }
 
 impl Disk {
@@ -72,6 +78,7 @@ impl Disk {
             free: (((1u64 << blocks) - 1) << first) as u32,
             freed: 0,
             media: [Contents(u64::MAX); 2],
+            gap: 0,
         }
     }
 

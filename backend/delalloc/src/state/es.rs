@@ -3,6 +3,8 @@
 //! Entries are maximal runs of equal cells (physically contiguous where mapped): where the kernel
 //! may keep two mergeable entries apart, the model merges.
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::geometry::{Set, bit, each, span};
 
 /// What the extent status tree says about a block.
@@ -21,7 +23,8 @@ pub enum Status {
 }
 
 /// Extent status of every block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Es {
     /// Cells with W.
     pub written: Set,

@@ -4,6 +4,8 @@
 //! first come, first served (a thread that has to wait takes a place in the queue, and nobody
 //! overtakes it). Any order covers every real one.
 
+use zerocopy::{Immutable, IntoBytes};
+
 /// A read/write semaphore of the inode.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -40,12 +42,13 @@ pub enum Mode {
 }
 
 /// Holders and waiters. A thread's own share is in [`super::Thread::held`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Locks {
-    /// Readers of each semaphore, or [`Locks::WRITER`].
-    pub count: [u8; 3],
     /// Waiters of each semaphore, first come lowest: 4 bits each, 1 + slot * 2 + write.
     pub queue: [u16; 3],
+    /// Readers of each semaphore, or [`Locks::WRITER`].
+    pub count: [u8; 3],
     /// Journal handles open.
     pub handles: u8,
 }

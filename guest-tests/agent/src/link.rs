@@ -103,7 +103,7 @@ impl Aligned {
     }
 
     /// The first `len` bytes, at most [`MAX_FRAME`].
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
         &mut self.memory[self.start..][..len.min(MAX_FRAME)]
     }
 }

@@ -1,13 +1,13 @@
 //! A shared, writable mapping of a file, and stores through it.
 //!
 //! In: a file and a length. Out: processor stores that fault as the kernel decides.
-//! The only unsafe code of the agent.
+//! With `ioctl`, the only unsafe code of the agent.
 
 use std::fs::File;
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
 
 /// The mapping; unmapped when dropped.
 pub(crate) struct Mapping {
@@ -42,6 +42,29 @@ impl Mapping {
         // lives there, so any byte may be written at any time.
         unsafe { self.base.add(offset).write_volatile(value) };
         Ok(())
+    }
+}
+
+impl Mapping {
+    /// Stores the same byte `length` times from `offset` on; see [`Mapping::store`].
+    pub(crate) fn fill(&self, offset: u64, length: u64, value: u8) -> io::Result<()> {
+        self.range(offset, length)?;
+        (offset..offset + length).try_for_each(|offset| self.store(offset, value))
+    }
+
+    /// msync(MS_SYNC): the file's bytes of the range are on the disk. `offset` is a multiple of
+    /// the page size.
+    pub(crate) fn sync(&self, offset: u64, length: u64) -> io::Result<()> {
+        let (offset, length) = self.range(offset, length)?;
+        // SAFETY: the range is inside the mapping, which lives as long as `self`; the call reads
+        // it and changes nothing.
+        Ok(unsafe { msync(self.base.add(offset).as_ptr().cast(), length, MsyncFlags::SYNC) }?)
+    }
+
+    fn range(&self, offset: u64, length: u64) -> io::Result<(usize, usize)> {
+        let end = offset.checked_add(length).filter(|&end| end <= self.bytes as u64);
+        end.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((offset as usize, length as usize))
     }
 }
 

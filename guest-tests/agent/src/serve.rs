@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use crate::link::{Aligned, Link, PollError};
 use crate::meeting::Meeting;
 use crate::trial::{Stage, run_trial};
-use crate::{clock, console, exec};
+use crate::{clock, console, exec, lists};
 
 /// Answers that are no frames, one after the other, before the link is taken for dead.
 const MOST_BAD_POLLS: u32 = 16;
@@ -34,6 +34,12 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
     for order in incoming {
         match order {
             ToGuest::Run(trial) => run(link, &mut stage, &trial)?,
+            ToGuest::Lists(order) => {
+                for list in &order.lists {
+                    let result = lists::run(&mut stage, order.id, order.blocks, list);
+                    link.send(&ToHost::List(result))?;
+                }
+            }
             ToGuest::Exec { id, program, args } => {
                 let args: Vec<String> = args.iter().map(|a| a.replace("{disk}", disk)).collect();
                 if let Err(error) = exec::run(link, id, &program, &args) {

@@ -13,7 +13,7 @@ mod ops;
 mod parked;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -72,7 +72,18 @@ impl Stage {
         })
     }
 
-    fn kernel_lines(&mut self) -> Vec<KernelLine> {
+    /// Mount point of the file system under test.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Kernel name of the disk under test.
+    pub(crate) fn disk(&self) -> &str {
+        &self.disk
+    }
+
+    /// New lines of the kernel log, as many as fit a frame.
+    pub(crate) fn kernel_lines(&mut self) -> Vec<KernelLine> {
         let lines = self.kernel_log.as_mut().map(Kmsg::lines);
         let mut lines = lines.and_then(Result::ok).unwrap_or_default();
         lines.truncate(MOST_KERNEL_LINES);

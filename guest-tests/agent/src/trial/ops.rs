@@ -11,14 +11,15 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use agent::wire::{FallocateMode, Op, Step, ToHost};
-use rustix::fs::{FallocateFlags, OFlags};
+use agent::wire::{Op, Step, ToHost};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Shared;
 use super::parked::Watch;
 use crate::clock;
+use crate::lists::falloc_flags;
 use crate::mapping::Mapping;
 use crate::meeting::Missed;
 
@@ -296,17 +297,6 @@ fn mount_flags(options: &str, running: Option<(u32, u32)>) -> (MountFlags, Strin
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-fn falloc_flags(mode: FallocateMode) -> FallocateFlags {
-    match mode {
-        FallocateMode::Allocate => FallocateFlags::empty(),
-        FallocateMode::KeepSize => FallocateFlags::KEEP_SIZE,
-        FallocateMode::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        FallocateMode::ZeroRange => FallocateFlags::ZERO_RANGE,
-        FallocateMode::CollapseRange => FallocateFlags::COLLAPSE_RANGE,
-        FallocateMode::InsertRange => FallocateFlags::INSERT_RANGE,
-    }
 }
 
 /// Random draws of one thread: a function of the trial's seed, the thread's name and how many

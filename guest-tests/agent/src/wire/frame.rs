@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 /// Version of the wire format. A frame of another version is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 16;

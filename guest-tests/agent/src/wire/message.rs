@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::lists::{ListResult, Lists};
 use super::workload::Workload;
 
 /// A message from the guest.
@@ -54,6 +55,8 @@ pub enum ToHost {
     },
     /// A trial is over.
     Trial(TrialResult),
+    /// One list of [`ToGuest::Lists`] is over.
+    List(ListResult),
     /// A program started with [`ToGuest::Exec`] wrote something.
     Output {
         /// That of the command.
@@ -99,6 +102,8 @@ pub enum ToGuest {
     },
     /// Run one trial; answered by [`ToHost::Trial`], or [`ToHost::Refused`] with its number.
     Run(Trial),
+    /// Carry out lists of calls; answered by a [`ToHost::List`] for each, in order.
+    Lists(Lists),
     /// Run a program to its end; answered by [`ToHost::Output`] and [`ToHost::Exited`].
     Exec {
         /// Chosen by the host.

@@ -98,8 +98,8 @@ pub enum Op {
     Fallocate {
         /// Which file.
         file: String,
-        /// `allocate`, `keep_size`, `punch_hole`, `zero_range`, `collapse_range` or
-        /// `insert_range`.
+        /// `allocate`, `keep_size`, `punch_hole`, `zero_range`, `zero_range_keep_size`,
+        /// `collapse_range` or `insert_range`.
         #[serde(default)]
         mode: FallocateMode,
         /// Start.
@@ -225,6 +225,8 @@ pub enum FallocateMode {
     PunchHole,
     /// FALLOC_FL_ZERO_RANGE.
     ZeroRange,
+    /// FALLOC_FL_ZERO_RANGE with FALLOC_FL_KEEP_SIZE.
+    ZeroRangeKeepSize,
     /// FALLOC_FL_COLLAPSE_RANGE.
     CollapseRange,
     /// FALLOC_FL_INSERT_RANGE.

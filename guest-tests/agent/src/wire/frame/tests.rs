@@ -8,7 +8,7 @@ fn a_frame_is_laid_out_as_documented() {
     let mut bytes = Vec::new();
     encode(0x0403_0201, b"{}", &mut bytes).unwrap();
     assert_eq!(bytes.len(), 512);
-    assert_eq!(&bytes[..18], b"RGLK\x01\0\0\0\x01\x02\x03\x04\x02\0\0\0{}");
+    assert_eq!(&bytes[..18], b"RGLK\x02\0\0\0\x01\x02\x03\x04\x02\0\0\0{}");
     assert!(bytes[18..].iter().all(|&b| b == 0));
 }
 
@@ -66,7 +66,7 @@ proptest! {
         genuine: bool,
     ) {
         if genuine && bytes.len() >= 8 {
-            bytes[..8].copy_from_slice(b"RGLK\x01\0\0\0");
+            bytes[..8].copy_from_slice(b"RGLK\x02\0\0\0");
         }
         if let Ok(frame) = decode(&bytes) {
             prop_assert!(frame.payload.len() + HEADER_BYTES <= bytes.len());

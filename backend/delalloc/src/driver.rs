@@ -6,11 +6,11 @@
 //! kernel commits and tries again when it needs them).
 
 use crate::exec::Engine;
-use crate::geometry::{Geometry, bit};
+use crate::geometry::{Geometry, PBLKS_MAX, bit, each};
 use crate::invariant::Finding;
 use crate::kernel::Kernel;
 use crate::ops::Op;
-use crate::state::{Errno, State, Status, Thread};
+use crate::state::{ANY, Content, Disk, Errno, STALE, State, Status, Thread};
 
 /// How an operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +91,62 @@ impl Driver {
     /// `s_dirtyclusters_counter`, what `delayed_allocation_blocks` shows (in clusters).
     pub fn dirty_clusters(&self) -> i8 {
         self.state.fs.dirty
+    }
+
+    /// Clusters accounted to the inode (`i_blocks`, of data).
+    pub fn owned_clusters(&self) -> i8 {
+        self.state.inode.i_blocks
+    }
+
+    /// What a user reads from a block; `None` if that is not decided.
+    pub fn content(&self, lblk: u8) -> Option<Content> {
+        Some(self.state.want.get(lblk)).filter(|&content| content < ANY)
+    }
+
+    /// Tells the engine which physical blocks the kernel has chosen, by any numbering: `chosen`
+    /// has one number for each mapped block, in order. Only which blocks are neighbours, and how
+    /// they lie in clusters, is taken over. Does nothing if the model's blocks cannot show that.
+    pub fn place(&mut self, chosen: &[u64]) {
+        let blocks: Vec<u8> = each(self.state.disk.mapped).collect();
+        let ratio = u64::from(self.geo.cluster_blocks());
+        let mut clusters: Vec<u64> = chosen.iter().map(|pblk| pblk / ratio).collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        // Cluster 0 is never used; neighbours stay neighbours, others get a gap between them.
+        let mut labels = Vec::with_capacity(clusters.len());
+        let mut label = 0;
+        for (index, &cluster) in clusters.iter().enumerate() {
+            let follows = index > 0 && clusters[index - 1] + 1 == cluster;
+            label += if follows || index == 0 { 1 } else { 2 };
+            labels.push(label);
+        }
+        if blocks.len() != chosen.len() || label > self.geo.clusters {
+            return;
+        }
+        let place = |pblk: u64| {
+            let index = clusters.partition_point(|&cluster| cluster < pblk / ratio);
+            labels[index] * ratio as u8 + (pblk % ratio) as u8
+        };
+        let moves: Vec<(u8, u8, u8)> = blocks
+            .iter()
+            .zip(chosen)
+            .map(|(&lblk, &pblk)| (lblk, self.state.disk.pblk[usize::from(lblk)], place(pblk)))
+            .collect();
+        let free = Disk::new(&self.geo).free;
+        let old = self.state.disk;
+        self.state.disk.free = free;
+        self.state.disk.commit();
+        for pblk in 0..PBLKS_MAX {
+            self.state.disk.set_media(pblk, STALE);
+        }
+        for (lblk, from, to) in moves {
+            self.state.disk.pblk[usize::from(lblk)] = to;
+            self.state.disk.free &= !Disk::cluster_bits(&self.geo, to);
+            self.state.disk.set_media(to, old.media(from));
+            if self.state.es.mapped() & bit(lblk) != 0 {
+                self.state.es.pblk[usize::from(lblk)] = to;
+            }
+        }
     }
 
     /// Extent status, as `EXT4_IOC_GET_ES_CACHE` shows it.

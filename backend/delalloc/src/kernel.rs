@@ -56,6 +56,8 @@ flags! {
     ZeroKeepsInvalidate = "zero-keeps-invalidate" [0 0 0 1 1],
     /// An unwritten extent is split before the write is submitted (`EXT4_GET_BLOCKS_PRE_IO`).
     SplitBeforeIo = "split-before-io" [1 1 1 1 0],
+    /// dioread_nolock is the default also with blocks smaller than a page.
+    NolockSmallBlocks = "nolock-small-blocks" [0 0 0 1 1],
     /// Memory reclaim may call `->writepage`.
     ReclaimWritepage = "reclaim-writepage" [1 1 1 0 0],
 

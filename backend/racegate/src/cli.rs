@@ -28,6 +28,8 @@ enum Mode {
     Campaign(crate::campaign::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
+    /// Compare the engine with a real kernel on random lists of operations
+    Differential(crate::differential::Args),
     /// Show what the blocks of an ext4 image are
     Inspect(crate::inspect::Args),
     /// List and fetch Debian's kernels
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
         Mode::Reproduce(args) => crate::reproduce::run(&args),
         Mode::Campaign(args) => crate::campaign::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
+        Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),
         Mode::Kernels(args) => crate::kernels::run(args),
         Mode::Ctl(args) => crate::ctl::run(args),

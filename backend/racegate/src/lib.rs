@@ -7,6 +7,7 @@ pub mod blk;
 pub mod campaign;
 pub mod cli;
 pub mod ctl;
+pub mod differential;
 pub mod explore;
 pub mod inspect;
 pub mod kernels;

@@ -8,7 +8,7 @@ mod error;
 use std::io::Write as _;
 use std::time::Duration;
 
-use agent::wire::{Stream, ToGuest, ToHost, Trial, TrialResult};
+use agent::wire::{List, ListResult, Lists, Stream, ToGuest, ToHost, Trial, TrialResult};
 use pipeline::control::Request;
 use pipeline::{Event, Nanos, RuleSet};
 use tempfile::NamedTempFile;
@@ -245,6 +245,33 @@ impl Guest {
             }
         })?;
         Ok(Observed { result, events, clock })
+    }
+
+    /// Carries out lists of calls on a file system that is mounted: one result for each, in
+    /// order. A guest that is not done after `limit` is taken for hung.
+    pub fn lists(
+        &mut self,
+        blocks: u64,
+        lists: Vec<List>,
+        limit: Duration,
+    ) -> Result<Vec<ListResult>, GuestError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let wanted = lists.len();
+        let mut results = Vec::with_capacity(wanted);
+        if wanted == 0 {
+            return Ok(results);
+        }
+        self.send(&ToGuest::Lists(Lists { id, blocks, lists }))?;
+        self.wait("running lists of calls", limit, |_, message| {
+            match message? {
+                ToHost::List(result) if result.id == id => results.push(result),
+                ToHost::Refused { reason, .. } => return Some(Err(reason)),
+                _ => {}
+            }
+            (results.len() == wanted).then_some(Ok(()))
+        })?;
+        Ok(results)
     }
 
     /// Runs a program in the guest to its end. `{disk}` in arguments becomes the kernel's name of

@@ -4,6 +4,7 @@ pub mod apt;
 pub mod backend;
 pub mod cache;
 pub mod device;
+pub mod differential;
 pub mod guest;
 pub mod image;
 pub mod initramfs;

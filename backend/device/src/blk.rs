@@ -4,24 +4,23 @@
 //! after the other.
 //! Must not know: command lines, rules, file systems.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use thiserror::Error;
 use tracing::info;
 
 use crate::control::Front;
 use crate::engine::Engine;
+use crate::front_end::each_front_end;
 use crate::storage::{Storage, StorageError};
 
 mod connection;
-mod relay;
 
 use connection::Connection;
+
+pub use crate::front_end::{ServeError, Transport};
 
 /// Most queues of a device.
 pub const MAX_QUEUES: u16 = 16;
@@ -54,15 +53,6 @@ impl Default for DeviceOptions {
     }
 }
 
-/// How front-ends reach the device.
-#[derive(Debug)]
-pub enum Transport {
-    /// Front-ends connect to it, one after the other; the program that bound it unlinks it.
-    Listener(UnixListener),
-    /// One front-end is connected already; serving ends with it.
-    Connected(UnixStream),
-}
-
 /// Why a device cannot be made.
 #[derive(Debug, Error)]
 pub enum DeviceError {
@@ -75,23 +65,6 @@ pub enum DeviceError {
     /// Longer than virtio allows.
     #[error("the serial number {0:?} is longer than 20 bytes (--serial)")]
     Serial(String),
-}
-
-/// Why serving ended other than by shutdown.
-#[derive(Debug, Error)]
-pub enum ServeError {
-    /// Waiting for or accepting front-ends failed.
-    #[error("cannot wait for front-ends on the socket")]
-    Socket(#[source] io::Error),
-    /// Threads, eventfds or rings for a front-end could not be had.
-    #[error("cannot set up a connection")]
-    Setup(#[source] io::Error),
-    /// The storage gave no channel.
-    #[error("cannot open a channel to the storage")]
-    Channel(#[source] StorageError),
-    /// The storage could not be flushed at the end.
-    #[error("cannot flush the storage")]
-    Sync(#[source] Errno),
 }
 
 /// A vhost-user-blk device.
@@ -125,38 +98,10 @@ impl Device {
     /// Serves front-ends, one after the other, until `shutdown` is readable. On return nothing
     /// is in flight, parked requests were released, the storage is flushed.
     pub fn serve(&self, transport: Transport, shutdown: BorrowedFd<'_>) -> Result<(), ServeError> {
-        let served = match transport {
-            Transport::Listener(listener) => self.serve_listener(&listener, shutdown),
-            Transport::Connected(stream) => self.serve_front_end(&stream, shutdown),
-        };
+        let served =
+            each_front_end(transport, shutdown, |stream| self.serve_front_end(stream, shutdown));
         let synced = self.storage.sync().map_err(ServeError::Sync);
         served.and(synced)
-    }
-
-    fn serve_listener(
-        &self,
-        listener: &UnixListener,
-        shutdown: BorrowedFd<'_>,
-    ) -> Result<(), ServeError> {
-        listener.set_nonblocking(true).map_err(ServeError::Socket)?;
-        while wait_for(listener.as_fd(), shutdown).map_err(ServeError::Socket)? {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).map_err(ServeError::Socket)?;
-                    self.serve_front_end(&stream, shutdown)?;
-                }
-                // It went away again before we looked.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock
-                            | io::ErrorKind::Interrupted
-                            | io::ErrorKind::ConnectionAborted
-                    ) => {}
-                Err(e) => return Err(ServeError::Socket(e)),
-            }
-        }
-        Ok(())
     }
 
     /// Serves one front-end until it goes away or `shutdown` is readable.
@@ -190,22 +135,6 @@ impl Device {
 impl Front for Device {
     fn resize(&self, bytes: u64) -> Result<(), StorageError> {
         Device::resize(self, bytes)
-    }
-}
-
-/// True when `fd` is readable, false when `shutdown` is.
-fn wait_for(fd: BorrowedFd<'_>, shutdown: BorrowedFd<'_>) -> io::Result<bool> {
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(fd, PollFlags::IN),
-            PollFd::from_borrowed_fd(shutdown, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
     }
 }
 

@@ -36,6 +36,46 @@ pub(crate) struct Used {
     pub len: u32,
 }
 
+/// Which heads are in flight: a driver may not make one available twice.
+#[derive(Debug)]
+pub(crate) struct Heads(Vec<u64>);
+
+/// A head that cannot be taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum BadHead {
+    #[error("head {0} is available twice")]
+    Twice(u16),
+    #[error("head {0} is outside the descriptor table")]
+    Outside(u16),
+}
+
+impl Heads {
+    /// None in flight, in a queue of at most `queue_size` descriptors.
+    pub(crate) fn new(queue_size: u16) -> Heads {
+        Heads(vec![0; usize::from(queue_size).div_ceil(64)])
+    }
+
+    pub(crate) fn claim(&mut self, head: u16) -> Result<(), BadHead> {
+        let word = self.0.get_mut(usize::from(head / 64)).ok_or(BadHead::Outside(head))?;
+        let bit = 1 << (head % 64);
+        if *word & bit != 0 {
+            return Err(BadHead::Twice(head));
+        }
+        *word |= bit;
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, head: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(head / 64)) {
+            *word &= !(1 << (head % 64));
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// Where the descriptors of a batch are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TableAt {

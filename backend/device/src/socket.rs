@@ -15,7 +15,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, sockopt};
 use thiserror::Error;
 
-use crate::blk::Transport;
+use crate::front_end::Transport;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;

@@ -22,7 +22,7 @@ use vm_memory::GuestAddressSpace;
 use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
 use crate::config::bit;
 use crate::engine::{ArrivingRequest, Disposition, Engine, Inbox, Interest, Release};
-use crate::queue::{Memory, RingFault, Used, Vring};
+use crate::queue::{BadHead, Heads, Memory, RingFault, Used, Vring};
 use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
 use crate::segments::{AlignedBuf, Segments, Snapshot, StatusByte};
 use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, Storage, StorageError, Submitted};
@@ -83,10 +83,8 @@ enum QueueFault {
     Ring(#[from] RingFault),
     #[error("chain {head} cannot be answered")]
     Chain { head: u16, source: BrokenChain },
-    #[error("head {0} is available twice")]
-    Twice(u16),
-    #[error("head {0} is outside the descriptor table")]
-    Head(u16),
+    #[error(transparent)]
+    Head(#[from] BadHead),
 }
 
 /// What one queue's thread owns.
@@ -101,8 +99,7 @@ pub(crate) struct Worker {
     requests: Slab<InFlight>,
     parts: Slab<Part>,
     parked: HashMap<RequestId, (Part, Io)>,
-    /// One bit for each head in flight.
-    busy: Vec<u64>,
+    busy: Heads,
     broken: bool,
     // Reused from batch to batch.
     heads: Vec<u16>,
@@ -130,7 +127,7 @@ impl Worker {
             requests: Slab::new(),
             parts: Slab::new(),
             parked: HashMap::new(),
-            busy: vec![0; usize::from(queue_size).div_ceil(64)],
+            busy: Heads::new(queue_size),
             broken: false,
             heads: Vec::with_capacity(BATCH),
             used: Vec::with_capacity(BATCH),
@@ -235,7 +232,7 @@ impl Worker {
         head: u16,
         limits: Limits,
     ) -> Result<(), QueueFault> {
-        self.claim(head)?;
+        self.busy.claim(head)?;
         let chain = Chain::walk(memory, table, head, self.around.negotiated.indirect())
             .and_then(|chain| parse(chain, limits))
             .map_err(|source| QueueFault::Chain { head, source })?;
@@ -249,21 +246,8 @@ impl Worker {
         Ok(())
     }
 
-    /// A head may be in flight once.
-    fn claim(&mut self, head: u16) -> Result<(), QueueFault> {
-        let word = self.busy.get_mut(usize::from(head / 64)).ok_or(QueueFault::Head(head))?;
-        let bit = 1 << (head % 64);
-        if *word & bit != 0 {
-            return Err(QueueFault::Twice(head));
-        }
-        *word |= bit;
-        Ok(())
-    }
-
     fn return_used(&mut self, used: Used) {
-        if let Some(word) = self.busy.get_mut(usize::from(used.head / 64)) {
-            *word &= !(1 << (used.head % 64));
-        }
+        self.busy.release(used.head);
         self.used.push(used);
     }
 
@@ -458,7 +442,7 @@ impl Worker {
             }
             self.wait();
         }
-        self.busy.fill(0);
+        self.busy.clear();
         self.broken = false;
     }
 

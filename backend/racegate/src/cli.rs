@@ -51,6 +51,12 @@ enum Mode {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// The vhost-user virtio-pmem daemon
+    #[command(hide = true, disable_help_flag = true)]
+    PmemVhost {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 /// Runs the tool and gives its exit status: 0 the answer is good, 1 it is bad (a verdict that is
@@ -74,6 +80,11 @@ pub fn main() -> ExitCode {
                 &mut std::io::stdout(),
             );
             Ok(ExitCode::SUCCESS)
+        }
+        Mode::PmemVhost { args } => {
+            return crate::pmem_vhost::main(
+                std::iter::once("racegate pmem-vhost".into()).chain(args),
+            );
         }
         Mode::Blk { args } => {
             return crate::blk::main(std::iter::once("racegate-blk".into()).chain(args));

@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 
-pub use config::Installed;
 pub use record::Record;
 pub(crate) use record::hex;
 pub use sources::Source;
@@ -144,7 +143,7 @@ pub struct Apt {
 
 impl Apt {
     /// The apt directory for `suites`, made if it is not there; nothing is fetched yet.
-    pub fn open(cache: &Cache, suites: &[&str], installed: Installed) -> Result<Apt, AptError> {
+    pub fn open(cache: &Cache, suites: &[&str]) -> Result<Apt, AptError> {
         for program in ["apt-get", "apt-cache", "apt-config", "dpkg-deb"] {
             if process::find_program(program).is_none() {
                 return Err(AptError::NoApt { program });
@@ -159,7 +158,7 @@ impl Apt {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let folder = cache.folder(Path::new("apt").join(file_name(&suites.join("+"))))?;
-        let config = config::write(&folder, &sources, installed)?;
+        let config = config::write(&folder, &sources)?;
         let suites = suites.iter().map(|&suite| suite.to_owned()).collect();
         Ok(Apt { suites, folder, config, updated: Cell::new(false) })
     }
@@ -306,8 +305,8 @@ impl Apt {
         let _ = fs::remove_dir_all(self.folder.join("packages").join(name));
     }
 
-    /// Fetches `packages` with everything that they need and that is not installed on this
-    /// machine, and gives the package files.
+    /// Fetches `packages` with everything that they need, the C library included, and gives the
+    /// package files.
     pub fn download_with_needs(
         &self,
         packages: &[&str],
@@ -322,7 +321,7 @@ impl Apt {
         progress.set_message(format!("fetching {} of {release}", packages.join(", ")));
         let mut command = self.command("apt-get")?;
         command.args(["-q", "-y", "--no-install-recommends", "--download-only"]);
-        command.args(["--reinstall", "-t", release, "install"]).args(packages);
+        command.args(["-t", release, "install"]).args(packages);
         process::run(command, NETWORK_LIMIT)?;
         let io = |source| AptError::Io { path: archives.clone(), source };
         let mut files = Vec::new();

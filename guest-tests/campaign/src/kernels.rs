@@ -21,7 +21,7 @@ pub use catalogue::{Entry, catalogue};
 pub use modules::Module;
 pub use spec::{Spec, SpecError};
 
-use crate::apt::{self, Apt, AptError, Installed, Record};
+use crate::apt::{self, Apt, AptError, Record};
 use crate::cache::{Cache, CacheError, file_name};
 use crate::process::ProcessError;
 use crate::progress;
@@ -189,7 +189,7 @@ impl Kernels {
         for (suite, package, version) in tries {
             let mut archives = self.archives.borrow_mut();
             if !archives.contains_key(suite) {
-                let apt = Apt::open(&self.cache, &[suite], Installed::Nothing)?;
+                let apt = Apt::open(&self.cache, &[suite])?;
                 archives.insert(suite.to_owned(), apt);
             }
             let apt = &archives[suite];

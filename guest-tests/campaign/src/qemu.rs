@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use find::{Qemu, Version};
+pub use private::VHOST_USER_DEVICE;
 pub use probe::Accel;
 
 use crate::apt::AptError;
@@ -76,6 +77,14 @@ pub enum QemuError {
         suite: String,
         /// Why.
         source: Box<QemuError>,
+    },
+    /// Neither the machine's QEMU nor those of newer suites have a device.
+    #[error("Neither this machine's QEMU nor that of {suites} has the device {device}")]
+    NoDevice {
+        /// The device.
+        device: &'static str,
+        /// Where it was looked for.
+        suites: String,
     },
     /// Its packages cannot be had.
     #[error(transparent)]

@@ -6,26 +6,22 @@
 //! Must not know: requests, chains.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 
-use rustix::event::{EventfdFlags, eventfd};
 use tracing::{debug, warn};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use super::{DeviceOptions, SERIAL_BYTES, ServeError, lock, relay, wait_for};
+use super::{DeviceOptions, SERIAL_BYTES, ServeError, lock};
 use crate::config::{WRITEBACK_OFFSET, config_space, features, is_writeback};
 use crate::engine::Engine;
+use crate::front_end::{BackEnd, ExitEvents, converse, send_config_change};
 use crate::queue::{Memory, Vring};
 use crate::storage::Storage;
 use crate::worker::{Negotiated, Surroundings, Wake, Worker};
@@ -51,8 +47,7 @@ pub(super) struct Connection {
     memory: Memory,
     workers: Vec<Mutex<Worker>>,
     back_channel: Mutex<Option<UnixStream>>,
-    /// Eventfds that the library registers and forgets; closed here when it is gone.
-    exit_fds: Mutex<Vec<RawFd>>,
+    exit_events: ExitEvents,
 }
 
 impl Connection {
@@ -89,7 +84,7 @@ impl Connection {
             memory,
             workers,
             back_channel: Mutex::new(None),
-            exit_fds: Mutex::new(Vec::new()),
+            exit_events: ExitEvents::default(),
         }))
     }
 
@@ -100,70 +95,7 @@ impl Connection {
         front_end: &UnixStream,
         shutdown: BorrowedFd<'_>,
     ) -> Result<(), ServeError> {
-        let setup =
-            |e: vhost_user_backend::Error| ServeError::Setup(io::Error::other(e.to_string()));
-        let mut daemon =
-            VhostUserDaemon::new("vhost-user".into(), self.clone(), self.memory.clone())
-                .map_err(setup)?;
-        self.register_events(&daemon).map_err(ServeError::Setup)?;
-        let (listener, library) = relay::private_listener().map_err(ServeError::Setup)?;
-        daemon.start(&mut listener.into()).map_err(setup)?;
-        let over =
-            eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ServeError::Setup(errno.into()))?;
-
-        let ended = thread::scope(|scope| {
-            scope.spawn(|| {
-                // An error means that there is no more to wait for.
-                if !matches!(wait_for(over.as_fd(), shutdown), Ok(true)) {
-                    let _ = front_end.shutdown(Shutdown::Both);
-                }
-            });
-            scope.spawn(|| {
-                relay::forward(front_end, &library, self.spare_fuse, |channel| {
-                    *lock(&self.back_channel) = Some(channel);
-                });
-            });
-            scope.spawn(|| relay::backward(&library, front_end));
-            let ended = daemon.wait();
-            let _ = front_end.shutdown(Shutdown::Both);
-            let _ = library.shutdown(Shutdown::Both);
-            let _ = rustix::io::write(&over, &1_u64.to_ne_bytes());
-            ended
-        });
-        match ended {
-            Ok(()) => {}
-            // A front-end that says nonsense is its own problem: the next one may do better.
-            Err(error) => debug!(%error, "vhost-user connection ended"),
-        }
-        // Ends and joins the queue threads.
-        drop(daemon);
-        self.close_exit_fds();
-        Ok(())
-    }
-
-    fn register_events(&self, daemon: &VhostUserDaemon<Arc<Connection>>) -> io::Result<()> {
-        for (handler, worker) in daemon.get_epoll_handlers().iter().zip(&self.workers) {
-            let worker = lock(worker);
-            let register = |fd: BorrowedFd<'_>, event: u16| {
-                handler.register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(event))
-            };
-            if let Some(fd) = worker.channel().completion_fd() {
-                register(fd, completion_event(self.num_queues))?;
-            }
-            if let Some(inbox) = worker.inbox() {
-                register(inbox.as_fd(), inbox_event(self.num_queues))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn close_exit_fds(&self) {
-        for fd in lock(&self.exit_fds).drain(..) {
-            // SAFETY: `exit_event` gave this descriptor to the library, which takes it out of
-            // its owner (into_raw_fd), adds it to an epoll set and never closes it; the library's
-            // objects are gone.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
+        converse(self, &self.memory, front_end, shutdown)
     }
 
     /// Waits until no queue has anything in flight.
@@ -181,7 +113,7 @@ impl Connection {
             );
             return;
         };
-        if let Err(error) = relay::send_config_change(channel) {
+        if let Err(error) = send_config_change(channel) {
             warn!(%error, "cannot tell the front-end of the new size");
         }
     }
@@ -190,6 +122,39 @@ impl Connection {
         let acked = self.negotiated.features.load(Ordering::Acquire);
         let writeback = is_writeback(acked, self.writeback.load(Ordering::Acquire));
         self.negotiated.set_write_through(!writeback);
+    }
+}
+
+impl BackEnd for Connection {
+    fn exit_events(&self) -> &ExitEvents {
+        &self.exit_events
+    }
+
+    fn back_channel(&self, channel: UnixStream) {
+        *lock(&self.back_channel) = Some(channel);
+    }
+
+    fn spare_fuse(&self) -> bool {
+        self.spare_fuse
+    }
+
+    fn register_events<B: BackEnd + 'static>(
+        &self,
+        daemon: &VhostUserDaemon<Arc<B>>,
+    ) -> io::Result<()> {
+        for (handler, worker) in daemon.get_epoll_handlers().iter().zip(&self.workers) {
+            let worker = lock(worker);
+            let register = |fd: BorrowedFd<'_>, event: u16| {
+                handler.register_listener(fd.as_raw_fd(), EventSet::IN, u64::from(event))
+            };
+            if let Some(fd) = worker.channel().completion_fd() {
+                register(fd, completion_event(self.num_queues))?;
+            }
+            if let Some(inbox) = worker.inbox() {
+                register(inbox.as_fd(), inbox_event(self.num_queues))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -269,16 +234,7 @@ impl VhostUserBackend for Connection {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
-            Ok((consumer, notifier)) => {
-                lock(&self.exit_fds).push(consumer.as_raw_fd());
-                Some((consumer, notifier))
-            }
-            Err(error) => {
-                warn!(%error, "no eventfd to end a queue thread with");
-                None
-            }
-        }
+        self.exit_events.make()
     }
 
     /// The front-end stops a ring (GET_VRING_BASE): everything that was taken from it is

@@ -1,4 +1,4 @@
-//! The block device from outside: real sockets, real shared memory, clients not written here.
+//! The devices from outside: real sockets, real shared memory, clients not written here.
 //!
 //! Goal: whatever a front-end does, data is right, and the device serves the next one.
 //! Method: each test starts a device in this process and talks to it as a front-end.
@@ -8,6 +8,7 @@ mod front_ends;
 mod hostile;
 mod link;
 mod parked;
+mod pmem;
 mod raw;
 mod semantics;
 mod served;

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue};
 use clap::{ArgGroup, Parser, ValueEnum};
 
 /// A vhost-user-blk backend that delays, holds and fails requests by the ext4 object they touch
@@ -86,16 +85,4 @@ pub(super) enum StorageKind {
     Memory,
     /// In memory where the guest wrote, else in the image, which stays as it is
     Overlay,
-}
-
-/// What is wrong with a command line, in one line.
-pub(super) fn one_line(error: &clap::Error) -> String {
-    if let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
-        && error.kind() == clap::error::ErrorKind::MissingRequiredArgument
-    {
-        return format!("missing: {}", missing.join(", "));
-    }
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    first.trim_start_matches("error: ").trim_end_matches(':').to_owned()
 }

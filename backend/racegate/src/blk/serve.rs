@@ -7,8 +7,8 @@
 //! what was made until then (sockets) is taken away again.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::BufWriter;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,7 +19,6 @@ use device::engine::{Engine, EngineOptions};
 use device::link::{Link, Mailbox};
 use device::sink::Log;
 use device::socket::{self, SocketFile};
-use device::stop::Stop;
 use device::storage::file::{FileOptions, FileStorage};
 use device::storage::memory::MemoryStorage;
 use device::storage::overlay::OverlayStorage;
@@ -27,6 +26,7 @@ use device::storage::{SECTOR_BYTES, Storage};
 use pipeline::RuleSet;
 
 use super::args::{Args, StorageKind};
+use crate::daemon::{Ready, stop_on_signal};
 
 /// Bytes copied at once into a memory disk.
 const COPY_BYTES: u64 = 1 << 20;
@@ -46,7 +46,7 @@ struct Sockets {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Inherited descriptors first: see `socket::inherited`.
     let inherited = args.fd.map(socket::inherited).transpose().context("--fd")?;
-    let ready = args.ready_fd.map(ready_pipe).transpose().context("--ready-fd")?;
+    let ready = Ready::inherited(args.ready_fd)?;
 
     let options = DeviceOptions {
         num_queues: args.num_queues,
@@ -56,9 +56,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let storage = open_storage(args)?;
     let rules = args.rules.as_deref().map(read_rules).transpose()?;
-    let stop = Arc::new(Stop::new().context("cannot set up the daemon")?);
-    let on_signal = Arc::clone(&stop);
-    ctrlc::set_handler(move || on_signal.set()).context("cannot wait for signals")?;
+    let stop = stop_on_signal()?;
     let sockets = open_sockets(args, inherited)?;
     let log = args.event_log.as_deref().map(create_log).transpose()?;
 
@@ -102,10 +100,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             anyhow::Ok((Device::new(options, storage, None)?, transport))
         })
         .transpose()?;
-    if let Some(fd) = ready {
-        // Whoever waited may be gone: the disk is served all the same.
-        let _ = File::from(fd).write_all(b"ready\n");
-    }
+    ready.tell("ready");
 
     let served = std::thread::scope(|scope| -> anyhow::Result<()> {
         let of_link = link
@@ -136,15 +131,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // The log is complete before the program ends, whoever holds the engine last.
     engine.settle_events();
     served
-}
-
-/// The descriptor that hears that sockets are listening. Standard output stays the program's own
-/// and is duplicated; any other descriptor becomes its property.
-fn ready_pipe(fd: i32) -> anyhow::Result<OwnedFd> {
-    if fd == std::io::stdout().as_raw_fd() {
-        return Ok(std::io::stdout().as_fd().try_clone_to_owned()?);
-    }
-    Ok(socket::inherited(fd)?)
 }
 
 fn open_storage(args: &Args) -> anyhow::Result<Arc<dyn Storage>> {

@@ -9,21 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::{AptError, Source};
 
-/// What apt takes to be installed when it looks for what a package needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Installed {
-    /// Nothing: packages are looked at one by one.
-    Nothing,
-    /// What this machine has.
-    Machine,
-}
-
 /// Writes the directory's sources and configuration, and gives the latter's path.
-pub(super) fn write(
-    folder: &Path,
-    sources: &[Source],
-    installed: Installed,
-) -> Result<PathBuf, AptError> {
+pub(super) fn write(folder: &Path, sources: &[Source]) -> Result<PathBuf, AptError> {
     let save = |path: &Path, text: &str| {
         let io = |source| AptError::Io { path: path.to_owned(), source };
         if fs::read_to_string(path).is_ok_and(|there| there == text) {
@@ -40,13 +27,10 @@ pub(super) fn write(
     }
     let deb822: Vec<String> = sources.iter().map(Source::to_deb822).collect();
     save(&folder.join("suites.sources"), &deb822.join("\n"))?;
+    // Nothing is installed, whatever this machine has: what a package needs is fetched with it.
     let status = folder.join("status");
     save(&status, "")?;
 
-    let status = match installed {
-        Installed::Nothing => status,
-        Installed::Machine => PathBuf::from("/var/lib/dpkg/status"),
-    };
     let config = folder.join("apt.conf");
     save(&config, &text(folder, &status))?;
     Ok(config)
@@ -87,7 +71,7 @@ fn text(folder: &Path, status: &Path) -> String {
         // The user that apt changes to as root cannot enter root's cache folder.
         ("APT::Sandbox::User", "root".to_owned()),
         ("APT::Architecture", "amd64".to_owned()),
-        // The machine's dpkg is only read.
+        // Nothing is installed or removed.
         ("Debug::NoLocking", "true".to_owned()),
         ("APT::Get::AllowUnauthenticated", "false".to_owned()),
     ] {

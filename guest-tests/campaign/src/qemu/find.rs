@@ -14,6 +14,12 @@ use crate::process;
 /// The program that is looked up in `PATH`.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 
+/// The dynamic loader, in one of [`LIBRARIES`].
+const LOADER: &str = "ld-linux-x86-64.so.2";
+
+/// Where Debian's packages have their libraries, before and after the merge of /usr.
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+
 /// A version of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -31,13 +37,20 @@ impl fmt::Display for Version {
     }
 }
 
-/// One installed QEMU.
+/// One QEMU of this machine.
 #[derive(Clone, Debug)]
 pub struct Qemu {
     program: PathBuf,
     version: Version,
-    /// Where it was unpacked, if it is not installed: libraries and firmware are below it.
-    private: Option<PathBuf>,
+    private: Option<Private>,
+}
+
+/// A QEMU that was unpacked and not installed: everything that it needs is below one folder.
+#[derive(Clone, Debug)]
+struct Private {
+    folder: PathBuf,
+    /// The dynamic loader of its C library.
+    loader: PathBuf,
 }
 
 impl Qemu {
@@ -55,16 +68,17 @@ impl Qemu {
         Qemu::probed(path.to_owned(), None)
     }
 
-    /// The QEMU that was unpacked (not installed) in `folder`.
-    pub(super) fn unpacked(folder: &Path) -> Result<Qemu, QemuError> {
+    /// The QEMU that was unpacked (not installed) in `folder` with all its libraries; `None` if
+    /// there is none, or not all of it.
+    pub(super) fn unpacked(folder: &Path) -> Option<Result<Qemu, QemuError>> {
         let program = folder.join("usr/bin").join(PROGRAM);
-        if !process::is_executable(&program) {
-            return Err(QemuError::NotAProgram { path: program });
-        }
-        Qemu::probed(program, Some(folder.to_owned()))
+        let loader =
+            LIBRARIES.iter().map(|path| folder.join(path).join(LOADER)).find(|path| path.is_file());
+        let private = Private { folder: folder.to_owned(), loader: loader? };
+        process::is_executable(&program).then(|| Qemu::probed(program, Some(private)))
     }
 
-    fn probed(program: PathBuf, private: Option<PathBuf>) -> Result<Qemu, QemuError> {
+    fn probed(program: PathBuf, private: Option<Private>) -> Result<Qemu, QemuError> {
         let mut qemu = Qemu { program, version: Version { major: 0, minor: 0, micro: 0 }, private };
         let mut command = qemu.command();
         command.arg("--version");
@@ -92,19 +106,32 @@ impl Qemu {
         &self.program
     }
 
+    /// Whether it has the device `name`, as `-device` takes it.
+    pub fn has_device(&self, name: &str) -> Result<bool, QemuError> {
+        let mut command = self.command();
+        // A list of all devices would load every module of QEMU; this loads that of the device.
+        command.args(["-machine", "none", "-device"]).arg(format!("{name},help"));
+        let output = process::capture(command, Duration::from_secs(20), |_| {})?;
+        // The status is 0 for an unknown device too (seen with 7.2).
+        Ok(output.text().starts_with(&format!("{name} options:")))
+    }
+
     /// A command that runs it, in a process group of its own.
     pub(super) fn command(&self) -> Command {
-        let mut command = process::command_at(&self.program);
-        if let Some(folder) = &self.private {
-            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
-            let paths = std::env::join_paths(libraries.map(|path| folder.join(path)));
-            // A cache path with a colon in it cannot be said to the loader; QEMU then reports the
-            // library that it misses.
-            command.env("LD_LIBRARY_PATH", paths.unwrap_or_default());
-            command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
-            for data in ["usr/share/qemu", "usr/share/seabios"] {
-                command.arg("-L").arg(folder.join(data));
-            }
+        let Some(Private { folder, loader }) = &self.private else {
+            return process::command_at(&self.program);
+        };
+        // Started by the loader of its own C library, which may be newer than the machine's, and
+        // with its own libraries only.
+        let mut command = process::command_at(loader);
+        let libraries = std::env::join_paths(LIBRARIES.map(|path| folder.join(path)));
+        // A cache path with a colon in it cannot be said to the loader; it then names the library
+        // that it misses.
+        command.args(["--inhibit-cache", "--argv0", PROGRAM, "--library-path"]);
+        command.arg(libraries.unwrap_or_default()).arg(&self.program);
+        command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(folder.join(data));
         }
         command
     }

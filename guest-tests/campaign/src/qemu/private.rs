@@ -3,14 +3,13 @@
 //! In: a suite. Out: a [`Qemu`] in a folder of the cache, or why it cannot run here.
 //! Must not know: virtual machines.
 //!
-//! Only what the machine does not have already is fetched; libraries that are there are used. So
-//! it works where the suite's QEMU can be built against the machine's C library, which backports
-//! are; a newer suite's QEMU on an older machine is reported as not to be had.
+//! The C library and everything else that it needs is unpacked with it, and it is started by its
+//! own loader: so a QEMU that was built against a newer library runs on an older machine.
 
 use std::fs;
 use std::path::Path;
 
-use crate::apt::{self, Apt, AptError, Installed};
+use crate::apt::{self, Apt, AptError};
 use crate::cache::{Cache, file_name};
 use crate::progress;
 
@@ -19,19 +18,55 @@ use super::{Qemu, QemuError};
 /// The packages that make a QEMU for x86 without a display.
 const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
 
+/// The device that fronts a vhost-user backend of any kind; QEMU 11 has it, and maps the
+/// backend's shared memory.
+pub const VHOST_USER_DEVICE: &str = "vhost-user-test-device-pci";
+
+/// Suites that have a QEMU with [`VHOST_USER_DEVICE`], the one that changes less first.
+const SUITES_WITH_VHOST_USER_DEVICE: [&str; 2] = ["trixie-backports", "sid"];
+
 impl Qemu {
     /// The QEMU of `suite` (such as "bookworm-backports"), fetched and unpacked if it is not in the
     /// cache. The machine's own QEMU is not touched.
     pub fn of_suite(cache: &Cache, suite: &str) -> Result<Qemu, QemuError> {
         let _lock = cache.lock("qemu")?;
         let place = Path::new("qemu").join(file_name(suite));
-        if !cache.path(&place).is_dir() {
-            fetch(cache, suite, &place)?;
+        let folder = cache.path(&place);
+        let not_here =
+            |error| QemuError::NotHere { suite: suite.to_owned(), source: Box::new(error) };
+        if let Some(there) = Qemu::unpacked(&folder) {
+            return there.map_err(not_here);
         }
-        Qemu::unpacked(&cache.path(&place)).map_err(|error| QemuError::NotHere {
-            suite: suite.to_owned(),
-            source: Box::new(error),
-        })
+        fetch(cache, suite, &place)?;
+        Qemu::unpacked(&folder)
+            .unwrap_or(Err(QemuError::NotAProgram { path: folder }))
+            .map_err(not_here)
+    }
+
+    /// A QEMU that can be the front-end of a vhost-user pmem device: the machine's own, else one
+    /// of a newer suite, beside it.
+    pub fn with_vhost_user_pmem(cache: &Cache) -> Result<Qemu, QemuError> {
+        if let Ok(own) = Qemu::find()
+            && own.has_device(VHOST_USER_DEVICE)?
+        {
+            return Ok(own);
+        }
+        let mut first = None;
+        for suite in SUITES_WITH_VHOST_USER_DEVICE {
+            match Qemu::of_suite(cache, suite) {
+                Ok(qemu) if qemu.has_device(VHOST_USER_DEVICE)? => return Ok(qemu),
+                Ok(_) => {}
+                // The other suite may do; if not, the first says most.
+                Err(error) => {
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        let none = QemuError::NoDevice {
+            device: VHOST_USER_DEVICE,
+            suites: SUITES_WITH_VHOST_USER_DEVICE.join(" and "),
+        };
+        Err(first.unwrap_or(none))
     }
 }
 
@@ -45,7 +80,7 @@ fn fetch(cache: &Cache, suite: &str, place: &Path) -> Result<(), QemuError> {
     if !suites.contains(&suite) {
         suites.push(suite);
     }
-    let apt = Apt::open(cache, &suites, Installed::Machine)?;
+    let apt = Apt::open(cache, &suites)?;
     let files = apt.download_with_needs(PACKAGES, suite, &bar).map_err(|error| match error {
         AptError::Process(source) => QemuError::NotHere {
             suite: suite.to_owned(),

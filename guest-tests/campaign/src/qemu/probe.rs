@@ -3,8 +3,9 @@
 //! In: a [`Qemu`]. Out: an [`Accel`].
 //! Must not know: kernels, virtual machines.
 //!
-//! The guest is a firmware of 64 KiB whose reset vector writes one byte to QEMU's `isa-debug-exit`
-//! port; QEMU then ends with the status (byte << 1) | 1.
+//! The guest is a firmware of 64 KiB that enters protected mode and writes one byte to QEMU's
+//! `isa-debug-exit` port; QEMU then ends with the status (byte << 1) | 1. Some nested KVMs run real
+//! mode and nothing beyond, and would hang a kernel (seen with QEMU 11.1).
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -43,14 +44,30 @@ impl Accel {
 }
 
 const FIRMWARE_BYTES: usize = 64 << 10;
-/// The processor starts 16 bytes below 4 GiB, where the firmware ends.
-const RESET_VECTOR: usize = FIRMWARE_BYTES - 16;
 const PORT: u8 = 0xf4;
 const SIGN: u8 = 0x31;
 const EXIT_CODE: i32 = ((SIGN as i32) << 1) | 1;
 
-/// `mov al, SIGN; out PORT, al; hlt; jmp` back to the `hlt`.
-const CODE: [u8; 7] = [0xb0, SIGN, 0xe6, PORT, 0xf4, 0xeb, 0xfd];
+/// What the firmware has where; the last 64 KiB below 4 GiB are its home, so an offset is also the
+/// low half of an address. Everything else is `hlt`.
+const FIRMWARE: [(usize, &[u8]); 5] = [
+    // `cli; lgdtl cs:[0xff40]; mov eax, cr0; or al, 1; mov cr0, eax; ljmpl 8:0xffffff60`
+    (
+        0xff00,
+        &[
+            0xfa, 0x2e, 0x66, 0x0f, 0x01, 0x16, 0x40, 0xff, 0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f,
+            0x22, 0xc0, 0x66, 0xea, 0x60, 0xff, 0xff, 0xff, 0x08, 0x00,
+        ],
+    ),
+    // Limit and address of the descriptor table.
+    (0xff40, &[0x0f, 0x00, 0x80, 0xff, 0xff, 0xff]),
+    // `mov al, SIGN; out PORT, al; hlt; jmp` back to the `hlt`.
+    (0xff60, &[0xb0, SIGN, 0xe6, PORT, 0xf4, 0xeb, 0xfd]),
+    // The second descriptor: 32-bit code, all 4 GiB (the first, of zeroes, is never used).
+    (0xff88, &[0xff, 0xff, 0x00, 0x00, 0x00, 0x9a, 0xcf, 0x00]),
+    // Where the processor starts: `jmp 0xff00`.
+    (0xfff0, &[0xe9, 0x0d, 0xff]),
+];
 
 /// KVM where it runs guest code, else TCG.
 pub(super) fn accel(qemu: &Qemu) -> Result<Accel, QemuError> {
@@ -68,7 +85,9 @@ pub(super) fn accel(qemu: &Qemu) -> Result<Accel, QemuError> {
 /// Whether guest code runs; if not, what QEMU said.
 fn runs(qemu: &Qemu, accel: Accel) -> Result<Result<(), String>, QemuError> {
     let mut firmware = vec![0xf4; FIRMWARE_BYTES];
-    firmware[RESET_VECTOR..RESET_VECTOR + CODE.len()].copy_from_slice(&CODE);
+    for (at, bytes) in FIRMWARE {
+        firmware[at..at + bytes.len()].copy_from_slice(bytes);
+    }
     let write = |source| QemuError::Write { path: std::env::temp_dir(), source };
     let mut file = tempfile::NamedTempFile::new().map_err(write)?;
     file.write_all(&firmware).map_err(write)?;

@@ -113,7 +113,7 @@ fn pass_messages(
 
 /// Tells the front-end to read the configuration space again. It is not asked for a reply, so
 /// this never waits; a front-end that does not read loses the message.
-pub(super) fn send_config_change(mut back_channel: &UnixStream) -> io::Result<()> {
+pub(crate) fn send_config_change(mut back_channel: &UnixStream) -> io::Result<()> {
     let mut message = [0; HEADER_BYTES];
     message[..4].copy_from_slice(&BACKEND_CONFIG_CHANGE.to_ne_bytes());
     message[4..8].copy_from_slice(&VERSION.to_ne_bytes());

@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use crate::found::{Found, State};
 use crate::model::{InvariantId, Model, Step, StepBuf};
 use crate::report::{Bound, Coverage, OnProgress, Options, Progress};
-use crate::table::{NUMBERS_MAX, Table};
+use crate::table::{NUMBERS_MAX, Slot, Table};
 
 /// Transitions between two calls of the progress callback.
 const PROGRESS_EVERY: u64 = 1 << 16;
@@ -59,9 +59,9 @@ struct Waiting {
 struct Search<'a, M: Model> {
     model: &'a M,
     options: &'a Options,
-    /// The value of a state: complete schedules from it on, saturating; 0 while it is on the
+    /// Keeps with a state the complete schedules from it on, saturating; 0 while it is on the
     /// stack.
-    visited: Table<u128>,
+    visited: Table,
     /// Of those schedules the ones that end in a violation, by number; empty as long as there is
     /// none.
     violating: Vec<u128>,
@@ -101,7 +101,7 @@ pub(crate) fn search<M: Model>(
         found: Found::default(),
     };
     let fingerprint = model.fingerprint(&initial);
-    search.visited.insert(fingerprint, 0, 0);
+    search.visited.insert(fingerprint, 0);
     // The initial state lies below the waiting ones, as if it had waited, too.
     search.waiting.push(Waiting { step: Step::default(), fingerprint });
     search.reached.push(initial);
@@ -110,8 +110,8 @@ pub(crate) fn search<M: Model>(
     let mut coverage = std::mem::take(&mut search.coverage);
     coverage.states = Some(u64::from(search.states));
     if coverage.complete() && !search.cyclic {
-        let all = search.visited.get(fingerprint).map_or(0, |(_, all)| all);
-        let counts = search.counts(0, all);
+        let counts =
+            search.visited.get(fingerprint).map_or(Counts::default(), |root| search.counts(root));
         coverage.interleavings = Some(counts.all);
         coverage.interleavings_violating = Some(counts.violating);
     }
@@ -162,16 +162,17 @@ impl<M: Model> Search<'_, M> {
         if !self.state_decides && self.breaks(at, step) {
             return;
         }
-        if let Some((number, all)) = self.visited.get(fingerprint) {
+        if let Some(known) = self.visited.get(fingerprint) {
+            let counts = self.counts(known);
             self.coverage.pruned_by_hash += 1;
-            self.cyclic |= all == 0;
-            self.add(self.counts(number, all));
+            self.cyclic |= counts.all == 0;
+            self.add(counts);
             return;
         }
         if self.state_decides && self.breaks(at, step) {
             return;
         }
-        self.visited.insert(fingerprint, self.states, 0);
+        self.visited.insert(fingerprint, self.states);
         self.enter(at);
     }
 
@@ -235,8 +236,8 @@ impl<M: Model> Search<'_, M> {
         let Some(Frame { number, fingerprint, first, counts, .. }) = self.frames.pop() else {
             return;
         };
-        if let Some(all) = self.visited.get_mut(fingerprint) {
-            *all = counts.all;
+        if let Some(slot) = self.visited.get_mut(fingerprint) {
+            slot.words = [counts.all as u64, (counts.all >> 64) as u64];
         }
         if counts.violating > 0 {
             let number = number as usize;
@@ -250,8 +251,10 @@ impl<M: Model> Search<'_, M> {
     }
 
     /// Complete schedules from a state on that has been left.
-    fn counts(&self, number: u32, all: u128) -> Counts {
-        Counts { all, violating: self.violating.get(number as usize).copied().unwrap_or(0) }
+    fn counts(&self, left: &Slot) -> Counts {
+        let [low, high] = left.words.map(u128::from);
+        let violating = self.violating.get(left.number() as usize).copied().unwrap_or(0);
+        Counts { all: low | high << 64, violating }
     }
 
     /// Adds schedules to the state on top.

@@ -115,8 +115,9 @@ pub(crate) fn search<M: Model>(
         sleep: 0,
         last: None,
         preemptions: 0,
+        state: 0,
     };
-    setting.with_shard(key, |shard| shard.arrive(&root, initial));
+    setting.with_shard(key, |shard| shard.arrive(&root, &[initial]));
 
     let mut tally = Tally::default();
     let mut found = Found::default();

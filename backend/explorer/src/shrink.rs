@@ -77,7 +77,7 @@ impl<'a, M: Model> Shortest<'a, M> {
     /// A minimal schedule; `None` if the states do not suffice, or the callback says stop.
     fn search(mut self, on_progress: OnProgress<'_>) -> Option<Vec<Step>> {
         let initial = self.model.initial();
-        self.reached.insert(self.model.fingerprint(&initial), 0, ());
+        self.reached.insert(self.model.fingerprint(&initial), 0);
         // No thread has moved yet: the first step is no switch, so its place has no thread.
         self.places.push(Place { parent: 0, step: Step::default(), switches: 0 });
         let mut layer = vec![initial];
@@ -145,20 +145,18 @@ impl<'a, M: Model> Shortest<'a, M> {
         state: State<M>,
     ) {
         let fingerprint = self.model.fingerprint(&state);
-        let reached = self.reached.insert(fingerprint, depth + 1, ());
-        if reached.is_some_and(|(first, ())| first <= depth) {
+        let (reached, _) = self.reached.insert(fingerprint, depth + 1);
+        if reached.number() <= depth {
             return;
         }
         let key = mix(fingerprint ^ mix(u64::from(step.thread) + 1));
-        match self.visited.insert(key, self.places.len() as u32, ()).map(|(known, ())| known) {
-            None => {
-                self.places.push(Place { parent, step, switches });
-                self.next.push(state);
-            }
-            Some(known) if known >= open && switches < self.places[known as usize].switches => {
-                self.places[known as usize] = Place { parent, step, switches };
-            }
-            Some(_) => {}
+        let (place, new) = self.visited.insert(key, self.places.len() as u32);
+        let known = place.number();
+        if new {
+            self.places.push(Place { parent, step, switches });
+            self.next.push(state);
+        } else if known >= open && switches < self.places[known as usize].switches {
+            self.places[known as usize] = Place { parent, step, switches };
         }
     }
 

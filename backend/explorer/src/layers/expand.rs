@@ -14,7 +14,7 @@ use crate::order::Threads;
 use crate::report::{Bound, Coverage};
 use crate::rng::mix;
 
-/// Arrivals gathered for one shard before its lock is taken.
+/// Arrivals gathered for each shard, on average, before the locks are taken.
 const BATCH: usize = 32;
 
 /// Counts and violations of a part of a search.
@@ -83,11 +83,28 @@ impl Tally {
     }
 }
 
-/// The way to the shards: arrivals in batches, one for each shard.
+/// The way to the shards.
 struct Outlet<'a, S> {
-    batches: Vec<Vec<(Arrival, S)>>,
+    /// Arrivals gathered, by shard.
+    arrivals: Vec<Vec<Arrival>>,
+    /// Their states, in the order in which they were made; used-up ones lie above `len`, to be
+    /// overwritten.
+    states: Vec<S>,
+    len: usize,
     /// The only shard, held throughout, if there is one worker.
     only: Option<MutexGuard<'a, Shard<S>>>,
+}
+
+impl<S: Clone> Outlet<'_, S> {
+    /// A copy of a state, to be changed: dropped again unless it is kept before the next call.
+    fn copy(&mut self, state: &S) -> &mut S {
+        if self.len == self.states.len() {
+            self.states.push(state.clone());
+        } else {
+            self.states[self.len].clone_from(state);
+        }
+        &mut self.states[self.len]
+    }
 }
 
 /// One worker's expansion of nodes of one layer.
@@ -95,7 +112,6 @@ pub(super) struct Expansion<'a, M: Model> {
     setting: &'a Setting<'a, M>,
     depth: u32,
     steps: StepBuf,
-    scratch: State<M>,
     outlet: Outlet<'a, State<M>>,
     tally: Tally,
 }
@@ -106,35 +122,32 @@ impl<'a, M: Model> Expansion<'a, M> {
             [only] => Some(only.lock().unwrap_or_else(PoisonError::into_inner)),
             _ => None,
         };
-        let batches = setting.shards.iter().map(|_| Vec::with_capacity(BATCH)).collect();
-        let outlet = Outlet { batches, only };
-        Expansion {
-            setting,
-            depth,
-            steps: StepBuf::default(),
-            scratch: setting.model.initial(),
-            outlet,
-            tally: Tally::default(),
-        }
+        let arrivals = vec![Vec::new(); setting.shards.len()];
+        let outlet = Outlet { arrivals, states: Vec::new(), len: 0, only };
+        Expansion { setting, depth, steps: StepBuf::default(), outlet, tally: Tally::default() }
     }
 
     /// Sends what is still gathered and gives the counts.
     pub(super) fn finish(mut self) -> Tally {
-        for at in 0..self.outlet.batches.len() {
-            self.flush(at);
-        }
+        self.flush();
         self.tally
     }
 
-    /// Hands gathered arrivals to their shard.
-    fn flush(&mut self, at: usize) {
-        let batch = &mut self.outlet.batches[at];
-        self.tally.pruned_by_hash += if let Some(shard) = &mut self.outlet.only {
-            shard.arrive_all(batch)
-        } else {
-            let shard = self.setting.shards[at].lock();
-            shard.unwrap_or_else(PoisonError::into_inner).arrive_all(batch)
-        };
+    /// Hands what is gathered to the shards.
+    fn flush(&mut self) {
+        let Outlet { arrivals, states, len, only } = &mut self.outlet;
+        for (arrivals, shard) in arrivals.iter_mut().zip(&self.setting.shards) {
+            self.tally.pruned_by_hash += if let Some(shard) = only {
+                shard.arrive_all(arrivals, states)
+            } else if arrivals.is_empty() {
+                0
+            } else {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                shard.arrive_all(arrivals, states)
+            };
+            arrivals.clear();
+        }
+        *len = 0;
     }
 
     /// Expands one chunk of a layer.
@@ -234,10 +247,10 @@ impl<'a, M: Model> Expansion<'a, M> {
         let model = self.setting.model;
         let mut steps = self.steps.as_slice().iter().filter(|s| threads & (1 << s.thread) != 0);
         steps.any(|&step| {
-            self.scratch.clone_from(&node.state);
-            model.apply(&mut self.scratch, step);
-            let key = model.fingerprint(&self.scratch);
-            model.check(&self.scratch, step).is_ok()
+            let after = self.outlet.copy(&node.state);
+            model.apply(after, step);
+            let key = model.fingerprint(after);
+            model.check(after, step).is_ok()
                 && !match &self.outlet.only {
                     Some(shard) => shard.known_before(key),
                     None => self.setting.with_shard(key, |shard| shard.known_before(key)),
@@ -255,26 +268,35 @@ impl<'a, M: Model> Expansion<'a, M> {
         preemptions: u32,
     ) {
         let model = self.setting.model;
-        self.scratch.clone_from(&node.state);
-        model.apply(&mut self.scratch, step);
+        let after = self.outlet.copy(&node.state);
+        model.apply(after, step);
         self.tally.transitions += 1;
-        if let Err(invariant) = model.check(&self.scratch, step) {
+        if let Err(invariant) = model.check(after, step) {
             self.tally.violating_transitions += 1;
             self.tally.paths = self.tally.paths.saturating_add(lineage.paths);
             self.tally.paths_violating = self.tally.paths_violating.saturating_add(lineage.paths);
             self.tally.violated(invariant, (node.key, Some(step)));
             return;
         }
-        let mut key = model.fingerprint(&self.scratch);
+        let mut key = model.fingerprint(after);
         if let Some(last) = last {
             key = mix(key ^ mix(u64::from(last) << 32 | u64::from(preemptions)));
         }
-        let arrival =
-            Arrival { key, parent: node.key, step, paths: lineage.paths, sleep, last, preemptions };
+        let state = self.outlet.len as u32;
         let at = self.setting.shard_index(key);
-        self.outlet.batches[at].push((arrival, self.scratch.clone()));
-        if self.outlet.batches[at].len() == BATCH {
-            self.flush(at);
+        self.outlet.arrivals[at].push(Arrival {
+            key,
+            parent: node.key,
+            step,
+            paths: lineage.paths,
+            sleep,
+            last,
+            preemptions,
+            state,
+        });
+        self.outlet.len += 1;
+        if self.outlet.len == BATCH * self.setting.shards.len() {
+            self.flush();
         }
     }
 }

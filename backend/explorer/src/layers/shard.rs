@@ -2,6 +2,9 @@
 //!
 //! In: arrivals, in any order. Out: the next layer. States are numbered in order of their first
 //! arrival, so a number at or above the first of the layer being filled means "new in this layer".
+//!
+//! The table keeps with a state its parent and the step from there (`words`) and the threads asleep
+//! at every visit so far (`mark`).
 
 use std::collections::BTreeMap;
 
@@ -19,19 +22,12 @@ pub(super) struct Arrival {
     pub(super) sleep: u32,
     pub(super) last: Option<u8>,
     pub(super) preemptions: u32,
-}
-
-/// What is kept of a state.
-#[derive(Clone, Copy, Default)]
-struct Record {
-    parent: u64,
-    step: Step,
-    /// Threads asleep at every visit so far.
-    sleep: u32,
+    /// Where the state lies in the list that comes with the arrivals.
+    pub(super) state: u32,
 }
 
 pub(super) struct Shard<S> {
-    table: Table<Record>,
+    table: Table,
     states: u32,
     /// Number of the first state of the layer being filled.
     first: u32,
@@ -43,7 +39,7 @@ pub(super) struct Shard<S> {
     uneven: bool,
 }
 
-impl<S> Shard<S> {
+impl<S: Clone> Shard<S> {
     pub(super) fn new() -> Shard<S> {
         Shard {
             table: Table::new(),
@@ -65,50 +61,55 @@ impl<S> Shard<S> {
 
     /// Whether the state was reached in an earlier layer than the one being filled.
     pub(super) fn known_before(&self, key: u64) -> bool {
-        self.table.get(key).is_some_and(|(number, _)| number < self.first)
+        self.table.get(key).is_some_and(|known| known.number() < self.first)
     }
 
     /// The parent of a state and the step that led from there.
     pub(super) fn origin(&self, key: u64) -> Option<(u64, Step)> {
-        let (_, record) = self.table.get(key)?;
-        Some((record.parent, record.step))
+        let [parent, step] = self.table.get(key)?.words;
+        let [thread, choice] = (step as u16).to_be_bytes();
+        Some((parent, Step { thread, choice }))
     }
 
-    /// Takes arrivals; the number of those whose state was known.
-    pub(super) fn arrive_all(&mut self, batch: &mut Vec<(Arrival, S)>) -> u64 {
-        for (arrival, _) in &*batch {
+    /// Takes arrivals with their states; the number of those whose state was known.
+    pub(super) fn arrive_all(&mut self, arrivals: &[Arrival], states: &[S]) -> u64 {
+        for arrival in arrivals {
             self.table.prefetch(arrival.key);
         }
-        batch.drain(..).map(|(arrival, state)| u64::from(self.arrive(&arrival, state))).sum()
+        arrivals.iter().map(|arrival| u64::from(self.arrive(arrival, states))).sum()
     }
 
     /// Takes one arrival; true if its state was known.
-    pub(super) fn arrive(&mut self, arrival: &Arrival, state: S) -> bool {
-        let Arrival { key, parent, step, paths, sleep, last, preemptions } = *arrival;
-        let node = Node { state, key, last, preemptions };
-        let record = Record { parent, step, sleep };
-        let Some((number, record)) = self.table.insert(key, self.states, record) else {
+    pub(super) fn arrive(&mut self, arrival: &Arrival, states: &[S]) -> bool {
+        let &Arrival { key, parent, step, paths, sleep, last, preemptions, state } = arrival;
+        let node = || Node { state: states[state as usize].clone(), key, last, preemptions };
+        let origin = [parent, u64::from(u16::from_be_bytes([step.thread, step.choice]))];
+        let (slot, new) = self.table.insert(key, self.states);
+        if new {
+            slot.words = origin;
+            slot.mark = sleep;
             self.states += 1;
-            self.next.nodes.push(node);
+            self.next.nodes.push(node());
             self.next.lineages.push(Lineage { paths, sleep, slept: u32::MAX });
             return false;
-        };
+        }
+        let number = slot.number();
         if number >= self.first {
             let lineage = &mut self.next.lineages[(number - self.first) as usize];
             lineage.paths = lineage.paths.saturating_add(paths);
             lineage.sleep &= sleep;
-            record.sleep = lineage.sleep;
-            if (parent, step) < (record.parent, record.step) {
-                (record.parent, record.step) = (parent, step);
-            }
+            slot.mark = lineage.sleep;
+            slot.words = slot.words.min(origin);
             return true;
         }
         self.uneven = true;
-        if record.sleep & !sleep != 0 {
-            let lineage = Lineage { paths, sleep: record.sleep, slept: record.sleep };
-            let (_, lineage) = self.again.entry(number).or_insert((node, lineage));
+        if slot.mark & !sleep != 0 {
+            let slept = slot.mark;
+            let again = self.again.entry(number);
+            let (_, lineage) =
+                again.or_insert_with(|| (node(), Lineage { paths, sleep: slept, slept }));
             lineage.sleep &= sleep;
-            record.sleep = lineage.sleep;
+            slot.mark = lineage.sleep;
         }
         true
     }

@@ -10,6 +10,7 @@ pub mod engine;
 mod front_end;
 mod lead;
 pub mod link;
+pub mod pmem;
 pub mod pmem_vhost;
 mod queue;
 mod request;

@@ -257,6 +257,12 @@ pub enum StorageError {
         /// Why.
         source: std::io::Error,
     },
+    /// The page server waits for a write-back that a rule holds.
+    #[error(
+        "pages are still being written back, which a rule may hold: let it go (racegate ctl \
+         release) and try again"
+    )]
+    Busy,
     /// This storage cannot do that.
     #[error("this storage cannot {what}")]
     Unsupported {

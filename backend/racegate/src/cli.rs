@@ -51,6 +51,12 @@ enum Mode {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// The page server, as the harness starts it: `racegate-pmem` by another name
+    #[command(hide = true, disable_help_flag = true)]
+    Pmem {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// The vhost-user virtio-pmem daemon
     #[command(hide = true, disable_help_flag = true)]
     PmemVhost {
@@ -80,6 +86,9 @@ pub fn main() -> ExitCode {
                 &mut std::io::stdout(),
             );
             Ok(ExitCode::SUCCESS)
+        }
+        Mode::Pmem { args } => {
+            return crate::pmem::main(std::iter::once("racegate-pmem".into()).chain(args));
         }
         Mode::PmemVhost { args } => {
             return crate::pmem_vhost::main(

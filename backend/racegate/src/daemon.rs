@@ -4,6 +4,9 @@
 //! error.
 //! Must not know: what a daemon serves.
 
+mod args;
+mod backend;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,15 +20,36 @@ use device::socket;
 use device::stop::Stop;
 use tracing_subscriber::EnvFilter;
 
-/// Exit status for a command line that cannot be understood.
+pub(crate) use args::{Common, StorageKind};
+pub(crate) use backend::{Backend, Sockets, Sources};
+
+/// Exit status for a command line that cannot be understood, or carried out.
 const USAGE: u8 = 2;
+
+/// What is logged if RUST_LOG does not say: fuser reports every answer that came too late for a
+/// reader that was killed.
+const LOGGED: &str = "warn,fuser=off";
+
+/// Why a daemon has ended, other than by request.
+pub(crate) enum Failure {
+    /// It could not do what the command line asks for.
+    Usage(anyhow::Error),
+    /// It could not start or go on.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::Other(error)
+    }
+}
 
 /// Runs the daemon `name` with a command line, program name included: 0 after a clean end, 1 if it
 /// could not start or go on, 2 if the command line is wrong.
-pub(crate) fn main<A: Parser>(
+pub(crate) fn main<A: Parser, E: Into<Failure>>(
     name: &str,
     command_line: Vec<OsString>,
-    run: impl FnOnce(&A) -> anyhow::Result<()>,
+    run: impl FnOnce(&A) -> Result<(), E>,
 ) -> ExitCode {
     let args = match A::try_parse_from(command_line) {
         Ok(args) => args,
@@ -39,15 +63,15 @@ pub(crate) fn main<A: Parser>(
             return ExitCode::SUCCESS;
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{name}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let (error, status) = match run(&args).map_err(E::into) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (error, ExitCode::from(USAGE)),
+        Err(Failure::Other(error)) => (error, ExitCode::FAILURE),
+    };
+    eprintln!("{name}: {error:#}");
+    status
 }
 
 /// What is wrong with a command line, in one line.

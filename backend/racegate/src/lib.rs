@@ -12,6 +12,7 @@ pub mod differential;
 pub mod explore;
 pub mod inspect;
 pub mod kernels;
+pub mod pmem;
 pub mod pmem_vhost;
 pub mod reproduce;
 pub mod rules;

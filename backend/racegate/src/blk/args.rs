@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser};
+
+use crate::daemon::Common;
 
 /// A vhost-user-blk backend that delays, holds and fails requests by the ext4 object they touch
 #[derive(Debug, Parser)]
@@ -39,50 +41,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) queue_size: u16,
 
-    /// Where the guest's writes go
-    #[arg(long, value_enum, default_value_t = StorageKind::File)]
-    pub(super) storage: StorageKind,
-
     /// Bypass the host's page cache (O_DIRECT; only with --storage file)
     #[arg(long)]
     pub(super) direct: bool,
-
-    /// Rules to begin with, TOML
-    #[arg(long, value_name = "FILE")]
-    pub(super) rules: Option<PathBuf>,
-
-    /// Seed of every random draw of the rules
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(super) seed: u64,
-
-    /// Take commands on this Unix socket (`racegate ctl`)
-    #[arg(long, value_name = "PATH")]
-    pub(super) control_socket: Option<PathBuf>,
-
-    /// Serve the link disk, to the agent in the guest, on this Unix socket
-    #[arg(long, value_name = "PATH")]
-    pub(super) link_socket: Option<PathBuf>,
-
-    /// Write every event to this file, one JSON object a line; an existing file is replaced
-    #[arg(long, value_name = "FILE")]
-    pub(super) event_log: Option<PathBuf>,
 
     /// Serial number of the disk, at most 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "racegate")]
     pub(super) serial: String,
 
-    /// Write "ready" and a newline to this inherited file descriptor once sockets are listening
-    #[arg(long, value_name = "FDNUM")]
-    pub(super) ready_fd: Option<i32>,
-}
-
-/// Where the bytes of the disk are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum StorageKind {
-    /// In the image
-    File,
-    /// In memory; the image is copied at the start
-    Memory,
-    /// In memory where the guest wrote, else in the image, which stays as it is
-    Overlay,
+    #[command(flatten)]
+    pub(super) common: Common,
 }

@@ -1,0 +1,48 @@
+//! The part of the command line that every daemon has.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+/// Options of every daemon.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    /// Where the guest's writes go
+    #[arg(long, value_enum, default_value_t = StorageKind::File)]
+    pub(crate) storage: StorageKind,
+
+    /// Rules to begin with, TOML
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rules: Option<PathBuf>,
+
+    /// Seed of every random draw of the rules
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Take commands on this Unix socket (`racegate ctl`)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control_socket: Option<PathBuf>,
+
+    /// Serve the link disk, to the agent in the guest, on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) link_socket: Option<PathBuf>,
+
+    /// Write every event to this file, one JSON object a line; an existing file is replaced
+    #[arg(long, value_name = "FILE")]
+    pub(crate) event_log: Option<PathBuf>,
+
+    /// Write "ready" and a newline to this inherited file descriptor once everything is served
+    #[arg(long, value_name = "FDNUM")]
+    pub(crate) ready_fd: Option<i32>,
+}
+
+/// Where the bytes of the device are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StorageKind {
+    /// In the image
+    File,
+    /// In memory; the image is copied at the start
+    Memory,
+    /// In memory where the guest wrote, else in the image, which stays as it is
+    Overlay,
+}

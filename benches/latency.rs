@@ -52,7 +52,8 @@ fn main() {
     let socket = folder.path().join("blk.sock");
     let listener = UnixListener::bind(&socket).expect("socket");
     let storage = Arc::new(MemoryStorage::new(DISK_BYTES).expect("memory"));
-    let options = EngineOptions { queues: 1, seed: 0, storage: storage.clone(), log: None };
+    let options =
+        EngineOptions { queues: 1, seed: 0, storage: storage.clone(), log: None, shadow: None };
     let engine = Engine::new(options).expect("engine");
     let text = RulesText { file: "latency.toml".into(), text: rules(), ..RulesText::default() };
     engine.load(&text).expect("rules");

@@ -21,6 +21,7 @@
 mod control;
 mod inbox;
 mod layout;
+mod shadow;
 mod state;
 mod view;
 
@@ -32,13 +33,15 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use pipeline::event::bytes_event;
+use pipeline::shadow::Shadow;
 use pipeline::{Input, Nanos, Op, Outcome, Request, RequestId, Want};
 
 use crate::clock::Clock;
 use crate::lead::Lead;
 use crate::link::Mailbox;
 use crate::sink::{Log, Sinks};
-use crate::storage::Storage;
+use crate::storage::{SECTOR_BYTES, Storage};
 use crate::timer::{Alarm, Timer};
 
 use state::State;
@@ -104,6 +107,8 @@ pub struct EngineOptions {
     pub storage: Arc<dyn Storage>,
     /// Where every event is written, from the first on; `None`: no log.
     pub log: Option<Log>,
+    /// Whether a shadow looks for what must not be on the disk, and how.
+    pub shadow: Option<pipeline::shadow::Options>,
 }
 
 /// Shared by all queue threads of one device.
@@ -140,7 +145,7 @@ impl Engine {
             next_id: AtomicU64::new(0),
             view: View::nothing(),
             inboxes,
-            state: Mutex::new(State::new(options.seed)),
+            state: Mutex::new(State::new(options.seed, options.shadow.map(Shadow::new))),
             sinks: Sinks::start(options.log)?,
             storage: options.storage,
             alarm: alarm.clone(),
@@ -158,6 +163,8 @@ impl Engine {
         let _ = engine.timer.set(timer);
         if logging {
             engine.begin_log();
+        } else if options.shadow.is_some() {
+            engine.begin_shadow();
         }
         Ok(engine)
     }
@@ -221,7 +228,12 @@ impl Engine {
             sectors: request.sectors,
             spans: &state.spans,
         });
+        if let (Some(bytes), true) = (bytes, state.shadow.is_some()) {
+            let what = || bytes_event(Some(request.id), request.sector * SECTOR_BYTES, bytes);
+            state.core.note_with(now, what, &mut state.outbox);
+        }
         state.core.step(now, input, &mut state.outbox);
+        shadow::arrive(state, now, request, bytes);
         let own = Some((request.id, request.queue));
         let (disposition, _) = self.carry_out(guard, own);
         disposition
@@ -242,6 +254,7 @@ impl Engine {
         let mut guard = self.state();
         let now = guard.now(self.clock);
         let state = &mut *guard;
+        let old = state.shadow.as_ref().and_then(|_| state.map.clone());
         if outcome == Outcome::Ok {
             match op {
                 Op::Write | Op::Store => {
@@ -259,6 +272,7 @@ impl Engine {
             .and_then(|queue| self.inboxes.get(usize::from(queue))?.handed_over(id));
         let input = Input::Complete { id, outcome, submitted };
         state.core.step(now, input, &mut state.outbox);
+        shadow::complete(state, now, id, outcome, old.as_deref());
         self.carry_out(guard, None);
     }
 
@@ -279,6 +293,9 @@ impl Engine {
         let now = guard.now(self.clock);
         let state = &mut *guard;
         state.core.step(now, Input::Disconnect, &mut state.outbox);
+        if let Some(shadow) = &mut state.shadow {
+            shadow.disconnect();
+        }
         self.carry_out(guard, None);
     }
 

@@ -82,6 +82,55 @@ impl Bitmaps {
         }
     }
 
+    /// The runs of clusters whose bits in `new` are others: first, one past the last, in use then.
+    pub(crate) fn changes(&self, group: Group, new: &[u8], out: &mut impl FnMut(u32, u32, bool)) {
+        let old = match self.groups.get(group.into()) {
+            None | Some(Bits::Clear) => Err(0),
+            Some(Bits::Set) => Err(0xff),
+            Some(Bits::Raw(raw)) => Ok(raw),
+        };
+        let mut open: Option<(u32, u32, bool)> = None;
+        for (at, new) in new.iter().take(self.bytes_per_group).enumerate() {
+            let old = old.map_or_else(|byte| byte, |raw| raw.get(at).copied().unwrap_or(0));
+            let mut differing = old ^ new;
+            while differing != 0 {
+                let bit = differing.trailing_zeros();
+                differing &= differing - 1;
+                let (cluster, used) = (at as u32 * 8 + bit, new >> bit & 1 == 1);
+                match &mut open {
+                    Some((_, end, now)) if *end == cluster && *now == used => *end += 1,
+                    _ => {
+                        if let Some((from, to, used)) = open {
+                            out(from, to, used);
+                        }
+                        open = Some((cluster, cluster + 1, used));
+                    }
+                }
+            }
+        }
+        if let Some((from, to, used)) = open {
+            out(from, to, used);
+        }
+    }
+
+    /// Clusters of the first `clusters` that are not in use.
+    pub(crate) fn free(&self, group: Group, clusters: u32) -> u32 {
+        let raw = match self.groups.get(group.into()) {
+            None | Some(Bits::Clear) => return clusters,
+            Some(Bits::Set) => return 0,
+            Some(Bits::Raw(raw)) => raw,
+        };
+        let (whole, rest) = (clusters as usize / 8, clusters % 8);
+        let mut used = 0;
+        for byte in raw.iter().take(whole) {
+            used += byte.count_ones();
+        }
+        if let Some(byte) = raw.get(whole) {
+            used += (byte & ((1_u8 << rest) - 1)).count_ones();
+        }
+        clusters.saturating_sub(used)
+    }
+
     pub(crate) fn heap_bytes(&self) -> usize {
         self.groups.heap_bytes(|bits| match bits {
             Bits::Raw(raw) => raw.len(),
@@ -132,6 +181,25 @@ mod tests {
             let end = (start..limit).find(|at| bit(*at) != bit(start)).unwrap_or(limit);
             prop_assert_eq!(maps.at(0, start, limit), (bit(start), end));
         }
+    }
+
+    #[test]
+    fn changes_are_runs_of_one_direction() {
+        let mut maps = Bitmaps::new(1, 32);
+        maps.patch(0, 0, &[0xf0, 0x01, 0, 0]);
+        let mut found = Vec::new();
+        maps.changes(0, &[0x0f, 0xff, 0, 0x80], &mut |from, to, used| found.push((from, to, used)));
+        assert_eq!(found, [(0, 4, true), (4, 8, false), (9, 16, true), (31, 32, true)]);
+    }
+
+    #[test]
+    fn free_clusters_are_counted_up_to_the_last() {
+        let mut maps = Bitmaps::new(1, 32);
+        assert_eq!(maps.free(0, 32), 32);
+        maps.patch(0, 0, &[0x0f, 0xff, 0x01, 0x80]);
+        assert_eq!([maps.free(0, 32), maps.free(0, 20), maps.free(0, 3)], [18, 7, 0]);
+        maps.fill(0);
+        assert_eq!(maps.free(0, 32), 0);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn resize_root(i_block: &[u8], geometry: &Geometry) -> Mapping {
 }
 
 /// `ext4_inode_csum_verify`.
-fn checksum_fits(raw: &[u8], geometry: &Geometry, ino: Ino) -> bool {
+pub(crate) fn checksum_fits(raw: &[u8], geometry: &Geometry, ino: Ino) -> bool {
     let Some(seed) = geometry.checksum_seed else {
         return true;
     };

@@ -33,9 +33,11 @@ mod replay;
 mod tracker;
 mod transaction;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::class::{Class, Kind};
+use crate::audit::{Commit, LogFormat};
+use crate::class::{Class, Home, Kind};
 use crate::error::OpenError;
 use crate::layout::allowance::Allowance;
 use crate::layout::journal::Stage;
@@ -66,6 +68,8 @@ pub struct Layout {
     map: Arc<LayoutMap>,
     tracker: Option<Box<Tracker>>,
     allowance: Allowance,
+    /// Transactions that took effect since the last [`Layout::take_commits`]; `None`: nobody asks.
+    commits: Option<Vec<Commit>>,
 }
 
 impl Layout {
@@ -87,7 +91,19 @@ impl Layout {
             map: Arc::new(LayoutMap::blank(device_bytes, Arc::default())),
             tracker: None,
             allowance: Allowance::default(),
+            commits: None,
         }
+    }
+
+    /// From now on, transactions that take effect are kept for [`Layout::take_commits`].
+    pub fn keep_commits(&mut self) {
+        self.commits.get_or_insert_default();
+    }
+
+    /// The transactions that took effect since the last call, oldest first; none without
+    /// [`Layout::keep_commits`].
+    pub fn take_commits(&mut self) -> Vec<Commit> {
+        self.commits.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Opens again from the storage, now `device_bytes` long. On an error the layout is blank and goes on noticing a later
@@ -108,6 +124,11 @@ impl Layout {
         self.tracker = Some(Box::new(tracker));
         self.allowance.opened(bytes_read);
         Ok(())
+    }
+
+    /// Format and tail of the log, if there is one that is known.
+    pub fn log_format(&self) -> Option<LogFormat> {
+        self.tracker.as_ref()?.journal.as_ref()?.superblock().map(LogFormat)
     }
 
     /// An immutable snapshot; cheap, shares structure with earlier ones.
@@ -163,7 +184,8 @@ impl Layout {
             let map = Arc::make_mut(&mut self.map);
             let base_sector = map.base_sector;
             if let Some(fs) = &mut map.fs {
-                effect |= write_done(tracker, fs, base_sector, sector, bytes);
+                let commits = self.commits.as_mut();
+                effect |= write_done(tracker, fs, commits, base_sector, sector, bytes);
             }
         }
         self.conclude(effect)
@@ -176,7 +198,7 @@ impl Layout {
         };
         let mut effect = Effect::default();
         self.map.classify(sector, sectors, &mut |span| match span.class {
-            Class::Home(crate::Home::Superblock { backup: false }) => effect.gone = true,
+            Class::Home(Home::Superblock { backup: false }) => effect.gone = true,
             class => effect.reopen |= class.kind().bit() & HELD_KINDS != 0,
         });
         if let Some(fs) = &self.map.fs {
@@ -247,6 +269,7 @@ fn parts(
 fn write_done(
     tracker: &mut Tracker,
     fs: &mut FsMap,
+    mut commits: Option<&mut Vec<Commit>>,
     base_sector: u64,
     sector: u64,
     bytes: &[u8],
@@ -258,7 +281,7 @@ fn write_done(
             continue;
         }
         effect |= match fs.at(part.pblk, part.pblk + 1).0 {
-            Spot::Log(index) => log_block(tracker, fs, index, part),
+            Spot::Log(index) => log_block(tracker, fs, commits.as_deref_mut(), index, part),
             Spot::Home(_) => tracker.take(fs, part),
         };
         if effect.gone {
@@ -270,7 +293,13 @@ fn write_done(
 }
 
 /// A block of the log, or a part of one, is stored.
-fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) -> Effect {
+fn log_block(
+    tracker: &mut Tracker,
+    fs: &mut FsMap,
+    commits: Option<&mut Vec<Commit>>,
+    index: u32,
+    part: Part<'_>,
+) -> Effect {
     let block_bytes = fs.geometry.block_bytes();
     let Some(journal) = &mut tracker.journal else {
         return Effect::default();
@@ -289,9 +318,19 @@ fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) 
         }
         &assembled
     };
-    match journal.stored(index, block, |pblk, block| Tracker::needs_bytes(fs, pblk, block)) {
+    let audited = commits.is_some();
+    let needs_bytes = |pblk, block: &[u8]| {
+        Tracker::needs_bytes(fs, pblk, block)
+            || audited && matches!(fs.home(pblk), Home::InodeBitmap { .. } | Home::OrphanFile)
+    };
+    match journal.stored(index, block, needs_bytes) {
         Stage::Quiet => {}
-        Stage::Lost => effect |= Effect::REOPEN,
+        Stage::Lost(tid) => {
+            effect |= Effect::REOPEN;
+            if let Some(commits) = commits {
+                commits.push(Commit { tid, blocks: BTreeMap::new(), lost: true });
+            }
+        }
         Stage::Superblock(block) => {
             if let Some((superblock, stale)) = journal.set_superblock(block) {
                 effect.changed = true;
@@ -305,9 +344,12 @@ fn log_block(tracker: &mut Tracker, fs: &mut FsMap, index: u32, part: Part<'_>) 
                 }
             }
         }
-        Stage::Committed(blocks) => {
+        Stage::Committed(tid, blocks) => {
             effect.changed = true;
             effect |= tracker.commit(fs, &blocks);
+            if let Some(commits) = commits {
+                commits.push(Commit { tid, blocks, lost: false });
+            }
         }
     }
     effect

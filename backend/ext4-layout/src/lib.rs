@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bits;
 mod bytes;
 mod class;
@@ -34,6 +35,7 @@ mod reader;
 mod runs;
 mod superblock;
 
+pub use audit::{Commit, Contest, Facts, LogBlock, LogFormat, LogTag};
 pub use class::{Class, Group, Home, Ino, Kind, Span, Tid, Written};
 pub use error::OpenError;
 pub use layout::{Change, Layout};

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::audit::Contest;
 use crate::class::{Ino, Written};
 use crate::radix::Radix;
 
@@ -209,6 +210,15 @@ impl Runs {
             Some(run) => (None, limit.min(start + u64::from(run.first))),
             None => (None, limit.min(start + PAGE_BLOCKS)),
         }
+    }
+
+    /// Claims that a later one took over and that still stand.
+    pub(crate) fn contests(&self) -> impl Iterator<Item = Contest> {
+        self.taken_over.iter().filter(|claim| claim.owner.is_exclusive()).filter_map(|claim| {
+            let (holder, end) = self.at(claim.pblk, claim.end);
+            let holder = holder.filter(Owner::is_exclusive)?;
+            Some(Contest { first: claim.pblk, end, holder: holder.ino, other: claim.owner.ino })
+        })
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {

@@ -186,6 +186,13 @@ impl Core {
         }
     }
 
+    /// The same for an event that costs something to make.
+    pub fn note_with(&mut self, now: Nanos, what: impl FnOnce() -> What, out: &mut Outbox) {
+        if self.logging {
+            self.note(now, what(), out);
+        }
+    }
+
     /// Counts and latencies.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -193,6 +200,7 @@ impl Core {
             parked: self.parked.waiting() as u64,
             crowded: self.crowded,
             rules: self.rule_stats().collect(),
+            shadow: None,
         }
     }
 

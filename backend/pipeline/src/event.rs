@@ -12,9 +12,10 @@
 //! `arm`, `tick` and `disconnect`. What the core made of them follows each: `decision`,
 //! `released`, `armed`, `told_agent`. A `request` that no `decision` follows matched no rule
 //! that fired, and was submitted at once. Notes, which replay passes over, are `agent`,
-//! `layout` and `lost`. Times (`at`) are nanoseconds since the backend started; names ending in `_ns` are
+//! `layout`, `finding`, `bytes` and `lost`. Times (`at`) are nanoseconds since the backend started; names ending in `_ns` are
 //! durations in nanoseconds; sectors have 512 bytes.
 
+mod bytes;
 mod class;
 
 use std::collections::BTreeMap;
@@ -22,9 +23,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use bytes::{BadBytes, bytes_event, bytes_of};
 pub use class::{ClassRecord, HomeRecord, SpanRecord};
 
 use crate::request::{Nanos, Op, Outcome, RequestId};
+use crate::shadow::Finding;
 
 /// Version of the event log; raised when a line of an older version would be misread.
 pub const SCHEMA: u32 = 1;
@@ -177,6 +180,22 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
+    /// Note: the shadow found something that must not be.
+    Finding(Finding),
+    /// Note: bytes that the shadow was told of, so that `racegate check` can look at the log again.
+    /// Those of a write stand before its `request`; those that the layout was read from, before
+    /// its `layout` event.
+    Bytes {
+        /// The write; absent for bytes read from the storage.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        /// First byte of the device.
+        offset: u64,
+        /// How many bytes; what `data` does not have of them is zero.
+        len: u64,
+        /// Base64 without padding, zeroes at the end left out.
+        data: String,
+    },
     /// Note, to one subscriber only: it was too slow, and this many events before the next one
     /// were dropped. Never in a log.
     Lost {
@@ -264,7 +283,14 @@ impl What {
 
     /// Whether the event is a note of the device layer that decides nothing.
     pub const fn is_note(&self) -> bool {
-        matches!(self, What::Agent { .. } | What::Layout { .. } | What::Lost { .. })
+        matches!(
+            self,
+            What::Agent { .. }
+                | What::Layout { .. }
+                | What::Finding(_)
+                | What::Bytes { .. }
+                | What::Lost { .. }
+        )
     }
 }
 

@@ -25,6 +25,7 @@ mod step;
 
 pub mod control;
 pub mod event;
+pub mod shadow;
 
 pub use core::{Core, Latency, RuleStats, Stats, UnknownRule};
 pub use errno::{Errno, outcome_of};

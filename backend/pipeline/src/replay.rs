@@ -197,6 +197,8 @@ fn feed(
         | What::ToldAgent { .. }
         | What::Agent { .. }
         | What::Layout { .. }
+        | What::Finding(_)
+        | What::Bytes { .. }
         | What::Lost { .. } => return Ok(()),
     };
     core.step(at, input, out);

@@ -5,6 +5,7 @@
 
 pub mod blk;
 pub mod campaign;
+pub mod check;
 pub mod cli;
 pub mod ctl;
 mod daemon;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ext4_layout::{Kind, LayoutMap};
 use pipeline::control::RuleInfo;
 use pipeline::event::{LayoutChange, RulesText, SpanRecord};
+use pipeline::shadow::Shadow;
 use pipeline::{Input, RuleSet, RulesError, Stats, UnknownRule, What};
 use thiserror::Error;
 
@@ -71,7 +72,9 @@ impl Engine {
 
     /// Counts and latencies of the rules.
     pub fn stats(&self) -> Stats {
-        self.state().core.stats()
+        let state = self.state();
+        let shadow = state.shadow.as_ref().map(Shadow::stats);
+        Stats { shadow, ..state.core.stats() }
     }
 
     /// Arms or disarms a rule.

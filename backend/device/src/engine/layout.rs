@@ -4,7 +4,7 @@
 //! Must not know: what rules make of it.
 
 use ext4_layout::{Change, Layout, OpenError, ReadAt, ReadError};
-use pipeline::event::LayoutChange;
+use pipeline::event::{LayoutChange, bytes_event};
 use pipeline::{Nanos, What};
 
 use super::Engine;
@@ -12,16 +12,24 @@ use super::state::{NoExt4, State};
 use crate::storage::{SECTOR_BYTES, Storage};
 
 /// A storage as the layout parser reads it.
-struct Reader<'a>(&'a dyn Storage);
+struct Reader<'a> {
+    storage: &'a dyn Storage,
+    /// What was read, for the event log.
+    read: Option<Vec<(u64, Vec<u8>)>>,
+}
 
 impl ReadAt for Reader<'_> {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let length = buf.len();
-        self.0.read_at(offset, buf).map_err(|errno| ReadError {
+        self.storage.read_at(offset, buf).map_err(|errno| ReadError {
             offset,
             length,
             source: Box::new(errno),
-        })
+        })?;
+        if let Some(read) = &mut self.read {
+            read.push((offset, buf.to_vec()));
+        }
+        Ok(())
     }
 }
 
@@ -29,7 +37,7 @@ impl Engine {
     /// Opens or drops the layout, as somebody or nobody needs it now.
     pub(super) fn keep_layout(&self, state: &mut State, now: Nanos) {
         let by_class = state.core.rules().needs_classes();
-        let needed = by_class || state.logging || state.layout_asked;
+        let needed = by_class || state.logging || state.layout_asked || state.shadow.is_some();
         if needed && state.layout.is_none() {
             self.open_layout(state, now, LayoutChange::Opened);
         } else if !needed && state.layout.is_some() {
@@ -55,7 +63,15 @@ impl Engine {
         let device_bytes = self.storage.capacity_sectors().saturating_mul(SECTOR_BYTES);
         // The same layout again: it remembers partitions, and how often the guest made it be read.
         let mut layout = state.layout.take().unwrap_or_else(|| Layout::blank(device_bytes));
-        let opened = layout.reopen(&mut Reader(&*self.storage), device_bytes);
+        if state.shadow.is_some() {
+            layout.keep_commits();
+        }
+        let recording = state.shadow.is_some() && state.logging;
+        let mut reader = Reader { storage: &*self.storage, read: recording.then(Vec::new) };
+        let opened = layout.reopen(&mut reader, device_bytes);
+        for (offset, bytes) in reader.read.into_iter().flatten() {
+            state.core.note(now, bytes_event(None, offset, &bytes), &mut state.outbox);
+        }
         let change = match opened {
             Ok(()) => {
                 state.no_ext4 = None;
@@ -68,6 +84,9 @@ impl Engine {
             }
         };
         state.map = Some(layout.map());
+        if let Some(shadow) = &mut state.shadow {
+            shadow.opened(&layout);
+        }
         state.layout = Some(layout);
         state.reopen_due = false;
         self.publish(state);

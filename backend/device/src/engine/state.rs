@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
 
 use ext4_layout::{Layout, LayoutMap, Span};
+use pipeline::shadow::Shadow;
 use pipeline::{Action, Core, Filter, Nanos, Outbox, RequestId};
 
 use super::view::Snapshot;
@@ -34,6 +35,8 @@ pub(super) struct State {
     pub(super) logging: bool,
     /// A write said that the layout has to be read anew, and is not stored yet.
     pub(super) reopen_due: bool,
+    /// Looks at what the guest does to the disk, if it is asked to.
+    pub(super) shadow: Option<Shadow>,
     /// Set while the disk has no ext4 that can be read.
     pub(super) no_ext4: Option<NoExt4>,
     /// The time of the last step, which no later one may precede: a step that lets go of
@@ -54,7 +57,7 @@ pub(super) struct NoExt4 {
 }
 
 impl State {
-    pub(super) fn new(seed: u64) -> State {
+    pub(super) fn new(seed: u64, shadow: Option<Shadow>) -> State {
         let core = Core::new(seed);
         let filter = core.filter();
         State {
@@ -68,6 +71,7 @@ impl State {
             layout_asked: false,
             logging: false,
             reopen_due: false,
+            shadow,
             no_ext4: None,
             last: Nanos(0),
             parked: HashMap::new(),
@@ -196,6 +200,7 @@ impl Engine {
             filter: Arc::clone(&state.filter),
             watch: Arc::clone(&state.watch),
             map: state.map.clone(),
+            shadow: state.shadow.as_ref().map(Shadow::watch),
         });
     }
 }

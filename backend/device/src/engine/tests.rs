@@ -63,7 +63,7 @@ fn disk(bytes: &[u8]) -> Arc<MemoryStorage> {
 }
 
 fn engine(storage: Arc<MemoryStorage>, log: Option<Log>) -> Arc<Engine> {
-    Engine::new(EngineOptions { queues: 2, seed: 7, storage, log }).expect("engine")
+    Engine::new(EngineOptions { queues: 2, seed: 7, storage, log, shadow: None }).expect("engine")
 }
 
 fn load(engine: &Engine, rules: &str) {
@@ -238,7 +238,8 @@ fn the_log_is_complete_and_replays() {
     let log: Log = Box::new(shelf.clone());
     let storage = disk(&[]);
     let engine =
-        Engine::new(EngineOptions { queues: 4, seed: 3, storage, log: Some(log) }).expect("engine");
+        Engine::new(EngineOptions { queues: 4, seed: 3, storage, log: Some(log), shadow: None })
+            .expect("engine");
     load(
         &engine,
         "[[rule]]\nname='some'\nmatch={op='read',probability=0.2}\n\

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use ext4_layout::{Kind, LayoutMap};
+use pipeline::shadow::{self, Wants};
 use pipeline::{Filter, Op, Want};
 
 use super::Interest;
@@ -28,6 +29,8 @@ pub(super) struct Snapshot {
     /// The filter of all rules, armed or not, without the log.
     pub(super) watch: Arc<Filter>,
     pub(super) map: Option<Arc<LayoutMap>>,
+    /// What the shadow wants, if there is one.
+    pub(super) shadow: Option<Arc<shadow::Watch>>,
 }
 
 /// Why a page of persistent memory must not stay in the host's page cache.
@@ -61,7 +64,8 @@ impl Watcher {
 impl View {
     pub(super) fn nothing() -> View {
         let nothing = Arc::new(Filter::nothing());
-        let snapshot = Snapshot { filter: Arc::clone(&nothing), watch: nothing, map: None };
+        let snapshot =
+            Snapshot { filter: Arc::clone(&nothing), watch: nothing, map: None, shadow: None };
         View {
             active: AtomicBool::new(false),
             version: AtomicU64::new(0),
@@ -108,7 +112,17 @@ impl Snapshot {
     fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
         let want = self.filter.wants(op);
         let mut kinds = 0;
+        let mut wanted = Wants::Nothing;
         if let Some(map) = &self.map {
+            if let Some(shadow) = &self.shadow {
+                wanted = shadow.wants(map, op, sector, sectors);
+                if wanted == Wants::Bytes && matches!(op, Op::Write | Op::Store) {
+                    return Interest::EventWithBytes;
+                }
+                if wanted == Wants::Nothing && want == Want::Nothing {
+                    return Interest::None;
+                }
+            }
             match op {
                 Op::Write | Op::Store if map.wants_bytes(sector, sectors) => {
                     return Interest::EventWithBytes;
@@ -120,7 +134,9 @@ impl Snapshot {
         } else {
             kinds = Kind::Unknown.bit();
         }
-        if want != Want::Nothing && self.filter.may_match(op, sector, sectors, kinds) {
+        if wanted != Wants::Nothing {
+            Interest::Event
+        } else if want != Want::Nothing && self.filter.may_match(op, sector, sectors, kinds) {
             Interest::Event
         } else {
             Interest::None

@@ -39,7 +39,7 @@ struct Setting {
 impl Setting {
     fn new() -> Setting {
         let storage = Arc::new(MemoryStorage::new(DISK_BYTES).expect("memory"));
-        let options = EngineOptions { queues: 1, seed: 0, storage, log: None };
+        let options = EngineOptions { queues: 1, seed: 0, storage, log: None, shadow: None };
         let engine = Engine::new(options).expect("engine");
         let mailbox = Mailbox::new();
         engine.attach_agent(Arc::clone(&mailbox));

@@ -45,7 +45,8 @@ struct Setting {
 fn setting(rules: &str) -> Setting {
     let dir = tempdir().expect("a directory");
     let storage = open("file", &image(&dir, 4 * MIB));
-    let options = EngineOptions { queues: 2, seed: 1, storage: storage.clone(), log: None };
+    let options =
+        EngineOptions { queues: 2, seed: 1, storage: storage.clone(), log: None, shadow: None };
     let engine = Engine::new(options).expect("an engine");
     engine.load_rules(RuleSet::parse(rules, "test.toml").expect("rules"));
     let options = DeviceOptions { num_queues: 2, queue_size: 128, ..DeviceOptions::default() };

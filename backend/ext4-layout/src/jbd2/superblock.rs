@@ -5,6 +5,7 @@ use crate::class::Tid;
 use crate::jbd2::{BlockType, Checksums, Format, header};
 
 const INCOMPAT_64BIT: u32 = 0x2;
+const INCOMPAT_ASYNC_COMMIT: u32 = 0x4;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
@@ -28,6 +29,8 @@ pub(crate) struct JournalSuperblock {
     /// Where it would look; `None` when the log is empty.
     pub(crate) start: Option<u32>,
     pub(crate) format: Format,
+    /// Commit records may be stored before the copies.
+    pub(crate) async_commit: bool,
 }
 
 impl JournalSuperblock {
@@ -80,6 +83,7 @@ impl JournalSuperblock {
             sequence: u32_be(raw, 0x18)?,
             start: (start >= first).then_some(start),
             format: Format { wide: incompat & INCOMPAT_64BIT != 0, checksums },
+            async_commit: incompat & INCOMPAT_ASYNC_COMMIT != 0,
         })
     }
 

@@ -48,9 +48,9 @@ pub(crate) enum Stage<'a> {
     /// Of no further consequence.
     Quiet,
     /// The transaction took effect: the blocks it changed, with what they hold now.
-    Committed(BTreeMap<u64, Box<[u8]>>),
+    Committed(Tid, BTreeMap<u64, Box<[u8]>>),
     /// What took effect cannot be told from what was seen.
-    Lost,
+    Lost(Tid),
     /// The journal's superblock.
     Superblock(&'a [u8]),
 }
@@ -289,7 +289,7 @@ impl Journal {
             self.held_bytes = 0;
             self.lost = false;
         }
-        if lost { Stage::Lost } else { Stage::Committed(changed) }
+        if lost { Stage::Lost(tid) } else { Stage::Committed(tid, changed) }
     }
 
     /// Moves the bytes of a copy, if they were kept, to `changed`; returns their checksum.
@@ -338,6 +338,11 @@ impl Journal {
         self.covers.retain(|_, cover| live(cover.tid));
         self.transactions.retain(|tid, _| not_older(*tid, new.sequence));
         Some((new, stale))
+    }
+
+    /// The superblock of the log.
+    pub(crate) fn superblock(&self) -> Option<JournalSuperblock> {
+        self.superblock
     }
 
     /// A block is written at its own place; returns whether the log has something newer.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::rules::LIMIT_NS;
+use crate::shadow::ShadowStats;
 
 /// Counts and latencies of a core.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct Stats {
     pub crowded: u64,
     /// Each rule, in their order.
     pub rules: Vec<RuleStats>,
+    /// Counts of the shadow, if the disk has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowStats>,
 }
 
 /// Counts and latencies of a rule, since it was loaded.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
 
+use crate::check::DataMode;
 use crate::daemon::Common;
 
 /// A vhost-user-blk backend that delays, holds and fails requests by the ext4 object they touch
@@ -48,6 +49,15 @@ pub(super) struct Args {
     /// Serial number of the disk, at most 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "racegate")]
     pub(super) serial: String,
+
+    /// Check what the guest does to its ext4; findings go to the log, the events and the statistics.
+    /// With --event-log the log also keeps the metadata, for `racegate check`
+    #[arg(long)]
+    pub(super) shadow: bool,
+
+    /// What the guest's data mode promises: `writeback` leaves the order of data out
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = DataMode::Ordered, requires = "shadow")]
+    pub(super) shadow_data: DataMode,
 
     #[command(flatten)]
     pub(super) common: Common,

@@ -26,7 +26,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         spare_fuse: false,
     };
     let files = FileOptions { read_only: args.read_only, direct: args.direct };
-    let sources = Sources::open(&args.common, &args.blk_file, files)?;
+    let mut sources = Sources::open(&args.common, &args.blk_file, files)?;
+    sources.shadow = args.shadow.then(|| args.shadow_data.options());
     let storage = Arc::clone(&sources.storage);
     let mut sockets = Sockets::default();
     let transport = match (inherited, &args.socket_path) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ext4_layout::Written;
 use pipeline::control::{Response, RuleInfo};
 use pipeline::event::{Cause, ClassRecord, HomeRecord, SpanRecord, Verdict};
+use pipeline::shadow::{ShadowStats, Survivors};
 use pipeline::{Event, Latency, Stats, What};
 
 /// Writes an answer.
@@ -44,6 +45,27 @@ fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
     writeln!(out, "requests seen {}, parked {}", stats.requests, stats.parked)?;
     if stats.crowded > 0 {
         writeln!(out, "not parked because too many were: {}", stats.crowded)?;
+    }
+    if let Some(shadow) = &stats.shadow {
+        let ShadowStats { requests, commits, checked, unknown, findings, .. } = shadow;
+        writeln!(
+            out,
+            "shadow: {findings} findings; {requests} requests, {commits} commits, {checked} things \
+             checked, {unknown} unknown, {} KiB",
+            shadow.heap_bytes / 1024
+        )?;
+        for (rule, count) in &shadow.rules {
+            writeln!(out, "    {rule}: {count}")?;
+        }
+        let Survivors { certain, possible, replayed } = shadow.survivors;
+        let tid = |tid: Option<u32>| tid.map_or_else(|| "none".to_owned(), |tid| tid.to_string());
+        writeln!(
+            out,
+            "    after a power cut now: transaction {} for certain, {} at most, {replayed} blocks \
+             replayed",
+            tid(certain),
+            tid(possible)
+        )?;
     }
     for rule in &stats.rules {
         let armed = if rule.armed { "armed" } else { "disarmed" };
@@ -174,6 +196,11 @@ fn what(what: &What) -> String {
         What::Agent { message } => format!("agent: {message}"),
         What::Layout { change, detail } => {
             format!("layout {change:?} {}", detail.as_deref().unwrap_or("")).to_lowercase()
+        }
+        What::Finding(finding) => format!("finding {finding}"),
+        What::Bytes { id: Some(id), len, .. } => format!("#{} brings {len} bytes", id.0),
+        What::Bytes { id: None, offset, len, .. } => {
+            format!("{len} bytes read at byte {offset}")
         }
         What::Lost { events } => format!("{events} events lost: this reader was too slow"),
     }

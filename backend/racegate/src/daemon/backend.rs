@@ -27,7 +27,7 @@ use device::storage::file::{FileOptions, FileStorage};
 use device::storage::memory::MemoryStorage;
 use device::storage::overlay::OverlayStorage;
 use device::storage::{SECTOR_BYTES, Storage};
-use pipeline::RuleSet;
+use pipeline::{RuleSet, shadow};
 
 use super::{Common, Ready, StorageKind, stop_on_signal};
 
@@ -40,6 +40,8 @@ const LOG_BUFFER_BYTES: usize = 1 << 16;
 /// What a daemon reads before it starts anything.
 pub(crate) struct Sources {
     pub(crate) storage: Arc<dyn Storage>,
+    /// How a shadow looks at the disk, if one shall; none unless the daemon sets it.
+    pub(crate) shadow: Option<shadow::Options>,
     rules: Option<RuleSet>,
 }
 
@@ -52,6 +54,7 @@ impl Sources {
     ) -> anyhow::Result<Sources> {
         Ok(Sources {
             storage: open_storage(common.storage, image, options)?,
+            shadow: None,
             rules: common.rules.as_deref().map(read_rules).transpose()?,
         })
     }
@@ -95,8 +98,8 @@ impl Backend {
         let link = listen(&common.link_socket, "--link-socket")?;
         let control = listen(&common.control_socket, "--control-socket")?;
         let log = common.event_log.as_deref().map(create_log).transpose()?;
-        let Sources { storage, rules } = sources;
-        let engine = Engine::new(EngineOptions { queues, seed: common.seed, storage, log })
+        let Sources { storage, shadow, rules } = sources;
+        let engine = Engine::new(EngineOptions { queues, seed: common.seed, storage, log, shadow })
             .context("cannot set up the daemon")?;
         let link = link.map(|listener| (Transport::Listener(listener), Mailbox::new()));
         if let Some((_, mailbox)) = &link {

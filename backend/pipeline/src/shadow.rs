@@ -162,6 +162,9 @@ struct Ghost {
     tid: Tid,
 }
 
+/// What makes two findings the same.
+type Told = (String, Option<(u64, u64)>, String);
+
 /// The shadow of one disk.
 #[derive(Debug)]
 pub struct Shadow {
@@ -183,7 +186,7 @@ pub struct Shadow {
     /// The superblock said "mounted" when it was last written.
     mounted: bool,
     newest: Survivors,
-    told: HashSet<(String, Option<(u64, u64)>, String)>,
+    told: HashSet<Told>,
     found: Vec<Finding>,
     stats: ShadowStats,
 }
@@ -269,7 +272,7 @@ impl Shadow {
                 Op::Discard => flight.dropped = blocks(map, &facts, sector, sectors),
                 Op::Read | Op::Flush | Op::Fault => {}
             }
-            self.report(now, map, findings);
+            self.report(map, findings);
         }
         self.flights.insert(id, flight);
     }
@@ -321,7 +324,7 @@ impl Shadow {
             }
         }
         for commit in commits {
-            self.commit(now, old, new, commit);
+            self.commit(old, new, commit);
         }
         if flight.commit.is_some() {
             // It took effect just now, or will not as it should.
@@ -329,7 +332,7 @@ impl Shadow {
         }
     }
 
-    fn commit(&mut self, now: Nanos, old: &LayoutMap, new: &LayoutMap, commit: &Commit) {
+    fn commit(&mut self, old: &LayoutMap, new: &LayoutMap, commit: &Commit) {
         let Some(facts) = new.facts() else { return };
         if commit.lost {
             self.ledger.unknown += 1;
@@ -385,7 +388,7 @@ impl Shadow {
             }
         }
         self.newest.possible = Some(commit.tid);
-        self.report(now, new, findings);
+        self.report(new, findings);
     }
 
     /// A transaction has a copy of the block.
@@ -464,7 +467,7 @@ impl Shadow {
     }
 
     /// Makes findings public, with their stories.
-    fn report(&mut self, _now: Nanos, map: &LayoutMap, findings: Vec<Finding>) {
+    fn report(&mut self, map: &LayoutMap, findings: Vec<Finding>) {
         for mut finding in findings {
             self.stats.findings += 1;
             let count = self.stats.rules.entry(finding.rule.clone()).or_default();

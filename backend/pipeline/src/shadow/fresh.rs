@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn what_counts_is_what_was_there_when_the_commit_record_arrived() {
-        let mut cache = Cache { barriers: Barriers::On, ..Cache::default() };
+        let mut cache = Cache::default();
+        cache.barriers = Barriers::On;
         let mut fresh = Fresh::default();
         fresh.written(10, 12, cache.stamp());
         let flush = cache.flush_arrived();

@@ -7,25 +7,26 @@
 //! What is remembered from commit to commit is bounded ([`INODES_MAX`], [`TABLES_MAX`]); beyond the
 //! bound it is forgotten, and a check that needs it is left out until it is seen again.
 
+mod groups;
+mod orphans;
+
 use std::collections::{BTreeMap, HashMap};
 
 use ext4_layout::{Commit, Facts, Home, Ino, LayoutMap, Written};
 
 use super::finding::{Finding, Rule};
 use super::fresh::{Data, Fresh};
-use super::inode::{Content, Extent, Node, RawInode, word};
+use super::inode::{Content, Extent, Node, RawInode};
 use super::log::Effect;
+use groups::{Groups, changed_bits};
+use orphans::Orphans;
 
 /// Inodes of which size and generation are remembered: about 8 MiB.
 const INODES_MAX: usize = 1 << 18;
 /// Blocks of inode tables of which checksums of inodes are remembered: about 8 MiB.
 const TABLES_MAX: usize = 1 << 16;
-/// Orphans remembered.
-const ORPHANS_MAX: usize = 1 << 16;
-
 /// Inodes with large attributes count other inodes' blocks.
 const INCOMPAT_EA_INODE: u32 = 0x400;
-const GROUP_BLOCK_UNINIT: u16 = 0x2;
 
 /// What is remembered of an inode.
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +35,6 @@ struct Known {
     /// Blocks within its size, if no written block may lie beyond.
     size_blocks: Option<u64>,
     content: Content,
-}
-
-/// Counts of a group's descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counts {
-    flags: u16,
-    free_clusters: u32,
-    free_inodes: u32,
 }
 
 /// A commit and what is around it.
@@ -74,11 +67,8 @@ pub(super) struct Ledger {
     inodes: HashMap<Ino, Known>,
     /// Checksums of the inodes of a table's block, to skip those that did not change.
     tables: HashMap<u64, Box<[u32]>>,
-    groups: HashMap<u32, Counts>,
-    free_inodes: HashMap<u32, u32>,
-    orphan_head: u32,
-    orphan_next: HashMap<Ino, Ino>,
-    orphan_blocks: HashMap<u64, Vec<Ino>>,
+    pub(super) groups: Groups,
+    pub(super) orphans: Orphans,
     /// Blocks and counts that could not be checked.
     pub(super) unknown: u64,
     /// Extents, inodes and groups that were.
@@ -97,7 +87,7 @@ impl Ledger {
         let mut changes = Changes::default();
         let mut bitmaps = BTreeMap::new();
         let blocks = &case.commit.blocks;
-        self.note_orphans(case, blocks);
+        self.orphans.note(case, blocks);
         for (pblk, bytes) in blocks {
             let (home, _) = case.new.block(*pblk, pblk.saturating_add(1));
             match home {
@@ -105,7 +95,7 @@ impl Ledger {
                     bitmaps.insert(group, &bytes[..]);
                     changed_bits(case, group, bytes, &mut changes, findings);
                 }
-                Ok(Home::InodeBitmap { group }) => self.inode_bitmap(case, group, bytes),
+                Ok(Home::InodeBitmap { group }) => self.groups.inode_bitmap(case, group, bytes),
                 Ok(Home::InodeTable { first_inode, .. }) => {
                     self.table(case, *pblk, first_inode, bytes, &mut changes, findings);
                 }
@@ -119,16 +109,18 @@ impl Ledger {
                     self.node(case, *pblk, inode, bytes, &mut changes, findings);
                 }
                 Ok(Home::GroupDescriptors { .. }) => {
-                    self.descriptors(case, *pblk, bytes, &mut bitmaps, findings);
+                    let groups = &mut self.groups;
+                    self.checked += groups.descriptors(case, *pblk, bytes, &mut bitmaps, findings);
                 }
                 _ => {}
             }
         }
         // Bitmaps of groups whose descriptors are not in the transaction.
         for group in bitmaps.into_keys() {
-            match self.groups.get(&group).copied() {
-                Some(counts) => self.counts(case, group, counts, findings),
-                None => self.unknown += 1,
+            if self.groups.check(case, group, findings) {
+                self.checked += 1;
+            } else {
+                self.unknown += 1;
             }
         }
         for contest in case.new.contests().take(16) {
@@ -254,7 +246,7 @@ impl Ledger {
             return;
         }
         for (_, child) in node.children() {
-            self.claimed(case, ino, (child, child + 1), None, findings);
+            claimed(case, ino, (child, child + 1), None, findings);
             self.has_content(case, ino, child, findings);
         }
         let mut last_written = None;
@@ -266,7 +258,7 @@ impl Ledger {
         }
         if let (Some(last), Some(size_blocks)) = (last_written, known.size_blocks)
             && u64::from(last.lblk) + u64::from(last.len) > size_blocks
-            && !self.is_orphan(ino)
+            && !self.orphans.has(ino)
         {
             let last_lblk = last.lblk + (last.len - 1);
             let over = u64::from(last.lblk).max(size_blocks);
@@ -299,13 +291,15 @@ impl Ledger {
         while at < end {
             let (old, next) = case.old.block(at, end);
             let same = match old {
-                Ok(Home::FileData { inode, state: Written::Written, .. }) => inode == ino,
-                Ok(Home::Directory { inode }) => inode == ino,
+                Ok(
+                    Home::FileData { inode, state: Written::Written, .. }
+                    | Home::Directory { inode },
+                ) => inode == ino,
                 _ => false,
             };
             if !same {
                 let lblk = extent.lblk + (at - extent.pblk) as u32;
-                self.claimed(case, ino, (at, next), Some(lblk), findings);
+                claimed(case, ino, (at, next), Some(lblk), findings);
                 match known.content {
                     Content::Data if extent.written => {
                         changes.written.push((at, next));
@@ -373,45 +367,6 @@ impl Ledger {
         });
     }
 
-    /// D1: blocks that the inode maps are in use, and nobody else's.
-    fn claimed(
-        &mut self,
-        case: &Case<'_>,
-        ino: Ino,
-        (first, end): (u64, u64),
-        lblk: Option<u32>,
-        findings: &mut Vec<Finding>,
-    ) {
-        let mut at = first;
-        while at < end {
-            let (home, next) = case.new.block(at, end);
-            let rule = match home {
-                Ok(Home::Free) => Some((Rule::MappedFree, "the block bitmap has it free")),
-                Ok(
-                    Home::Superblock { .. }
-                    | Home::GroupDescriptors { .. }
-                    | Home::ReservedGdt
-                    | Home::BlockBitmap { .. }
-                    | Home::InodeBitmap { .. }
-                    | Home::InodeTable { .. }
-                    | Home::Mmp,
-                )
-                | Err(_) => Some((Rule::MapsMetadata, "it holds metadata of the file system")),
-                Ok(_) => None,
-            };
-            if let Some((rule, seen)) = rule {
-                let lblk = |block: u64| lblk.map(|lblk| lblk + (block - first) as u32);
-                findings.push(Finding {
-                    inode: Some(ino),
-                    blocks: Some((at, next - 1)),
-                    lblks: lblk(at).zip(lblk(next - 1)),
-                    ..Finding::of(rule, seen.to_owned())
-                });
-            }
-            at = next;
-        }
-    }
-
     /// D3 for metadata: a block that was not the inode's has a copy in the transaction.
     fn has_content(&mut self, case: &Case<'_>, ino: Ino, pblk: u64, findings: &mut Vec<Finding>) {
         let Some(effect) = case.effect else {
@@ -430,188 +385,13 @@ impl Ledger {
         }
     }
 
-    fn inode_bitmap(&mut self, case: &Case<'_>, group: u32, bytes: &[u8]) {
-        let inodes = case.facts.inodes_per_group as usize;
-        let (whole, rest) = (inodes / 8, inodes % 8);
-        let mut used: u32 = bytes.iter().take(whole).map(|byte| byte.count_ones()).sum();
-        if let Some(byte) = bytes.get(whole) {
-            used += (byte & ((1_u8 << rest) - 1)).count_ones();
-        }
-        self.free_inodes.insert(group, case.facts.inodes_per_group.saturating_sub(used));
-    }
-
-    fn descriptors(
-        &mut self,
-        case: &Case<'_>,
-        pblk: u64,
-        bytes: &[u8],
-        bitmaps: &mut BTreeMap<u32, &[u8]>,
-        findings: &mut Vec<Finding>,
-    ) {
-        let Some(groups) = case.new.groups_of_descriptors(pblk) else {
-            return;
-        };
-        for (raw, group) in bytes.chunks_exact(case.facts.descriptor_bytes).zip(groups) {
-            if !case.new.descriptor_fits(group, raw) {
-                let seen = format!("the descriptor of group {group} has a wrong checksum or place");
-                let blocks = Some((pblk, pblk));
-                findings.push(Finding { blocks, ..Finding::of(Rule::Checksum, seen) });
-                continue;
-            }
-            let counts = Counts::parse(raw, case.facts.uninit_groups);
-            let bitmap = bitmaps.remove(&group);
-            if let Some(bitmap) = bitmap
-                && counts.has_bitmap()
-                && !case.new.bitmap_fits(raw, bitmap)
-            {
-                let seen = format!("the block bitmap of group {group} has a wrong checksum");
-                findings.push(Finding::of(Rule::Checksum, seen));
-            }
-            if self.groups.insert(group, counts) != Some(counts) || bitmap.is_some() {
-                self.counts(case, group, counts, findings);
-            }
-        }
-    }
-
-    fn counts(&mut self, case: &Case<'_>, group: u32, of: Counts, findings: &mut Vec<Finding>) {
-        if !of.has_bitmap() {
-            return;
-        }
-        self.checked += 1;
-        let mut compare = |what: &str, counted: u32, shown: Option<u32>| {
-            if let Some(shown) = shown.filter(|shown| *shown != counted) {
-                let seen =
-                    format!("group {group}: {counted} free {what} counted, {shown} in the bitmap");
-                findings.push(Finding::of(Rule::Counts, seen));
-            }
-        };
-        compare("clusters", of.free_clusters, case.new.free_clusters(group));
-        compare("inodes", of.free_inodes, self.free_inodes.get(&group).copied());
-    }
-
-    /// Free clusters by all descriptors, if all are known.
-    pub(super) fn free_clusters(&self, facts: &Facts) -> Option<u64> {
-        let all = (0..facts.groups).map(|group| self.groups.get(&group));
-        all.map(|counts| counts.map(|counts| u64::from(counts.free_clusters))).sum()
-    }
-
-    fn note_orphans(&mut self, case: &Case<'_>, blocks: &BTreeMap<u64, Box<[u8]>>) {
-        let per_inode = case.facts.inode_bytes;
-        if self.orphan_next.len() > ORPHANS_MAX || self.orphan_blocks.len() > ORPHANS_MAX {
-            self.orphan_next.clear();
-            self.orphan_blocks.clear();
-        }
-        for (pblk, bytes) in blocks {
-            match case.new.block(*pblk, pblk.saturating_add(1)).0 {
-                Ok(Home::Superblock { backup: false }) => {
-                    let at = 1024 % case.facts.block_bytes;
-                    self.note_orphan_head(bytes.get(at..).unwrap_or_default());
-                }
-                Ok(Home::InodeTable { first_inode, .. }) => {
-                    for (raw, ino) in bytes.chunks_exact(per_inode).zip(first_inode..) {
-                        match RawInode(raw).next_orphan() {
-                            0 => drop(self.orphan_next.remove(&ino)),
-                            next if u64::from(next) <= case.facts.inodes => {
-                                self.orphan_next.insert(ino, next);
-                            }
-                            _ => drop(self.orphan_next.remove(&ino)),
-                        }
-                    }
-                }
-                Ok(Home::OrphanFile) => {
-                    let body = bytes.get(..bytes.len().saturating_sub(8)).unwrap_or_default();
-                    let inodes = body.chunks_exact(4).map(|raw| word(raw, 0));
-                    let inodes = inodes.filter(|ino| *ino != 0).collect();
-                    self.orphan_blocks.insert(*pblk, inodes);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// `s_last_orphan` of a superblock.
-    pub(super) fn note_orphan_head(&mut self, superblock: &[u8]) {
-        self.orphan_head = word(superblock, 0xe8);
-    }
-
-    fn is_orphan(&self, ino: Ino) -> bool {
-        self.orphan_head == ino
-            || self.orphan_next.contains_key(&ino)
-            || self.orphan_next.values().any(|next| *next == ino)
-            || self.orphan_blocks.values().any(|inodes| inodes.contains(&ino))
-    }
-
     pub(super) fn heap_bytes(&self) -> usize {
         let sums = self.tables.values().map(|sums| sums.len() * 4 + 16).sum::<usize>();
         self.inodes.capacity() * (size_of::<(Ino, Known)>() + 1)
             + self.tables.capacity() * 25
             + sums
-            + self.groups.capacity() * 20
-            + self.free_inodes.capacity() * 9
-            + self.orphan_next.capacity() * 9
-            + self.orphan_blocks.values().map(|inodes| inodes.capacity() * 4 + 40).sum::<usize>()
-    }
-}
-
-impl Counts {
-    fn parse(raw: &[u8], uninit_groups: bool) -> Counts {
-        let half = |at| word(raw, at) & 0xffff;
-        let high = |at| if raw.len() >= 64 { half(at) << 16 } else { 0 };
-        Counts {
-            flags: if uninit_groups { half(0x12) as u16 } else { 0 },
-            free_clusters: high(0x2c) | half(0xc),
-            free_inodes: high(0x2e) | half(0xe),
-        }
-    }
-
-    fn has_bitmap(self) -> bool {
-        self.flags & GROUP_BLOCK_UNINIT == 0
-    }
-}
-
-/// The bits of a bitmap that changed: blocks that are mapped are not freed, and blocks in use have
-/// an owner.
-fn changed_bits(
-    case: &Case<'_>,
-    group: u32,
-    bytes: &[u8],
-    changes: &mut Changes,
-    findings: &mut Vec<Finding>,
-) {
-    case.old.bitmap_changes(group, bytes, &mut |first, end, used| {
-        if !used {
-            changes.freed.push((first, end));
-        }
-        let mut at = first;
-        while at < end {
-            let (owner, next) = case.new.claimant(at, end);
-            if let (Some(ino), false) = (owner, used) {
-                let seen = "it was freed in the block bitmap, and the inode maps it".to_owned();
-                findings.push(Finding {
-                    inode: Some(ino),
-                    blocks: Some((at, next - 1)),
-                    ..Finding::of(Rule::MappedFree, seen)
-                });
-            }
-            let whole = case.facts.cluster_bits == 0 && !case.new.has_gaps();
-            if used && owner.is_none() && whole {
-                leak(case, at, next, findings);
-            }
-            at = next;
-        }
-    });
-}
-
-fn leak(case: &Case<'_>, first: u64, end: u64, findings: &mut Vec<Finding>) {
-    let mut at = first;
-    while at < end {
-        let (home, next) = case.new.block(at, end);
-        if home == Ok(Home::Unknown) {
-            let seen = "it was taken in the block bitmap, and nothing maps it".to_owned();
-            findings
-                .push(Finding { blocks: Some((at, next - 1)), ..Finding::of(Rule::Leak, seen) });
-        }
-        at = next;
+            + self.groups.heap_bytes()
+            + self.orphans.heap_bytes()
     }
 }
 
@@ -634,5 +414,43 @@ fn block_count(
     if wrong {
         let seen = format!("i_blocks counts {counted} blocks, and the inode maps {mapped}");
         findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::BlockCount, seen) });
+    }
+}
+
+/// D1: blocks that the inode maps are in use, and nobody else's.
+fn claimed(
+    case: &Case<'_>,
+    ino: Ino,
+    (first, end): (u64, u64),
+    lblk: Option<u32>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut at = first;
+    while at < end {
+        let (home, next) = case.new.block(at, end);
+        let rule = match home {
+            Ok(Home::Free) => Some((Rule::MappedFree, "the block bitmap has it free")),
+            Ok(
+                Home::Superblock { .. }
+                | Home::GroupDescriptors { .. }
+                | Home::ReservedGdt
+                | Home::BlockBitmap { .. }
+                | Home::InodeBitmap { .. }
+                | Home::InodeTable { .. }
+                | Home::Mmp,
+            )
+            | Err(_) => Some((Rule::MapsMetadata, "it holds metadata of the file system")),
+            Ok(_) => None,
+        };
+        if let Some((rule, seen)) = rule {
+            let lblk = |block: u64| lblk.map(|lblk| lblk + (block - first) as u32);
+            findings.push(Finding {
+                inode: Some(ino),
+                blocks: Some((at, next - 1)),
+                lblks: lblk(at).zip(lblk(next - 1)),
+                ..Finding::of(rule, seen.to_owned())
+            });
+        }
+        at = next;
     }
 }

@@ -293,7 +293,7 @@ impl Step<'_> {
         let Some(raw) = bytes.and_then(|bytes| bytes.get(start..start + SUPERBLOCK_BYTES)) else {
             return;
         };
-        self.shadow.ledger.note_orphan_head(raw);
+        self.shadow.ledger.orphans.note_head(raw);
         let mounted = word(raw, 0x60) & INCOMPAT_RECOVER != 0;
         let was = std::mem::replace(&mut self.shadow.mounted, mounted);
         if mounted || !was || self.facts.journal_inode.is_none() {
@@ -302,7 +302,7 @@ impl Step<'_> {
         let orphan = word(raw, 0xe8);
         let high = if self.facts.descriptor_bytes >= 64 { word(raw, 0x158) } else { 0 };
         let free = u64::from(high) << 32 | u64::from(word(raw, 0xc));
-        let counted = self.shadow.ledger.free_clusters(&self.facts);
+        let counted = self.shadow.ledger.groups.free_clusters(&self.facts);
         let counted = counted.map(|clusters| clusters << self.facts.cluster_bits);
         let seen = match counted {
             _ if orphan != 0 => format!("inode {orphan} heads the orphan list"),

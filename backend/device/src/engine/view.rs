@@ -134,13 +134,8 @@ impl Snapshot {
         } else {
             kinds = Kind::Unknown.bit();
         }
-        if wanted != Wants::Nothing {
-            Interest::Event
-        } else if want != Want::Nothing && self.filter.may_match(op, sector, sectors, kinds) {
-            Interest::Event
-        } else {
-            Interest::None
-        }
+        let by_rule = want != Want::Nothing && self.filter.may_match(op, sector, sectors, kinds);
+        if by_rule || wanted != Wants::Nothing { Interest::Event } else { Interest::None }
     }
 
     fn watch(&self, sector: u64, sectors: u64) -> Watch {

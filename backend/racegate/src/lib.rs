@@ -5,7 +5,7 @@
 
 pub mod blk;
 pub mod campaign;
-pub mod check;
+mod check;
 pub mod cli;
 pub mod ctl;
 mod daemon;

@@ -6,6 +6,7 @@ pub mod clock;
 mod completion;
 mod config;
 pub mod control;
+pub mod dax;
 pub mod engine;
 mod front_end;
 mod lead;

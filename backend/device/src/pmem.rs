@@ -144,7 +144,9 @@ pub struct PageServer {
     rearm: Rearm,
     /// Set when the session has ended.
     ended: Arc<Stop>,
-    threads: Vec<JoinHandle<()>>,
+    /// They answer what was parked.
+    workers: Vec<JoinHandle<()>>,
+    session: Option<JoinHandle<()>>,
 }
 
 impl PageServer {
@@ -173,7 +175,8 @@ impl PageServer {
             Session::from_fd(files, fuse, SessionACL::All, config).map_err(PmemError::Handshake)?;
 
         let ended = Arc::new(Stop::new().map_err(PmemError::Setup)?);
-        let mut server = PageServer { mount, requests, rearm, ended, threads: Vec::new() };
+        let mut server =
+            PageServer { mount, requests, rearm, ended, workers: Vec::new(), session: None };
         server.start_threads(session).map_err(PmemError::Setup)?;
         Ok(server)
     }
@@ -181,20 +184,17 @@ impl PageServer {
     fn start_threads(&mut self, session: Session<Files>) -> io::Result<()> {
         self.rearm.start(session.notifier())?;
         let requests = Arc::clone(&self.requests);
-        self.spawn("rg-release", move || requests.release_parked())?;
+        self.workers.push(spawn("rg-release", move || requests.release_parked())?);
         let requests = Arc::clone(&self.requests);
-        self.spawn("rg-slow", move || requests.do_slow_work())?;
+        self.workers.push(spawn("rg-slow", move || requests.do_slow_work())?);
         let ended = Arc::clone(&self.ended);
-        self.spawn("rg-pages", move || {
+        let run = move || {
             if let Err(error) = session.run() {
                 warn!(%error, "the page server's session broke");
             }
             ended.set();
-        })
-    }
-
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(work)?);
+        };
+        self.session = Some(spawn("rg-pages", run)?);
         Ok(())
     }
 
@@ -234,27 +234,36 @@ impl PageServer {
     }
 
     fn end(&mut self) {
+        // Not the pages that are let go now: whoever waits for one has yet to see it.
+        let cached = self.rearm.handle().cached();
         self.requests.let_all_pass();
         if !self.ended.is_set()
-            && let Err(error) = self.rearm.handle().write_all_back(LAST_STORES)
+            && let Err(error) = self.rearm.handle().write_back(cached, LAST_STORES)
         {
             warn!(%error, "the guest's last stores may be lost");
         }
-        // First the connection: the rearming thread may wait for an answer on it.
+        self.requests.stop();
+        self.workers.drain(..).for_each(join);
+        // Before the rearming thread, which may wait for an answer on the connection.
         self.mount.unmount();
         self.rearm.stop();
-        self.requests.stop();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the page server panicked");
-            }
-        }
+        self.session.take().into_iter().for_each(join);
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread of the page server panicked");
     }
 }
 
 impl Drop for PageServer {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if self.session.is_some() || !self.workers.is_empty() {
             self.end();
         }
     }

@@ -6,23 +6,16 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use tempfile::TempDir;
+use rustix::process::Signal;
 
-/// How long the daemon may take for anything before a test fails.
-const PATIENCE: Duration = Duration::from_secs(30);
+#[path = "support/daemon.rs"]
+mod support;
 
-/// Held while a child is spawned.
-static SPAWNING: Mutex<()> = Mutex::new(());
+use support::{Control, Daemon, Place, end};
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_racegate-blk"));
@@ -30,130 +23,22 @@ fn program() -> Command {
     command
 }
 
-/// Waits for the end of a child, and kills it if that does not come.
-fn end(child: Child) -> Output {
-    let pid = Pid::from_child(&child);
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("pidfd");
-    if !readable(pidfd.as_fd(), PATIENCE) {
-        kill_process(pid, Signal::KILL).expect("kill");
-        let output = child.wait_with_output().expect("output");
-        panic!("racegate-blk did not end: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    child.wait_with_output().expect("output")
-}
-
-fn readable(fd: std::os::fd::BorrowedFd<'_>, patience: Duration) -> bool {
-    let limit = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
-    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&limit)).expect("poll") > 0
-}
-
 /// A folder with an image of 8 MiB in it.
-struct Place {
-    folder: TempDir,
+fn place() -> Place {
+    let place = Place::for_program(&[env!("CARGO_BIN_EXE_racegate-blk")]);
+    place.file("disk", 8 << 20);
+    place
 }
 
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().expect("folder");
-        let place = Place { folder };
-        place.file("disk", 8 << 20);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn file(&self, name: &str, bytes: u64) {
-        fs::File::create(self.path(name)).and_then(|file| file.set_len(bytes)).expect("file");
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.path()).expect("folder");
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
-            .collect();
-        names.sort();
-        names
-    }
-
-    /// Starts the daemon with these arguments in the folder and waits until it is ready.
-    fn start(&self, args: &[&str]) -> Daemon {
-        let (ours, theirs) = UnixStream::pair().expect("socket pair");
-        let child = self.spawn(args, &[("--ready-fd", theirs.into())]);
-        assert!(readable(ours.as_fd(), PATIENCE), "not ready");
-        let mut line = String::new();
-        BufReader::new(ours).read_line(&mut line).expect("a line");
-        if line != "ready\n" {
-            let output = end(child);
-            panic!("not ready: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Daemon { child: Some(child) }
-    }
-
-    /// Spawns the daemon; each descriptor is inherited, its number given after its option.
-    fn spawn(&self, args: &[&str], inherited: &[(&str, OwnedFd)]) -> Child {
-        let mut command = program();
-        command.current_dir(self.folder.path()).args(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Inherited for the time of one spawn: other tests must not pass them on to their own.
-        let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
-        for (option, fd) in inherited {
-            fcntl_setfd(fd, FdFlags::empty()).expect("descriptor");
-            command.arg(format!("{option}={}", fd.as_raw_fd()));
-        }
-        let child = command.spawn().expect("racegate-blk");
-        for (_, fd) in inherited {
-            fcntl_setfd(fd, FdFlags::CLOEXEC).expect("descriptor");
-        }
-        child
-    }
+/// Starts the daemon and waits until it is ready.
+fn start(place: &Place, args: &[&str]) -> Daemon {
+    let (daemon, said) = place.start(args);
+    assert_eq!(said, "");
+    daemon
 }
 
-/// A daemon that is killed if a test forgets it.
-struct Daemon {
-    child: Option<Child>,
-}
-
-impl Daemon {
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("running");
-        kill_process(Pid::from_child(child), signal).expect("signal");
-    }
-
-    fn end(mut self) -> Output {
-        end(self.child.take().expect("running"))
-    }
-
-    fn terminate(self) -> Output {
-        self.signal(Signal::TERM);
-        self.end()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// One line with all of `words`, status not 0, no panic, and the folder as it was.
 fn fails(place: &Place, args: &[&str], words: &[&str]) {
-    let before = place.names();
-    let output = end(place.spawn(args, &[]));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{args:?} succeeded");
-    assert!(output.status.code().is_some(), "{args:?} died of a signal");
-    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
-    assert!(text.starts_with("racegate-blk: "), "{args:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{args:?}: no {word:?} in: {text}");
-    }
-    assert!(!text.contains("panicked"), "{args:?}: {text}");
-    assert_eq!(place.names(), before, "{args:?} left something behind");
+    place.fails(args, words);
 }
 
 #[test]
@@ -182,7 +67,7 @@ fn description_file() {
 
 #[test]
 fn wrong_command_lines() {
-    let place = Place::new();
+    let place = place();
     fails(&place, &[], &["--blk-file", "--help"]);
     fails(&place, &["--blk-file=disk"], &["--socket-path", "--fd"]);
     fails(&place, &["--blk-file=disk", "--socket-path=s", "--fd=3"], &["--socket-path", "--fd"]);
@@ -202,7 +87,7 @@ fn wrong_command_lines() {
 
 #[test]
 fn bad_images() {
-    let place = Place::new();
+    let place = place();
     place.file("empty", 0);
     place.file("odd", 1000);
     fs::create_dir(place.path("folder")).expect("folder");
@@ -222,8 +107,8 @@ fn bad_images() {
 
 #[test]
 fn locked_image() {
-    let place = Place::new();
-    let first = place.start(&["--blk-file=disk", "--socket-path=first"]);
+    let place = place();
+    let first = start(&place, &["--blk-file=disk", "--socket-path=first"]);
     fails(&place, &["--blk-file=disk", "--socket-path=s"], &["disk", "in use"]);
     fails(
         &place,
@@ -231,15 +116,15 @@ fn locked_image() {
         &["disk", "in use"],
     );
     assert!(first.terminate().status.success());
-    let second = place.start(&["--blk-file=disk", "--socket-path=s", "--storage=overlay"]);
-    let third = place.start(&["--blk-file=disk", "--socket-path=t", "--storage=overlay"]);
+    let second = start(&place, &["--blk-file=disk", "--socket-path=s", "--storage=overlay"]);
+    let third = start(&place, &["--blk-file=disk", "--socket-path=t", "--storage=overlay"]);
     assert!(second.terminate().status.success());
     assert!(third.terminate().status.success());
 }
 
 #[test]
 fn bad_sockets() {
-    let place = Place::new();
+    let place = place();
     place.file("plain", 3);
     let _live = UnixListener::bind(place.path("live")).expect("socket");
     let long = "x".repeat(120);
@@ -273,7 +158,7 @@ fn bad_sockets() {
 
 #[test]
 fn bad_rules() {
-    let place = Place::new();
+    let place = place();
     fs::write(place.path("blank.toml"), "").expect("rules");
     let bad = |text: &str, words: &[&str]| {
         fs::write(place.path("rules.toml"), text).expect("rules");
@@ -303,10 +188,10 @@ fn bad_rules() {
 /// Rules by class on a disk that is not ext4: the daemon serves, and says once what that means.
 #[test]
 fn not_ext4_is_a_warning() {
-    let place = Place::new();
+    let place = place();
     let rule = "[[rule]]\nname='a'\nmatch={op='read',class='block_bitmap'}\naction={delay='1ms'}\n";
     fs::write(place.path("rules.toml"), rule).expect("rules");
-    let daemon = place.start(&["--blk-file=disk", "--socket-path=s", "--rules=rules.toml"]);
+    let daemon = start(&place, &["--blk-file=disk", "--socket-path=s", "--rules=rules.toml"]);
     let output = daemon.terminate();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success());
@@ -316,14 +201,17 @@ fn not_ext4_is_a_warning() {
 #[test]
 fn signals_end_it_cleanly() {
     for signal in [Signal::TERM, Signal::INT] {
-        let place = Place::new();
-        let daemon = place.start(&[
-            "--blk-file=disk",
-            "--socket-path=s",
-            "--control-socket=c",
-            "--link-socket=l",
-            "--event-log=log",
-        ]);
+        let place = place();
+        let daemon = start(
+            &place,
+            &[
+                "--blk-file=disk",
+                "--socket-path=s",
+                "--control-socket=c",
+                "--link-socket=l",
+                "--event-log=log",
+            ],
+        );
         let _idle = UnixStream::connect(place.path("s")).expect("a front-end that says nothing");
         daemon.signal(signal);
         let output = daemon.end();
@@ -336,20 +224,20 @@ fn signals_end_it_cleanly() {
 /// A killed daemon leaves its sockets; the next one takes their place.
 #[test]
 fn dead_sockets_are_replaced() {
-    let place = Place::new();
+    let place = place();
     let args = ["--blk-file=disk", "--socket-path=s", "--control-socket=c", "--link-socket=l"];
-    let killed = place.start(&args);
+    let killed = start(&place, &args);
     killed.signal(Signal::KILL);
     killed.end();
     assert_eq!(place.names(), ["c", "disk", "l", "s"]);
-    let daemon = place.start(&args);
+    let daemon = start(&place, &args);
     assert!(daemon.terminate().status.success());
     assert_eq!(place.names(), ["disk"]);
 }
 
 #[test]
 fn inherited_sockets() {
-    let place = Place::new();
+    let place = place();
     // Connected: the daemon ends with the connection.
     let (ours, theirs) = UnixStream::pair().expect("socket pair");
     let child = place.spawn(&["--blk-file=disk"], &[("--fd", theirs.into())]);
@@ -361,7 +249,7 @@ fn inherited_sockets() {
     let listener = UnixListener::bind(place.path("given")).expect("socket");
     let (ready, theirs) = UnixStream::pair().expect("socket pair");
     let inherited = [("--fd", listener.into()), ("--ready-fd", theirs.into())];
-    let daemon = Daemon { child: Some(place.spawn(&["--blk-file=disk"], &inherited)) };
+    let daemon = Daemon::of(place.spawn(&["--blk-file=disk"], &inherited));
     drop(inherited);
     let mut line = String::new();
     BufReader::new(ready).read_line(&mut line).expect("a line");
@@ -374,41 +262,14 @@ fn inherited_sockets() {
     assert_eq!(place.names(), ["disk", "given"]);
 }
 
-struct Control {
-    reader: BufReader<UnixStream>,
-}
-
-impl Control {
-    fn connect(place: &Place) -> Control {
-        let socket = UnixStream::connect(place.path("c")).expect("connects");
-        socket.set_read_timeout(Some(PATIENCE)).expect("time limit");
-        Control { reader: BufReader::new(socket) }
-    }
-
-    fn line(&mut self) -> serde_json::Value {
-        let mut line = String::new();
-        self.reader.read_line(&mut line).expect("a line");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
-    }
-
-    fn ask(&mut self, command: &serde_json::Value) -> serde_json::Value {
-        let mut line = command.to_string();
-        line.push('\n');
-        self.reader.get_mut().write_all(line.as_bytes()).expect("sent");
-        self.line()
-    }
-}
-
 #[test]
 fn control_from_end_to_end() {
     use serde_json::json;
-    let place = Place::new();
-    let daemon = place.start(&[
-        "--blk-file=disk",
-        "--socket-path=s",
-        "--control-socket=c",
-        "--storage=overlay",
-    ]);
+    let place = place();
+    let daemon = start(
+        &place,
+        &["--blk-file=disk", "--socket-path=s", "--control-socket=c", "--storage=overlay"],
+    );
     let mut control = Control::connect(&place);
     assert_eq!(control.ask(&json!({"command": "list"}))["rules"], json!([]));
     let good = "[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='1ms'}\n";
@@ -469,8 +330,8 @@ fn control_from_end_to_end() {
 #[test]
 fn sockets_are_private() {
     use std::os::unix::fs::PermissionsExt;
-    let place = Place::new();
-    let daemon = place.start(&["--blk-file=disk", "--socket-path=s", "--control-socket=c"]);
+    let place = place();
+    let daemon = start(&place, &["--blk-file=disk", "--socket-path=s", "--control-socket=c"]);
     for socket in ["s", "c"] {
         let mode = fs::metadata(place.path(socket)).expect("socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

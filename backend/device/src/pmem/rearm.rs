@@ -65,8 +65,8 @@ struct Queue {
 
 /// What a command wants thrown out.
 enum Which {
-    /// Whatever is cached.
-    All,
+    /// These.
+    These(Vec<u64>),
     /// What is watched.
     Watched,
     /// What the layout may follow from.
@@ -173,9 +173,14 @@ impl Handle {
         self.order(Which::Layout, COMMAND)
     }
 
-    /// Brings in all stores.
-    pub(super) fn write_all_back(&self, limit: Duration) -> Result<(), StorageError> {
-        self.order(Which::All, limit)
+    /// The pages that are cached now.
+    pub(super) fn cached(&self) -> Vec<u64> {
+        self.0.cached(|_| true)
+    }
+
+    /// Brings in the stores to these pages.
+    pub(super) fn write_back(&self, pages: Vec<u64>, limit: Duration) -> Result<(), StorageError> {
+        self.order(Which::These(pages), limit)
     }
 
     /// Resets the storage, and the cache with it.
@@ -203,7 +208,7 @@ impl Shared {
                 Work::Pages(pages) => self.throw_out(notifier, pages),
                 Work::Look => self.throw_out(notifier, self.cached(|page| self.is_watched(page))),
                 Work::Order(Order { which, done }) => {
-                    let result = self.obey(notifier, &which);
+                    let result = self.obey(notifier, which);
                     // Whoever asked may have given up.
                     let _ = done.send(result);
                 }
@@ -243,20 +248,20 @@ impl Shared {
         }
     }
 
-    fn obey(&self, notifier: &Notifier, which: &Which) -> Result<(), StorageError> {
-        let watcher = self.engine.watcher();
-        match which {
-            Which::Watched => self.throw_out(notifier, self.cached(|page| self.is_watched(page))),
-            Which::Layout if watcher.has_layout() => {
-                self.throw_out(notifier, self.cached(|page| self.is_watched(page)));
-            }
-            Which::Layout | Which::All => self.throw_out(notifier, self.cached(|_| true)),
+    fn obey(&self, notifier: &Notifier, which: Which) -> Result<(), StorageError> {
+        let pages = match which {
+            Which::These(pages) => pages,
+            // Without a layout it is not known what matters to it.
+            Which::Layout if !self.engine.watcher().has_layout() => self.cached(|_| true),
+            Which::Watched | Which::Layout => self.cached(|page| self.is_watched(page)),
             Which::Reset(requests) => {
                 requests.close_era()?;
                 self.throw_out(notifier, self.cached(|_| true));
                 requests.open_era();
+                return Ok(());
             }
-        }
+        };
+        self.throw_out(notifier, pages);
         Ok(())
     }
 

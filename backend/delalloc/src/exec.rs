@@ -11,7 +11,7 @@ use crate::footprint::{self, Footprints};
 use crate::geometry::{Geometry, each};
 use crate::kernel::{Flag, Kernel};
 use crate::program::{Asm, Instr};
-use crate::state::{IO_ENDS, IoState, Locks, Mode, Rwsem, SLOTS, State, Wait};
+use crate::state::{IoState, Locks, Mode, Rwsem, SLOTS, State, Wait};
 
 mod alloc;
 mod cache;
@@ -224,11 +224,14 @@ impl Engine {
     /// entry.
     #[inline]
     pub fn enabled(&self, state: &State, mut f: impl FnMut(u8, u8)) {
-        let mut running = false;
-        for slot in 0..self.programs.len() {
-            let instr = self.at(state, slot);
-            running |= slot < self.users && !matches!(instr, Instr::End);
-            if state.threads[slot].wait == Wait::None && self.unblocked(state, slot, instr) {
+        let mut waiting = 0_u8;
+        for (slot, (program, t)) in self.programs.iter().zip(&state.threads).enumerate() {
+            if t.wait != Wait::None {
+                waiting |= 1 << slot;
+                continue;
+            }
+            let instr = program[usize::from(t.pc)];
+            if self.unblocked(state, slot, instr) {
                 f(slot as u8, 0);
                 if state.fs.faults != 0 && self.faults != 0 {
                     for fault in Fault::ALL {
@@ -243,24 +246,23 @@ impl Engine {
         }
         let device = self.device() as u8;
         let can_fail = state.fs.faults != 0 && self.faults & Fault::WriteEio.bit() != 0;
-        for slot in 0..self.programs.len() {
-            let wait = state.threads[slot].wait;
-            if wait != Wait::None {
-                f(device, slot as u8);
-                if can_fail && wait == Wait::DirectWrite {
-                    f(device, slot as u8 | DEVICE_FAILS);
-                }
+        while waiting != 0 {
+            let slot = waiting.trailing_zeros() as u8;
+            waiting &= waiting - 1;
+            f(device, slot);
+            if can_fail && state.threads[usize::from(slot)].wait == Wait::DirectWrite {
+                f(device, slot | DEVICE_FAILS);
             }
         }
-        for index in 0..IO_ENDS {
-            if state.io[index].state == IoState::AtDevice {
+        for (index, io) in state.io.iter().enumerate() {
+            if io.state == IoState::AtDevice {
                 f(device, index as u8 | DEVICE_IO);
                 if can_fail {
                     f(device, index as u8 | DEVICE_IO | DEVICE_FAILS);
                 }
             }
         }
-        if running && state.fs.shrinks != 0 {
+        if state.fs.shrinks != 0 && !self.users_done(state) {
             for block in each(state.es.present() & !state.es.delayed) {
                 if state.es.entry_start(block) == block {
                     f(self.shrinker() as u8, block);
@@ -274,21 +276,11 @@ impl Engine {
     pub fn apply(&self, state: &mut State, thread: u8, choice: u8) {
         let slot = usize::from(thread);
         if slot < self.programs.len() {
-            let instr = self.at(state, slot);
             let fault = Fault::of_choice(choice);
             if fault.is_some() {
                 state.fs.faults -= 1;
             }
-            self.run(state, slot, instr, fault);
-            self.settle(state, slot);
-            // Taking i_data_sem shared moves to the right of other threads' steps, so the walk
-            // behind it belongs to the same step.
-            let shared = matches!(instr, Instr::Lock(Rwsem::Data, Mode::Read));
-            if shared && matches!(self.at(state, slot), Instr::Walk { .. }) {
-                let walk = self.at(state, slot);
-                self.run(state, slot, walk, None);
-                self.settle(state, slot);
-            }
+            self.run(state, slot, true, fault);
         } else if slot == self.device() {
             self.complete(state, choice);
         } else {
@@ -296,33 +288,42 @@ impl Engine {
         }
     }
 
-    #[inline]
-    fn run(&self, state: &mut State, slot: usize, instr: Instr, fault: Option<Fault>) {
-        let flow = self.exec(state, slot, instr, fault);
-        let pc = &mut state.threads[slot].pc;
-        match flow {
-            Flow::Next => *pc += 1,
-            Flow::Goto(to) => *pc = to,
-            Flow::Stay => {}
-        }
-    }
-
     /// Runs the silent instructions at which a thread is, and passes those that have nothing to
     /// do.
-    #[inline]
     fn settle(&self, state: &mut State, slot: usize) {
-        if state.threads[slot].wait != Wait::None {
-            return;
-        }
+        self.run(state, slot, false, None);
+    }
+
+    /// Runs the instruction at which a thread is if it is to take a `step`, then those at which it
+    /// does not stop.
+    fn run(&self, state: &mut State, slot: usize, mut step: bool, mut fault: Option<Fault>) {
+        let mut instr = self.at(state, slot);
+        // Taking i_data_sem shared moves to the right of other threads' steps, so the walk behind
+        // it belongs to the same step.
+        let mut walks = step && matches!(instr, Instr::Lock(Rwsem::Data, Mode::Read));
         loop {
-            let instr = self.at(state, slot);
-            if instr.silent() {
-                self.run(state, slot, instr, None);
+            if step || instr.silent() {
+                step = false;
+                let flow = self.exec(state, slot, instr, fault.take());
+                let t = &mut state.threads[slot];
+                match flow {
+                    Flow::Next => t.pc += 1,
+                    Flow::Goto(to) => t.pc = to,
+                    Flow::Stay => {}
+                }
+                if t.wait != Wait::None {
+                    return;
+                }
             } else if let Some(instructions) = self.passes(state, slot, instr) {
                 state.threads[slot].pc += instructions;
+            } else if walks && matches!(instr, Instr::Walk { .. }) {
+                walks = false;
+                step = true;
+                continue;
             } else {
                 return;
             }
+            instr = self.at(state, slot);
         }
     }
 
@@ -407,7 +408,7 @@ impl Engine {
     }
 
     #[allow(clippy::too_many_lines, reason = "one line an instruction")]
-    #[inline]
+    #[inline(never)] // With this in it, the loop around it keeps nothing in registers.
     fn exec(&self, state: &mut State, slot: usize, instr: Instr, fault: Option<Fault>) -> Flow {
         match instr {
             Instr::End => Flow::Stay,

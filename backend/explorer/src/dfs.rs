@@ -27,10 +27,21 @@ struct Counts {
 }
 
 impl Counts {
+    #[inline]
     fn add(&mut self, more: Counts) {
         self.all = self.all.saturating_add(more.all);
-        self.violating = self.violating.saturating_add(more.violating);
+        if more.violating != 0 {
+            self.violating = self.violating.saturating_add(more.violating);
+        }
     }
+}
+
+/// Complete schedules from a visited state on: 0 before it is left.
+#[inline]
+fn counts(visited: &Slot, violating: &[u128]) -> Counts {
+    let [low, high] = visited.words.map(u128::from);
+    let violating = violating.get(visited.number() as usize).copied().unwrap_or(0);
+    Counts { all: low | high << 64, violating }
 }
 
 /// One state on the way from the initial state to where the search is.
@@ -110,8 +121,10 @@ pub(crate) fn search<M: Model>(
     let mut coverage = std::mem::take(&mut search.coverage);
     coverage.states = Some(u64::from(search.states));
     if coverage.complete() && !search.cyclic {
-        let counts =
-            search.visited.get(fingerprint).map_or(Counts::default(), |root| search.counts(root));
+        let counts = search
+            .visited
+            .get(fingerprint)
+            .map_or(Counts::default(), |root| counts(root, &search.violating));
         coverage.interleavings = Some(counts.all);
         coverage.interleavings_violating = Some(counts.violating);
     }
@@ -120,21 +133,16 @@ pub(crate) fn search<M: Model>(
 
 impl<M: Model> Search<'_, M> {
     fn run(&mut self, on_progress: OnProgress<'_>) {
+        let states_max = self.options.states_max.unwrap_or(NUMBERS_MAX).min(NUMBERS_MAX);
         let mut report_at = PROGRESS_EVERY;
-        while let Some(frame) = self.frames.last_mut() {
-            if frame.next == frame.end {
-                self.leave();
-                continue;
-            }
-            frame.next += 1;
-            let at = frame.next - 1;
+        while let Some(at) = self.next() {
             self.take(at);
             if self.options.stop_at_first && self.found.any() {
                 self.coverage.cut(Bound::FirstViolation);
                 return;
             }
             let states = u64::from(self.states);
-            if states >= self.options.states_max.unwrap_or(NUMBERS_MAX).min(NUMBERS_MAX) {
+            if states >= states_max {
                 self.coverage.cut(Bound::States);
                 return;
             }
@@ -155,25 +163,46 @@ impl<M: Model> Search<'_, M> {
         }
     }
 
+    /// The place of the next successor to take; leaves the states that have no more. Passes those
+    /// that are known already, if that is all there is to it. None at the end of the search.
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        loop {
+            let frame = self.frames.last_mut()?;
+            while frame.next < frame.end {
+                let at = frame.next;
+                frame.next += 1;
+                self.coverage.transitions += 1;
+                if !self.state_decides {
+                    return Some(at);
+                }
+                let Some(known) = self.visited.get(self.waiting[at].fingerprint) else {
+                    return Some(at);
+                };
+                let counts = counts(known, &self.violating);
+                self.coverage.pruned_by_hash += 1;
+                self.cyclic |= counts.all == 0;
+                frame.counts.add(counts);
+            }
+            self.leave();
+        }
+    }
+
     /// Goes on with the successor at this place of the waiting.
     fn take(&mut self, at: usize) {
         let Waiting { step, fingerprint } = self.waiting[at];
-        self.coverage.transitions += 1;
-        if !self.state_decides && self.breaks(at, step) {
+        if self.breaks(at, step) {
             return;
         }
-        if let Some(known) = self.visited.get(fingerprint) {
-            let counts = self.counts(known);
+        let (slot, new) = self.visited.insert(fingerprint, self.states);
+        if new {
+            self.enter(at);
+        } else {
+            let counts = counts(slot, &self.violating);
             self.coverage.pruned_by_hash += 1;
             self.cyclic |= counts.all == 0;
             self.add(counts);
-            return;
         }
-        if self.state_decides && self.breaks(at, step) {
-            return;
-        }
-        self.visited.insert(fingerprint, self.states);
-        self.enter(at);
     }
 
     /// Whether the state that waits at this place breaks an invariant; if so, that ends the branch.
@@ -248,13 +277,6 @@ impl<M: Model> Search<'_, M> {
         }
         self.waiting.truncate(first);
         self.add(counts);
-    }
-
-    /// Complete schedules from a state on that has been left.
-    fn counts(&self, left: &Slot) -> Counts {
-        let [low, high] = left.words.map(u128::from);
-        let violating = self.violating.get(left.number() as usize).copied().unwrap_or(0);
-        Counts { all: low | high << 64, violating }
     }
 
     /// Adds schedules to the state on top.

@@ -78,37 +78,41 @@ impl Es {
         self.mapped() | self.delayed | self.hole
     }
 
-    /// Whether two neighbours belong to one entry.
+    /// Cells that differ in type from the next one.
+    #[inline]
+    fn edges(&self) -> Set {
+        [self.written, self.unwritten, self.delayed, self.hole]
+            .iter()
+            .fold(0, |edges, set| edges | (set ^ (set >> 1)))
+    }
+
+    /// Whether two neighbours of one type belong to one entry.
     #[inline]
     fn joined(&self, left: u8) -> bool {
-        let (a, b) = (bit(left), bit(left + 1));
-        let same = |set: Set| (set & a != 0) == (set & b != 0);
-        same(self.written)
-            && same(self.unwritten)
-            && same(self.delayed)
-            && same(self.hole)
-            && (self.mapped() & a == 0
-                || self.pblk[usize::from(left)] + 1 == self.pblk[usize::from(left) + 1])
+        self.pblk[usize::from(left)] + 1 == self.pblk[usize::from(left) + 1]
     }
 
     /// End of the entry that holds `block`, at most `end`.
     #[inline]
     pub fn entry_end(&self, block: u8, end: u8) -> u8 {
-        let mut last = block;
-        while last + 1 < end && self.joined(last) {
-            last += 1;
+        let run = (self.edges() >> block).trailing_zeros() as u8;
+        // Above the last cell there is nothing: a run may go on there, but not beyond `end`.
+        let last = block.saturating_add(run).min(end.max(block + 1) - 1);
+        if self.mapped() & bit(block) == 0 {
+            return last + 1;
         }
-        last + 1
+        (block..last).find(|&left| !self.joined(left)).unwrap_or(last) + 1
     }
 
     /// Start of the entry that holds `block`.
     #[inline]
     pub fn entry_start(&self, block: u8) -> u8 {
-        let mut first = block;
-        while first > 0 && self.joined(first - 1) {
-            first -= 1;
+        let edges = self.edges() & span(0, block);
+        let first = 16 - edges.leading_zeros() as u8;
+        if self.mapped() & bit(block) == 0 {
+            return first;
         }
-        first
+        (first..block).rev().find(|&left| !self.joined(left)).map_or(first, |left| left + 1)
     }
 
     /// Takes cells out of the tree.

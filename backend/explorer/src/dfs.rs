@@ -9,12 +9,13 @@
 //! being made. The stack is reused: after the first descent a transition allocates nothing of the
 //! search's own.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use crate::found::{Found, State};
 use crate::model::{InvariantId, Model, Step, StepBuf};
 use crate::report::{Bound, Coverage, OnProgress, Options, Progress};
-use crate::table::{NUMBERS_MAX, Slot, Table};
+use crate::table::Table;
 
 /// Transitions between two calls of the progress callback.
 const PROGRESS_EVERY: u64 = 1 << 16;
@@ -36,18 +37,56 @@ impl Counts {
     }
 }
 
-/// Complete schedules from a visited state on: 0 before it is left.
-#[inline]
-fn counts(visited: &Slot, violating: &[u128]) -> Counts {
-    let [low, high] = visited.words.map(u128::from);
-    let violating = violating.get(visited.number() as usize).copied().unwrap_or(0);
-    Counts { all: low | high << 64, violating }
+/// The fingerprints of the states visited, each with one word: the number of complete schedules
+/// from that state on, or where it is if it takes more bits. 0 before the state is left.
+struct Visited {
+    table: Table<2>,
+    /// Counts of [`LARGE`] and more.
+    large: Vec<u128>,
+    /// How many of the schedules end in a violation, by fingerprint, where some do.
+    violating: HashMap<u64, u128>,
+}
+
+/// Counts from here on are kept apart.
+const LARGE: u64 = 1 << 63;
+
+impl Visited {
+    /// Schedules from a state on, if it was visited.
+    #[inline]
+    fn get(&self, fingerprint: u64) -> Option<Counts> {
+        let [_, word] = *self.table.get(fingerprint)?;
+        let all = match word.checked_sub(LARGE) {
+            None => u128::from(word),
+            Some(place) => self.large[place as usize],
+        };
+        let violating = if self.violating.is_empty() {
+            0
+        } else {
+            self.violating.get(&fingerprint).copied().unwrap_or(0)
+        };
+        Some(Counts { all, violating })
+    }
+
+    /// Notes the schedules from a visited state on.
+    #[inline]
+    fn set(&mut self, fingerprint: u64, counts: Counts) {
+        let (place, _) = self.table.insert(fingerprint);
+        place[1] = match u64::try_from(counts.all) {
+            Ok(all) if all < LARGE => all,
+            _ => {
+                self.large.push(counts.all);
+                LARGE + self.large.len() as u64 - 1
+            }
+        };
+        if counts.violating > 0 {
+            self.violating.insert(fingerprint, counts.violating);
+        }
+    }
 }
 
 /// One state on the way from the initial state to where the search is.
 struct Frame {
-    /// Its number and fingerprint.
-    number: u32,
+    /// Its fingerprint.
     fingerprint: u64,
     /// Where those of its successors that still wait begin in the stack of the waiting, and where
     /// they end.
@@ -70,13 +109,8 @@ struct Waiting {
 struct Search<'a, M: Model> {
     model: &'a M,
     options: &'a Options,
-    /// Keeps with a state the complete schedules from it on, saturating; 0 while it is on the
-    /// stack.
-    visited: Table,
-    /// Of those schedules the ones that end in a violation, by number; empty as long as there is
-    /// none.
-    violating: Vec<u128>,
-    states: u32,
+    visited: Visited,
+    states: u64,
     /// Whether the verdict on a state is the same whatever step led there.
     state_decides: bool,
     cyclic: bool,
@@ -99,8 +133,7 @@ pub(crate) fn search<M: Model>(
     let mut search = Search {
         model,
         options,
-        visited: Table::new(),
-        violating: Vec::new(),
+        visited: Visited { table: Table::new(), large: Vec::new(), violating: HashMap::new() },
         states: 0,
         state_decides: model.state_decides(),
         cyclic: false,
@@ -112,19 +145,16 @@ pub(crate) fn search<M: Model>(
         found: Found::default(),
     };
     let fingerprint = model.fingerprint(&initial);
-    search.visited.insert(fingerprint, 0);
+    search.visited.table.insert(fingerprint);
     // The initial state lies below the waiting ones, as if it had waited, too.
     search.waiting.push(Waiting { step: Step::default(), fingerprint });
     search.reached.push(initial);
     search.enter(0);
     search.run(on_progress);
     let mut coverage = std::mem::take(&mut search.coverage);
-    coverage.states = Some(u64::from(search.states));
+    coverage.states = Some(search.states);
     if coverage.complete() && !search.cyclic {
-        let counts = search
-            .visited
-            .get(fingerprint)
-            .map_or(Counts::default(), |root| counts(root, &search.violating));
+        let counts = search.visited.get(fingerprint).unwrap_or_default();
         coverage.interleavings = Some(counts.all);
         coverage.interleavings_violating = Some(counts.violating);
     }
@@ -133,7 +163,7 @@ pub(crate) fn search<M: Model>(
 
 impl<M: Model> Search<'_, M> {
     fn run(&mut self, on_progress: OnProgress<'_>) {
-        let states_max = self.options.states_max.unwrap_or(NUMBERS_MAX).min(NUMBERS_MAX);
+        let states_max = self.options.states_max.unwrap_or(u64::MAX);
         let mut report_at = PROGRESS_EVERY;
         while let Some(at) = self.next() {
             self.take(at);
@@ -141,7 +171,7 @@ impl<M: Model> Search<'_, M> {
                 self.coverage.cut(Bound::FirstViolation);
                 return;
             }
-            let states = u64::from(self.states);
+            let states = self.states;
             if states >= states_max {
                 self.coverage.cut(Bound::States);
                 return;
@@ -176,10 +206,9 @@ impl<M: Model> Search<'_, M> {
                 if !self.state_decides {
                     return Some(at);
                 }
-                let Some(known) = self.visited.get(self.waiting[at].fingerprint) else {
+                let Some(counts) = self.visited.get(self.waiting[at].fingerprint) else {
                     return Some(at);
                 };
-                let counts = counts(known, &self.violating);
                 self.coverage.pruned_by_hash += 1;
                 self.cyclic |= counts.all == 0;
                 frame.counts.add(counts);
@@ -194,11 +223,11 @@ impl<M: Model> Search<'_, M> {
         if self.breaks(at, step) {
             return;
         }
-        let (slot, new) = self.visited.insert(fingerprint, self.states);
+        let (_, new) = self.visited.table.insert(fingerprint);
         if new {
             self.enter(at);
         } else {
-            let counts = counts(slot, &self.violating);
+            let counts = self.visited.get(fingerprint).unwrap_or_default();
             self.coverage.pruned_by_hash += 1;
             self.cyclic |= counts.all == 0;
             self.add(counts);
@@ -218,7 +247,6 @@ impl<M: Model> Search<'_, M> {
 
     /// Enters a new state, which lies at this place of the waiting, and takes all of its steps.
     fn enter(&mut self, at: usize) {
-        let number = self.states;
         self.states += 1;
         self.coverage.depth_max = self.coverage.depth_max.max(self.frames.len() as u32);
         self.steps.truncate(0);
@@ -235,21 +263,13 @@ impl<M: Model> Search<'_, M> {
             let state = &mut self.reached[place];
             self.model.apply(state, step);
             let fingerprint = self.model.fingerprint(state);
-            self.visited.prefetch(fingerprint);
+            self.visited.table.prefetch(fingerprint);
             self.waiting.push(Waiting { step, fingerprint });
         }
         let end = self.waiting.len();
         let Waiting { step: arrived_by, fingerprint } = self.waiting[at];
         let counts = Counts::default();
-        self.frames.push(Frame {
-            number,
-            fingerprint,
-            next: first,
-            end,
-            first,
-            arrived_by,
-            counts,
-        });
+        self.frames.push(Frame { fingerprint, next: first, end, first, arrived_by, counts });
         if first == end {
             self.coverage.ends += 1;
             let verdict = crate::found::check_end(self.model, &self.reached[at]);
@@ -262,19 +282,10 @@ impl<M: Model> Search<'_, M> {
 
     /// Leaves the state on top, whose steps have all been taken.
     fn leave(&mut self) {
-        let Some(Frame { number, fingerprint, first, counts, .. }) = self.frames.pop() else {
+        let Some(Frame { fingerprint, first, counts, .. }) = self.frames.pop() else {
             return;
         };
-        if let Some(slot) = self.visited.get_mut(fingerprint) {
-            slot.words = [counts.all as u64, (counts.all >> 64) as u64];
-        }
-        if counts.violating > 0 {
-            let number = number as usize;
-            if self.violating.len() <= number {
-                self.violating.resize(number + 1, 0);
-            }
-            self.violating[number] = counts.violating;
-        }
+        self.visited.set(fingerprint, counts);
         self.waiting.truncate(first);
         self.add(counts);
     }

@@ -22,7 +22,6 @@ use crate::found::{Found, State};
 use crate::model::{Model, Step};
 use crate::report::{Bound, Coverage, OnProgress, Options, Progress, Strategy};
 use crate::rng::mix;
-use crate::table::NUMBERS_MAX;
 use crate::workers::Workers;
 
 use expand::{Expansion, Tally};
@@ -32,6 +31,8 @@ use shard::{Arrival, Shard};
 const CHUNK: usize = 256;
 /// States expanded between two calls of the progress callback.
 const SLAB_CHUNKS: usize = 512;
+/// States that can be numbered. A shard has fewer.
+const NUMBERS_MAX: u64 = u32::MAX as u64;
 /// Layers smaller than this are not worth waking other workers for.
 const ALONE_BELOW: usize = 8 * CHUNK;
 

@@ -50,10 +50,10 @@ struct Shortest<'a, M: Model> {
     model: &'a M,
     invariant: InvariantId,
     states_max: u64,
-    /// (state, last thread) to its place.
-    visited: Table,
-    /// State to the layer in which it was first reached: a longer way there is of no use.
-    reached: Table,
+    /// (state, last thread), with its place.
+    visited: Table<2>,
+    /// State, with the layer in which it was first reached: a longer way there is of no use.
+    reached: Table<2>,
     places: Vec<Place>,
     next: Vec<State<M>>,
     /// The best violation met.
@@ -77,7 +77,7 @@ impl<'a, M: Model> Shortest<'a, M> {
     /// A minimal schedule; `None` if the states do not suffice, or the callback says stop.
     fn search(mut self, on_progress: OnProgress<'_>) -> Option<Vec<Step>> {
         let initial = self.model.initial();
-        self.reached.insert(self.model.fingerprint(&initial), 0);
+        self.reached.insert(self.model.fingerprint(&initial));
         // No thread has moved yet: the first step is no switch, so its place has no thread.
         self.places.push(Place { parent: 0, step: Step::default(), switches: 0 });
         let mut layer = vec![initial];
@@ -145,18 +145,22 @@ impl<'a, M: Model> Shortest<'a, M> {
         state: State<M>,
     ) {
         let fingerprint = self.model.fingerprint(&state);
-        let (reached, _) = self.reached.insert(fingerprint, depth + 1);
-        if reached.number() <= depth {
-            return;
+        match self.reached.insert(fingerprint) {
+            (reached, true) => reached[1] = u64::from(depth) + 1,
+            (reached, false) if reached[1] <= u64::from(depth) => return,
+            _ => {}
         }
         let key = mix(fingerprint ^ mix(u64::from(step.thread) + 1));
-        let (place, new) = self.visited.insert(key, self.places.len() as u32);
-        let known = place.number();
+        let (place, new) = self.visited.insert(key);
         if new {
+            place[1] = self.places.len() as u64;
             self.places.push(Place { parent, step, switches });
             self.next.push(state);
-        } else if known >= open && switches < self.places[known as usize].switches {
-            self.places[known as usize] = Place { parent, step, switches };
+        } else if place[1] >= u64::from(open) {
+            let place = &mut self.places[place[1] as usize];
+            if switches < place.switches {
+                *place = Place { parent, step, switches };
+            }
         }
     }
 

@@ -2,9 +2,6 @@
 //!
 //! In: arrivals, in any order. Out: the next layer. States are numbered in order of their first
 //! arrival, so a number at or above the first of the layer being filled means "new in this layer".
-//!
-//! The table keeps with a state its parent and the step from there (`words`) and the threads asleep
-//! at every visit so far (`mark`).
 
 use std::collections::BTreeMap;
 
@@ -26,8 +23,38 @@ pub(super) struct Arrival {
     pub(super) state: u32,
 }
 
+/// What the table keeps with a state, in words of 64 bits.
+struct Record<'a>(&'a mut [u64; 4]);
+
+impl Record<'_> {
+    /// The parent of the state and the step from there.
+    fn origin(words: &[u64; 4]) -> (u64, Step) {
+        let [thread, choice] = ((words[2] >> 32) as u16).to_be_bytes();
+        (words[1], Step { thread, choice })
+    }
+
+    fn number(words: &[u64; 4]) -> u32 {
+        words[2] as u32
+    }
+
+    /// Threads asleep at every visit so far.
+    fn sleep(&self) -> u32 {
+        self.0[3] as u32
+    }
+
+    fn set_sleep(&mut self, sleep: u32) {
+        self.0[3] = u64::from(sleep);
+    }
+
+    fn set_origin(&mut self, number: u32, (parent, step): (u64, Step)) {
+        let step = u16::from_be_bytes([step.thread, step.choice]);
+        self.0[1] = parent;
+        self.0[2] = u64::from(step) << 32 | u64::from(number);
+    }
+}
+
 pub(super) struct Shard<S> {
-    table: Table,
+    table: Table<4>,
     states: u32,
     /// Number of the first state of the layer being filled.
     first: u32,
@@ -61,14 +88,12 @@ impl<S: Clone> Shard<S> {
 
     /// Whether the state was reached in an earlier layer than the one being filled.
     pub(super) fn known_before(&self, key: u64) -> bool {
-        self.table.get(key).is_some_and(|known| known.number() < self.first)
+        self.table.get(key).is_some_and(|words| Record::number(words) < self.first)
     }
 
     /// The parent of a state and the step that led from there.
     pub(super) fn origin(&self, key: u64) -> Option<(u64, Step)> {
-        let [parent, step] = self.table.get(key)?.words;
-        let [thread, choice] = (step as u16).to_be_bytes();
-        Some((parent, Step { thread, choice }))
+        self.table.get(key).map(Record::origin)
     }
 
     /// Takes arrivals with their states; the number of those whose state was known.
@@ -83,33 +108,34 @@ impl<S: Clone> Shard<S> {
     pub(super) fn arrive(&mut self, arrival: &Arrival, states: &[S]) -> bool {
         let &Arrival { key, parent, step, paths, sleep, last, preemptions, state } = arrival;
         let node = || Node { state: states[state as usize].clone(), key, last, preemptions };
-        let origin = [parent, u64::from(u16::from_be_bytes([step.thread, step.choice]))];
-        let (slot, new) = self.table.insert(key, self.states);
+        let (words, new) = self.table.insert(key);
+        let mut record = Record(words);
         if new {
-            slot.words = origin;
-            slot.mark = sleep;
+            record.set_origin(self.states, (parent, step));
+            record.set_sleep(sleep);
             self.states += 1;
             self.next.nodes.push(node());
             self.next.lineages.push(Lineage { paths, sleep, slept: u32::MAX });
             return false;
         }
-        let number = slot.number();
+        let number = Record::number(record.0);
         if number >= self.first {
             let lineage = &mut self.next.lineages[(number - self.first) as usize];
             lineage.paths = lineage.paths.saturating_add(paths);
             lineage.sleep &= sleep;
-            slot.mark = lineage.sleep;
-            slot.words = slot.words.min(origin);
+            record.set_sleep(lineage.sleep);
+            let origin = Record::origin(record.0).min((parent, step));
+            record.set_origin(number, origin);
             return true;
         }
         self.uneven = true;
-        if slot.mark & !sleep != 0 {
-            let slept = slot.mark;
+        let slept = record.sleep();
+        if slept & !sleep != 0 {
             let again = self.again.entry(number);
             let (_, lineage) =
                 again.or_insert_with(|| (node(), Lineage { paths, sleep: slept, slept }));
             lineage.sleep &= sleep;
-            slot.mark = lineage.sleep;
+            record.set_sleep(lineage.sleep);
         }
         true
     }

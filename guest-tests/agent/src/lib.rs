@@ -1,11 +1,13 @@
-//! What the guest's init and the host have in common: the wire format of the link disk, and
-//! where the initramfs keeps what init needs.
+//! What the guest's init and the host have in common: the wire format of the link disk, random
+//! draws that both can repeat, and where the initramfs keeps what init needs.
 //!
 //! In: bytes of frames, serde values. Out: the same, checked.
 //! Must not know: how either side does its part.
 
 #![forbid(unsafe_code)]
 
+pub mod draws;
+pub mod random_writes;
 pub mod wire;
 
 /// The list of kernel modules in the initramfs: one absolute path a line, in load order.

@@ -42,6 +42,11 @@ impl Meeting {
         self.changed.notify_all();
     }
 
+    /// Whether a signal was raised.
+    pub(crate) fn is_raised(&self, signal: &str) -> bool {
+        self.lock().raised.contains(signal)
+    }
+
     /// Ends every wait of the trial, now and later.
     pub(crate) fn give_up(&self) {
         self.lock().given_up = true;

@@ -9,6 +9,7 @@
 //! everybody. So whatever runs beside the raced operations takes its memory beforehand.
 
 mod files;
+mod load;
 mod ops;
 mod parked;
 

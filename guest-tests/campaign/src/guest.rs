@@ -274,6 +274,41 @@ impl Guest {
         Ok(results)
     }
 
+    /// Starts a trial that is not waited for: its marks are, and then the machine is killed.
+    pub fn begin(&mut self, trial: Trial) -> Result<(), GuestError> {
+        self.send(&ToGuest::Run(trial))
+    }
+
+    /// Waits until the agent passes a mark that `pick` takes, at most for `limit`.
+    pub fn wait_mark<T>(
+        &mut self,
+        limit: Duration,
+        mut pick: impl FnMut(&str) -> Option<T>,
+    ) -> Result<T, GuestError> {
+        self.wait("waiting for a mark of the agent", limit, |_, message| match message {
+            Some(ToHost::Mark { name, .. }) => pick(&name).map(Ok),
+            Some(ToHost::Refused { reason, .. }) => Some(Err(reason)),
+            Some(ToHost::Trial(result)) => {
+                Some(Err(result.error.unwrap_or_else(|| "the trial is over".to_owned())))
+            }
+            _ => None,
+        })
+    }
+
+    /// Kills the machine (SIGKILL) and waits until it is gone; the backend lives on. Every mark
+    /// that arrived before that is shown to `mark`.
+    pub fn kill_machine(&mut self, mut mark: impl FnMut(&str)) -> Result<(), GuestError> {
+        self.vm.kill();
+        let ended = |notice: &Notice| matches!(notice, Notice::VmExited(_)).then_some(());
+        self.inbox.wait_for("waiting for the killed machine to end", OFF_LIMIT, |notice| {
+            if let Some((_, ToHost::Mark { name, .. })) = said(notice) {
+                mark(&name);
+            }
+            ended(notice)
+        })?;
+        Ok(())
+    }
+
     /// Runs a program in the guest to its end. `{disk}` in arguments becomes the kernel's name of
     /// the disk.
     pub fn exec(

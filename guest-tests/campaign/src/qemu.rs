@@ -234,6 +234,11 @@ impl Vm {
         &self.command_line
     }
 
+    /// Kills the machine (SIGKILL); its end arrives as [`Notice::VmExited`].
+    pub fn kill(&self) {
+        self.running.kill();
+    }
+
     /// Kills the machine and waits until it is gone; as dropping it, but visible.
     pub fn stop(self) {
         drop(self);

@@ -7,6 +7,7 @@
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
 mod boot;
+mod durable;
 mod faults;
 mod founding;
 mod integrity;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     tests.extend(integrity::tests(&machine));
     tests.extend(layout::tests(&machine));
     tests.extend(faults::tests(&machine));
+    tests.extend(durable::tests(&machine));
     tests.extend(founding::tests(&machine));
 
     let conclusion = libtest_mimic::run(&args, tests);

@@ -11,12 +11,15 @@ use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use agent::draws::Draws;
+use agent::random_writes::{RandomWrites, synced};
 use agent::wire::{Op, Step, ToHost};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Shared;
+use super::load;
 use super::parked::Watch;
 use crate::clock;
 use crate::lists::falloc_flags;
@@ -112,6 +115,13 @@ impl<'a> Performer<'a> {
             Op::Await { signal, limit_ms } => {
                 meeting.await_signal(signal, Duration::from_millis(*limit_ms)).map_err(missed)
             }
+            Op::CountUntil { signal, name, limit_ms } => {
+                let limit = Duration::from_millis(*limit_ms);
+                let count = load::count_until(meeting, signal, limit).map_err(missed)?;
+                self.value(name, &count.turns.to_string());
+                self.value(&format!("{name}_gap_us"), &count.longest_gap_us.to_string());
+                Ok(())
+            }
             Op::AwaitParked { thread, within, limit_ms } => {
                 let limit = Duration::from_millis(*limit_ms);
                 match self.await_parked(thread, within, limit) {
@@ -199,10 +209,14 @@ impl<'a> Performer<'a> {
                 Ok(())
             }
             Op::Mark { name } => self.mark(name),
+            Op::WriteRandomly { path, blocks, writes, fsync_every } => {
+                let path = path.replace("{disk}", &stage.disk);
+                let writes = RandomWrites::new(self.draws.clone(), *blocks, *writes);
+                load::write(&path, writes, *fsync_every, |done| self.mark(&synced(done)))
+            }
             Op::ReadValue { path, name } => {
                 let value = fs::read_to_string(path.replace("{disk}", &stage.disk))?;
-                let mut values = self.shared.values.lock().unwrap_or_else(PoisonError::into_inner);
-                values.insert(name.clone(), value.trim().to_owned());
+                self.value(name, value.trim());
                 Ok(())
             }
             Op::WriteValue { path, value } => {
@@ -213,6 +227,12 @@ impl<'a> Performer<'a> {
             }
             _ => Err(io::Error::new(io::ErrorKind::Unsupported, "the agent cannot do this")),
         }
+    }
+
+    /// Enters a value of the result.
+    fn value(&self, name: &str, value: &str) {
+        let mut values = self.shared.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.insert(name.to_owned(), value.to_owned());
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -299,36 +319,6 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Random draws of one thread: a function of the trial's seed, the thread's name and how many
-/// draws came before. SplitMix64 (Steele, Lea, Flood 2014).
-struct Draws {
-    state: u64,
-}
-
-impl Draws {
-    fn new(seed: u64, thread: &str) -> Draws {
-        // FNV-1a keeps threads of one trial apart.
-        let name = thread.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        Draws { state: seed ^ name }
-    }
-
-    /// Evenly from `min..=max`; the bias of the remainder is below 2^-38 for the ranges that a
-    /// workload may ask for.
-    fn between(&mut self, min: u64, max: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        match max.saturating_sub(min).checked_add(1) {
-            Some(choices) => min + z % choices,
-            None => z,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,21 +336,5 @@ mod tests {
         assert_eq!(options("5.10.0-32-cloud-amd64"), "a");
         assert_eq!(options("6.1.0-55-cloud-amd64"), "a,quiet");
         assert_eq!(options("6.12.107+deb13-cloud-amd64"), "a,quiet,loud");
-    }
-
-    #[test]
-    fn draws_are_repeatable_in_range_and_differ_by_seed_and_thread() {
-        let draw = |seed, thread| {
-            let mut draws = Draws::new(seed, thread);
-            (0..1000).map(|_| draws.between(2000, 22_000)).collect::<Vec<_>>()
-        };
-        let one = draw(1, "storer");
-        assert_eq!(one, draw(1, "storer"));
-        assert_ne!(one, draw(2, "storer"));
-        assert_ne!(one, draw(1, "allocator"));
-        assert!(one.iter().all(|us| (2000..=22_000).contains(us)));
-        let mean = one.iter().sum::<u64>() / 1000;
-        assert!((11_000..13_000).contains(&mean), "{mean}");
-        assert_eq!(Draws::new(1, "x").between(5, 5), 5);
     }
 }

@@ -196,6 +196,30 @@ pub enum Op {
         /// Give the trial up after this many milliseconds.
         limit_ms: u64,
     },
+    /// Write blocks of 4096 bytes to a device or file, in an order drawn by the trial's seed, and
+    /// fsync after every few of them. Each block holds its number and that of the write, over and
+    /// over, as 64-bit little-endian words. After every fsync the host is told `synced:N`: the
+    /// first N writes are durable.
+    WriteRandomly {
+        /// Absolute path; `{disk}` becomes the kernel name of the main disk.
+        path: String,
+        /// Blocks to choose from, from the start of the file.
+        blocks: u64,
+        /// How many writes.
+        writes: u64,
+        /// Writes between two fsync calls.
+        fsync_every: u64,
+    },
+    /// Count until a signal comes: shows that this processor runs. The result has the count under
+    /// the name, and the longest pause between two counts under `NAME_gap_us`.
+    CountUntil {
+        /// Which signal.
+        signal: String,
+        /// Name of the values in the result.
+        name: String,
+        /// Give the trial up after this many milliseconds.
+        limit_ms: u64,
+    },
     /// Read a small file of the kernel into the result.
     ReadValue {
         /// Absolute path; `{disk}` becomes the kernel name of the main disk.
@@ -237,6 +261,10 @@ pub enum FallocateMode {
 const LONGEST_WAIT_MS: u64 = 60_000;
 /// Longest buffer that `write` and `read` may ask for, in bytes.
 const LONGEST_BUFFER: u64 = 16 << 20;
+/// Most blocks that `write_randomly` may choose from.
+const MOST_BLOCKS: u64 = 1 << 32;
+/// Most writes of one `write_randomly`.
+const MOST_WRITES: u64 = 10_000_000;
 /// Names that [`super::Step::thread`] uses for the parts outside threads.
 const PARTS: [&str; 3] = ["setup", "finish", "cleanup"];
 
@@ -341,7 +369,7 @@ impl Workload {
 
     /// Whether some operation reads a value of that name.
     pub fn reads(&self, value: &str) -> bool {
-        let reads = |op: &Op| matches!(op, Op::ReadValue { name, .. } if name == value);
+        let reads = |op: &Op| matches!(op, Op::ReadValue { name, .. } | Op::CountUntil { name, .. } if name == value);
         self.parts().flat_map(|(_, ops)| ops).any(reads)
     }
 
@@ -380,6 +408,8 @@ impl Op {
             Op::Await { signal, .. } => format!("await {signal}"),
             Op::Mark { name } => format!("mark {name}"),
             Op::AwaitParked { thread, .. } => format!("await_parked {thread}"),
+            Op::WriteRandomly { path, writes, .. } => format!("write_randomly {path} {writes}"),
+            Op::CountUntil { signal, .. } => format!("count_until {signal}"),
             Op::ReadValue { name, .. } => format!("read_value {name}"),
             Op::WriteValue { path, value } => format!("write_value {path} {value}"),
         }
@@ -437,7 +467,13 @@ impl Op {
             Op::Barrier { .. } if !in_thread => {
                 Err(WorkloadError::OutsideThread { place: place() })
             }
-            Op::Await { limit_ms, .. } => at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS),
+            Op::Await { limit_ms, .. } | Op::CountUntil { limit_ms, .. } => {
+                at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS)
+            }
+            Op::WriteRandomly { blocks, writes, .. } => {
+                at_most("blocks", *blocks, MOST_BLOCKS)?;
+                at_most("writes", *writes, MOST_WRITES)
+            }
             Op::AwaitParked { thread, limit_ms, .. } => {
                 if !in_thread {
                     return Err(WorkloadError::OutsideThread { place: place() });

@@ -24,7 +24,9 @@ mod rules;
 mod step;
 
 pub mod control;
+pub mod delalloc_shadow;
 pub mod event;
+pub mod kernel;
 pub mod shadow;
 
 pub use core::{Core, Latency, RuleStats, Stats, UnknownRule};

@@ -17,6 +17,7 @@ mod mapping;
 mod meeting;
 mod power;
 mod serve;
+mod trace;
 mod trial;
 
 use std::process::ExitCode;

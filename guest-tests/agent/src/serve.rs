@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use crate::link::{Aligned, Link, PollError};
 use crate::meeting::Meeting;
 use crate::trial::{Stage, run_trial};
-use crate::{clock, console, exec, lists};
+use crate::{clock, console, exec, lists, trace};
 
 /// Answers that are no frames, one after the other, before the link is taken for dead.
 const MOST_BAD_POLLS: u32 = 16;
@@ -44,6 +44,11 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
                 let args: Vec<String> = args.iter().map(|a| a.replace("{disk}", disk)).collect();
                 if let Err(error) = exec::run(link, id, &program, &args) {
                     refuse(link, Some(id), &format!("{error:#}"))?;
+                }
+            }
+            ToGuest::Trace(order) => {
+                if let Err(error) = trace::start(link, &order) {
+                    refuse(link, Some(order.id), &format!("{error:#}"))?;
                 }
             }
             ToGuest::Sync { rounds } => synchronise(link, rounds)?,

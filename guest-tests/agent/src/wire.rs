@@ -11,12 +11,14 @@
 mod frame;
 mod lists;
 mod message;
+mod trace;
 mod workload;
 
 pub use frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME, MAX_PAYLOAD, VERSION};
 pub use frame::{decode, decode_message, encode, encode_empty, encode_message};
 pub use lists::{Call, List, ListResult, Lists, MOST_BLOCKS, Run, Seen};
 pub use message::{ClockSpan, KernelLine, Step, Stream, ToGuest, ToHost, Trial, TrialResult};
+pub use trace::{TraceLines, TraceOrder, TraceStarted};
 pub use workload::{FallocateMode, Op, Thread, Workload, WorkloadError};
 
 /// Length of the link disk in 512-byte sectors.

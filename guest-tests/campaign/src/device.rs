@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use pipeline::Op;
+
 /// A way of attaching the image to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -42,6 +44,16 @@ impl Device {
     /// Whether the guest sees memory, not a disk.
     pub fn is_pmem(self) -> bool {
         self != Device::Blk
+    }
+
+    /// What a guest can ask of it, as [`Op::bit`]s.
+    pub fn ops(self) -> u8 {
+        let ops: &[Op] = if self.is_pmem() {
+            &[Op::Fault, Op::Store, Op::Flush]
+        } else {
+            &[Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes]
+        };
+        ops.iter().fold(0, |bits, op| bits | op.bit())
     }
 
     /// Modules that a guest needs for it and for the link disk, whatever the kernel has built in.

@@ -8,7 +8,9 @@ mod error;
 use std::io::Write as _;
 use std::time::Duration;
 
-use agent::wire::{List, ListResult, Lists, Stream, ToGuest, ToHost, Trial, TrialResult};
+use agent::wire::{
+    List, ListResult, Lists, Stream, ToGuest, ToHost, TraceOrder, Trial, TrialResult,
+};
 use pipeline::control::Request;
 use pipeline::{Event, Nanos, RuleSet};
 use tempfile::NamedTempFile;
@@ -272,6 +274,20 @@ impl Guest {
             (results.len() == wanted).then_some(Ok(()))
         })?;
         Ok(results)
+    }
+
+    /// Has the kernel watched from now on: what its probes write arrives as the agent's messages
+    /// among the events of [`Guest::run`]. Gives what this kernel does not have, with reasons.
+    pub fn watch_kernel(&mut self, mut order: TraceOrder) -> Result<Vec<String>, GuestError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        order.id = id;
+        self.send(&ToGuest::Trace(order))?;
+        self.wait("starting to watch the kernel", ANSWER_LIMIT, |_, message| match message? {
+            ToHost::TraceStarted(started) if started.id == id => Some(Ok(started.missing)),
+            ToHost::Refused { id: of, reason } if of == Some(id) => Some(Err(reason)),
+            _ => None,
+        })
     }
 
     /// Starts a trial that is not waited for: its marks are, and then the machine is killed.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::lists::{ListResult, Lists};
+use super::trace::{TraceLines, TraceOrder, TraceStarted};
 use super::workload::Workload;
 
 /// A message from the guest.
@@ -75,6 +76,10 @@ pub enum ToHost {
         /// When it ended, in the guest.
         guest_ns: u64,
     },
+    /// The answer to [`ToGuest::Trace`].
+    TraceStarted(TraceStarted),
+    /// What the kernel's probes wrote.
+    Trace(TraceLines),
     /// The agent could not do what it was told, or did not understand it.
     Refused {
         /// The command or trial; `None` when the frame could not be read.
@@ -113,6 +118,9 @@ pub enum ToGuest {
         /// Arguments after the program's name. `{disk}` becomes the kernel name of the main disk.
         args: Vec<String>,
     },
+    /// Watch the kernel from now on; answered by [`ToHost::TraceStarted`], then
+    /// [`ToHost::Trace`] as lines come, or [`ToHost::Refused`] with its id.
+    Trace(TraceOrder),
     /// Synchronise clocks: answered by that many [`ToHost::Clock`] rounds.
     Sync {
         /// Rounds, at least 2 to learn anything.

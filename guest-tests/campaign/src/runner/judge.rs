@@ -9,6 +9,7 @@ use agent::wire::{KernelLine, TrialResult};
 use pipeline::{Event, What};
 use serde::Serialize;
 
+use crate::device::Device;
 use crate::plan::{Arm, CounterRises, Hit};
 
 /// What a trial says.
@@ -43,15 +44,21 @@ pub(super) fn fired(events: &[Event]) -> BTreeMap<String, u64> {
     fired
 }
 
-/// Judges one trial. Every rule of the arm must have fired, else the device did not do what the
-/// plan is about, and a miss would say nothing about the kernel.
-pub(super) fn judge(hit: &Hit, arm: &Arm, result: &TrialResult, events: &[Event]) -> Outcome {
+/// Judges one trial. Every rule of the arm that the device can apply must have fired, else the
+/// device did not do what the plan is about, and a miss would say nothing about the kernel.
+pub(super) fn judge(
+    hit: &Hit,
+    arm: &Arm,
+    device: Device,
+    result: &TrialResult,
+    events: &[Event],
+) -> Outcome {
     let invalid = |evidence: String| Outcome::Invalid { evidence };
     if let Some(error) = &result.error {
         return invalid(error.clone());
     }
     let fired = fired(events);
-    if let Some(idle) = arm.rules.names().find(|rule| !fired.contains_key(*rule)) {
+    if let Some(idle) = arm.rules.names_for(device.ops()).find(|rule| !fired.contains_key(*rule)) {
         return invalid(format!("rule {idle} did not fire"));
     }
     let mut findings = Vec::new();
@@ -130,8 +137,9 @@ mod tests {
 
     #[test]
     fn both_signs_must_agree() {
-        let judge =
-            |line, before, after| judge(&hit(), &arm(""), &result(line, before, after), &[]);
+        let judge = |line, before, after| {
+            judge(&hit(), &arm(""), Device::Blk, &result(line, before, after), &[])
+        };
         assert!(matches!(judge(COMPLAINT, "0", "1"), Outcome::Hit { .. }));
         assert!(matches!(judge(COMPLAINT, "3", "4"), Outcome::Hit { .. }));
         assert!(matches!(judge("mounted", "0", "0"), Outcome::Miss { .. }));
@@ -148,7 +156,10 @@ mod tests {
     fn a_trial_that_failed_or_whose_rule_was_idle_is_invalid() {
         let mut failed = result(COMPLAINT, "0", "1");
         failed.error = Some("storer: store: no".into());
-        assert!(matches!(judge(&hit(), &arm(""), &failed, &[]), Outcome::Invalid { .. }));
+        assert!(matches!(
+            judge(&hit(), &arm(""), Device::Blk, &failed, &[]),
+            Outcome::Invalid { .. }
+        ));
 
         let decision = Event {
             seq: 1,
@@ -161,8 +172,14 @@ mod tests {
             },
         };
         let good = result(COMPLAINT, "0", "1");
-        let idle = judge(&hit(), &arm(RULE), &good, &[]);
+        let idle = judge(&hit(), &arm(RULE), Device::Blk, &good, &[]);
         assert_eq!(idle, Outcome::Invalid { evidence: "rule r did not fire".into() });
-        assert!(matches!(judge(&hit(), &arm(RULE), &good, &[decision]), Outcome::Hit { .. }));
+        assert!(matches!(
+            judge(&hit(), &arm(RULE), Device::Blk, &good, &[decision]),
+            Outcome::Hit { .. }
+        ));
+        // A rule about reads says nothing about a device that has none.
+        let judged = judge(&hit(), &arm(RULE), Device::Nvdimm, &good, &[]);
+        assert!(matches!(judged, Outcome::Hit { .. }), "{judged:?}");
     }
 }

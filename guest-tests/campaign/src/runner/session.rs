@@ -194,7 +194,7 @@ impl<'a> Runner<'a> {
     ) -> Result<TrialRecord, RunError> {
         let Observed { result, events, clock } = observed;
         let hit = &self.order.plan.hit;
-        let outcome = judge::judge(hit, arm, result, events);
+        let outcome = judge::judge(hit, arm, self.order.device, result, events);
         for line in result.kernel.iter().filter(|line| is_complaint(hit, line)) {
             self.find(arm, trial, line.text.clone());
         }

@@ -28,6 +28,10 @@ use crate::device::Device;
 use crate::notice::Notice;
 use crate::process::ProcessError;
 
+/// Where QEMU's q35 machine with 512 MiB puts the shared memory of the only such device; kernels
+/// before 6.9 have to be told (`struct virtio_pmem_config`, virtio 1.3, section 5.19).
+const REGION_START: u64 = 0xe000_0000;
+
 /// How long a backend may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long a backend may take to end after it was asked to.
@@ -262,6 +266,8 @@ impl Backend {
             self.places.disk.clone().into(),
             "--pmem-file".into(),
             file.into(),
+            "--region-start".into(),
+            format!("{REGION_START:#x}").into(),
             "--ready-fd".into(),
             "1".into(),
         ];

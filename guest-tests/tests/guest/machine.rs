@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use campaign::backend::{BackendConfig, Storage};
 use campaign::cache::Cache;
+use campaign::device::Device;
 use campaign::guest::{Executed, Guest, GuestConfig};
 use campaign::image::{self, ImageSpec};
 use campaign::interrupt;
@@ -31,6 +32,7 @@ struct Parts {
     cache: Cache,
     own: (Qemu, Accel),
     other: Result<Qemu, String>,
+    with_pmem: Result<Qemu, String>,
 }
 
 /// Which QEMU.
@@ -40,12 +42,14 @@ pub(crate) enum Which {
     Own,
     /// That of [`OTHER_QEMU`].
     Other,
+    /// One that has a vhost-user device of type pmem.
+    WithPmem,
 }
 
 impl Which {
     /// The QEMU that has the device.
-    pub(crate) fn for_device(_device: campaign::device::Device) -> Which {
-        Which::Own
+    pub(crate) fn for_device(device: Device) -> Which {
+        if device == Device::VhostUserPmem { Which::WithPmem } else { Which::Own }
     }
 }
 
@@ -58,7 +62,8 @@ impl Machine {
         let qemu = Qemu::find()?;
         let accel = qemu.accel()?;
         let other = Qemu::of_suite(&cache, OTHER_QEMU).map_err(|error| error.to_string());
-        Ok(Machine(Arc::new(Parts { cache, own: (qemu, accel), other })))
+        let with_pmem = Qemu::with_vhost_user_pmem(&cache).map_err(|error| error.to_string());
+        Ok(Machine(Arc::new(Parts { cache, own: (qemu, accel), other, with_pmem })))
     }
 
     /// A test, or a skipped one with its reason when that QEMU is not to be had.
@@ -70,28 +75,34 @@ impl Machine {
     ) -> Trial {
         let machine = self.clone();
         let run = move || body(&machine).map_err(|error| Failed::from(format!("{error:#}")));
-        match (which, &self.0.other) {
-            (Which::Other, Err(reason)) => {
+        match self.qemu_of(which) {
+            Err(reason) => {
                 eprintln!("guest tests: {name} is skipped: {reason}");
                 Trial::test(name, run).with_ignored_flag(true)
             }
-            _ => Trial::test(name, run),
+            Ok(_) => Trial::test(name, run),
+        }
+    }
+
+    /// A QEMU, or why it is not to be had.
+    pub(crate) fn qemu_of(&self, which: Which) -> Result<&Qemu, &String> {
+        match which {
+            Which::Own => Ok(&self.0.own.0),
+            Which::Other => self.0.other.as_ref(),
+            Which::WithPmem => self.0.with_pmem.as_ref(),
         }
     }
 
     /// A guest's configuration on this machine: one overlay disk over `image`, two processors.
     pub(crate) fn guest(&self, which: Which, kernel: &str, image: &Path) -> Result<GuestConfig> {
-        let (qemu, accel) = self.0.own.clone();
-        let qemu = match (which, &self.0.other) {
-            (Which::Other, Ok(other)) => other.clone(),
-            _ => qemu,
-        };
+        let (own, accel) = &self.0.own;
+        let qemu = self.qemu_of(which).unwrap_or(own).clone();
         let package = "e2fsprogs".to_owned();
         let mut backend = BackendConfig::new(image.to_owned());
         backend.storage = Storage::Overlay;
         Ok(GuestConfig {
             qemu,
-            accel,
+            accel: *accel,
             kernel: self.kernel(kernel)?,
             cmdline: Vec::new(),
             vcpus: 2,

@@ -94,6 +94,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     let kernels = kernels(&plan, options, &cache)?;
     let qemu = match &options.qemu {
         Some(path) => Qemu::at(path)?,
+        None if options.device == Device::VhostUserPmem => Qemu::with_vhost_user_pmem(&cache)?,
         None => Qemu::find()?,
     };
     let accel = qemu.accel()?;

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use agent::wire::{
-    List, ListResult, Lists, Stream, ToGuest, ToHost, TraceOrder, Trial, TrialResult,
+    List, ListResult, Lists, Stream, ToGuest, ToHost, TraceLines, TraceOrder, Trial, TrialResult,
 };
 use pipeline::control::Request;
 use pipeline::{Event, Nanos, RuleSet};
@@ -112,6 +112,7 @@ pub struct Guest {
     hello: Hello,
     next_id: u64,
     failed_boots: Vec<GuestError>,
+    watched: Vec<(Nanos, TraceLines)>,
 }
 
 impl Guest {
@@ -201,6 +202,7 @@ impl Guest {
             hello,
             next_id: 0,
             failed_boots: Vec::new(),
+            watched: Vec::new(),
         })
     }
 
@@ -276,8 +278,8 @@ impl Guest {
         Ok(results)
     }
 
-    /// Has the kernel watched from now on: what its probes write arrives as the agent's messages
-    /// among the events of [`Guest::run`]. Gives what this kernel does not have, with reasons.
+    /// Has the kernel watched from now on: what its probes write is kept for
+    /// [`Guest::take_watched`]. Gives what this kernel does not have, with reasons.
     pub fn watch_kernel(&mut self, mut order: TraceOrder) -> Result<Vec<String>, GuestError> {
         self.next_id += 1;
         let id = self.next_id;
@@ -288,6 +290,14 @@ impl Guest {
             ToHost::Refused { id: of, reason } if of == Some(id) => Some(Err(reason)),
             _ => None,
         })
+    }
+
+    /// What the kernel's probes wrote so far, with the device's time at which it came, each once.
+    /// With the map from the guest's clock to the device's.
+    pub fn take_watched(&mut self) -> Result<(Vec<(Nanos, TraceLines)>, ClockMap), GuestError> {
+        // Its messages pass all that was written before.
+        let clock = self.synchronise()?;
+        Ok((std::mem::take(&mut self.watched), clock))
     }
 
     /// Starts a trial that is not waited for: its marks are, and then the machine is killed.
@@ -398,6 +408,7 @@ impl Guest {
             Garbled(String),
             Lost(u64),
         }
+        let watched = &mut self.watched;
         let picked = self.inbox.wait_for(what, limit, |notice| {
             let Notice::Event { event, .. } = notice else {
                 return None;
@@ -411,6 +422,10 @@ impl Guest {
             };
             match message {
                 Some(ToHost::Panic { text }) => Some(End::Panic(text)),
+                Some(ToHost::Trace(lines)) => {
+                    watched.push((event.at, lines));
+                    None
+                }
                 message => pick(event, message).map(End::Picked),
             }
         });

@@ -3,16 +3,18 @@
 //! In: a [`Campaign`]. Out: text, or JSON of schema [`SCHEMA`].
 //! Must not know: how trials run.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::runner::{ArmOutcome, Campaign, Outcome};
+use crate::runner::{ArmOutcome, Campaign, Noticed, Outcome};
 
 /// Version of the JSON report; raised when a key changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
 
-/// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`.
+/// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`, `timelines`,
+/// `shadow`.
 pub fn json(campaign: &Campaign) -> Value {
     let plan = &campaign.plan;
     let arms: Vec<Value> = campaign
@@ -59,6 +61,7 @@ pub fn json(campaign: &Campaign) -> Value {
         "verdicts": verdicts,
         "findings": campaign.findings,
         "timelines": timelines,
+        "shadow": campaign.noticed,
     })
 }
 
@@ -93,9 +96,42 @@ pub fn text(campaign: &Campaign) -> String {
             );
         }
     }
+    text += &shadow(campaign);
     text += "\n";
     for (kernel, verdict, error) in &campaign.verdicts {
         let _ = writeln!(text, "{kernel}: {verdict} (error probability {})", probability(*error));
+    }
+    text
+}
+
+/// What the delalloc shadow noticed: per kernel, arm and rule, in how many trials, and the first.
+fn shadow(campaign: &Campaign) -> String {
+    let mut groups: Vec<(&Noticed, BTreeSet<u32>, u64)> = Vec::new();
+    for noticed in &campaign.noticed {
+        let same = |first: &Noticed| {
+            (&first.kernel, &first.arm, first.rule) == (&noticed.kernel, &noticed.arm, noticed.rule)
+        };
+        let at = groups.iter().position(|(first, ..)| same(first)).unwrap_or_else(|| {
+            groups.push((noticed, BTreeSet::new(), 0));
+            groups.len() - 1
+        });
+        let (_, trials, latest_us) = &mut groups[at];
+        trials.insert(noticed.trial);
+        *latest_us = noticed.noticed_after_us.max(*latest_us);
+    }
+    let mut text = String::new();
+    if !groups.is_empty() {
+        text += "\nNoticed by the shadow:\n";
+    }
+    for (first, trials, latest_us) in groups {
+        let Noticed { kernel, arm, rule, text: what, .. } = first;
+        let _ = writeln!(
+            text,
+            "  {kernel}, arm {arm}: {rule} in {} trials, each within {:.1} ms; the first:\n    \
+             {what}",
+            trials.len(),
+            latest_us as f64 / 1000.0
+        );
     }
     text
 }

@@ -10,6 +10,7 @@
 
 mod judge;
 mod session;
+mod shadow;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -59,6 +60,8 @@ pub struct Order {
     pub seed: u64,
     /// Keep consoles, event logs and trials in this folder.
     pub keep: Option<PathBuf>,
+    /// Follow what the kernel does in memory, and tell what it gets wrong when it does.
+    pub shadow: bool,
     /// Guests that run side by side.
     pub jobs: usize,
 }
@@ -128,6 +131,23 @@ pub struct Finding {
     pub text: String,
 }
 
+/// Something that the delalloc shadow noticed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Noticed {
+    /// The kernel.
+    pub kernel: String,
+    /// The arm.
+    pub arm: String,
+    /// The trial.
+    pub trial: u32,
+    /// The invariant that was broken.
+    pub rule: &'static str,
+    /// By whom, where and against whom.
+    pub text: String,
+    /// Microseconds from the kernel's step to when the host had it.
+    pub noticed_after_us: u64,
+}
+
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Campaign {
@@ -145,6 +165,8 @@ pub struct Campaign {
     pub timelines: Vec<(String, Timeline)>,
     /// What nobody expected.
     pub findings: Vec<Finding>,
+    /// What the delalloc shadow noticed.
+    pub noticed: Vec<Noticed>,
 }
 
 /// A campaign could not be run to its end.
@@ -241,6 +263,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         verdicts: Vec::new(),
         timelines: Vec::new(),
         findings: Vec::new(),
+        noticed: Vec::new(),
     };
     let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A session that stopped because another failed is not what went wrong.
@@ -265,6 +288,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         }
         campaign.arms.extend(session.arms);
         campaign.findings.extend(session.findings);
+        campaign.noticed.extend(session.noticed);
     }
     Ok(campaign)
 }

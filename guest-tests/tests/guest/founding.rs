@@ -56,6 +56,7 @@ fn hits_what_it_should(
         only_arms: arms.iter().map(ToString::to_string).collect(),
         seed: SEED,
         keep: None,
+        shadow: false,
         jobs: 1,
         plan,
     };

@@ -57,6 +57,9 @@ pub struct Options {
     /// Guests that run side by side; default: one per host processor, at most one per kernel
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
+    /// Follow what the kernel does in memory with probes, and tell what it gets wrong when it does
+    #[arg(long)]
+    pub shadow: bool,
     /// Another QEMU than that of the machine
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
@@ -114,6 +117,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
         only_arms: options.arms.clone(),
         seed,
         keep,
+        shadow: options.shadow,
         jobs: options
             .jobs
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),

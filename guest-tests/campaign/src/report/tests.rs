@@ -42,6 +42,7 @@ fn campaign() -> Campaign {
         arms,
         verdicts,
         timelines: vec![("debian-5.10.223".into(), timeline)],
+        noticed: Vec::new(),
         findings: vec![Finding {
             kernel: "debian-5.10.262".into(),
             arm: "rules".into(),

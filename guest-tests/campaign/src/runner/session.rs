@@ -13,7 +13,8 @@ use std::time::Instant;
 use agent::wire::{KernelLine, Trial};
 
 use super::judge::{self, Outcome};
-use super::{ArmOutcome, Finding, Order, RunError, TrialRecord, trial_seed};
+use super::shadow::Watch;
+use super::{ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, trial_seed};
 use crate::backend::BackendConfig;
 use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
@@ -32,6 +33,7 @@ pub(super) struct Session {
     pub(super) arms: Vec<ArmOutcome>,
     pub(super) timeline: Option<Timeline>,
     pub(super) findings: Vec<Finding>,
+    pub(super) noticed: Vec<Noticed>,
 }
 
 /// Runs every trial of `kernel`, or stops between two when `stop` is set.
@@ -65,7 +67,9 @@ pub(super) fn run(
                 .collect(),
             timeline: None,
             findings: Vec::new(),
+            noticed: Vec::new(),
         },
+        watch: None,
         seen: HashSet::new(),
     };
     if let Some(folder) = runner.kept("") {
@@ -99,6 +103,8 @@ struct Runner<'a> {
     /// Whether one of them brought up a guest.
     booted: bool,
     session: Session,
+    /// The shadow of the guest that runs.
+    watch: Option<Watch>,
     /// Findings that were noted, with digits taken out.
     seen: HashSet<String>,
 }
@@ -155,9 +161,15 @@ impl<'a> Runner<'a> {
             workload: plan.workload.clone(),
         };
         let observed = guest.run(order, plan.guest.trial_limit);
+        let seconds = started.elapsed().as_secs_f64();
         // Kept also after a failure: its console is evidence.
-        self.guest = Some(guest);
-        Ok((observed?, started.elapsed().as_secs_f64()))
+        let guest = self.guest.insert(guest);
+        let observed = observed?;
+        if let Some(watch) = &mut self.watch {
+            watch.trial(&arm.name, trial, observed.result.ended_ns);
+            self.session.noticed.extend(watch.catch_up(&self.kernel.name, guest)?);
+        }
+        Ok((observed, seconds))
     }
 
     fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
@@ -169,7 +181,7 @@ impl<'a> Runner<'a> {
         backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));
         self.boots += 1;
         self.loaded = None;
-        let guest = Guest::boot(&GuestConfig {
+        let mut guest = Guest::boot(&GuestConfig {
             qemu: order.qemu.clone(),
             accel: order.accel,
             kernel: self.kernel.clone(),
@@ -181,6 +193,14 @@ impl<'a> Runner<'a> {
         for error in guest.failed_boots() {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
+        }
+        self.watch = None;
+        if order.shadow {
+            let (watch, missing) = Watch::start(&mut guest)?;
+            self.watch = Some(watch);
+            for probe in missing {
+                self.find(arm, trial, format!("the shadow does not see all: {probe}"));
+            }
         }
         Ok(guest)
     }
@@ -229,6 +249,16 @@ impl<'a> Runner<'a> {
 
     fn end(mut self) -> Result<Session, RunError> {
         self.keep_console()?;
+        if let Some(guest) = &mut self.guest
+            && let Some(watch) = &mut self.watch
+        {
+            match watch.catch_up(&self.kernel.name, guest) {
+                Ok(noticed) => self.session.noticed.extend(noticed),
+                Err(error) => tracing::warn!(kernel = self.kernel.name, "{error}"),
+            }
+            let (events, lost) = watch.counts();
+            tracing::info!(kernel = self.kernel.name, events, lost, "the shadow saw");
+        }
         if let Some(guest) = self.guest.take() {
             // The trials are done; a guest that does not power off is killed by being dropped.
             if let Err(error) = guest.shutdown() {

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::runner::{ArmOutcome, Campaign, Noticed, Outcome};
+use crate::runner::{ArmOutcome, Campaign, Noticed, Outcome, Watched};
 
 /// Version of the JSON report; raised when a key changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -61,7 +61,7 @@ pub fn json(campaign: &Campaign) -> Value {
         "verdicts": verdicts,
         "findings": campaign.findings,
         "timelines": timelines,
-        "shadow": campaign.noticed,
+        "shadow": {"noticed": campaign.noticed, "watched": campaign.watched},
     })
 }
 
@@ -120,8 +120,11 @@ fn shadow(campaign: &Campaign) -> String {
         *latest_us = noticed.noticed_after_us.max(*latest_us);
     }
     let mut text = String::new();
-    if !groups.is_empty() {
-        text += "\nNoticed by the shadow:\n";
+    if !campaign.watched.is_empty() {
+        text += "\nThe shadow:\n";
+    }
+    for Watched { kernel, events, lost } in &campaign.watched {
+        let _ = writeln!(text, "  {kernel}: {events} events of the kernel, {lost} lost");
     }
     for (first, trials, latest_us) in groups {
         let Noticed { kernel, arm, rule, text: what, .. } = first;

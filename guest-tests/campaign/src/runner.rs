@@ -148,6 +148,17 @@ pub struct Noticed {
     pub noticed_after_us: u64,
 }
 
+/// How much the delalloc shadow of one kernel saw.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Watched {
+    /// The kernel.
+    pub kernel: String,
+    /// Events of its probes.
+    pub events: u64,
+    /// Events that the kernel had no room for.
+    pub lost: u64,
+}
+
 /// What came out.
 #[derive(Clone, Debug)]
 pub struct Campaign {
@@ -167,6 +178,8 @@ pub struct Campaign {
     pub findings: Vec<Finding>,
     /// What the delalloc shadow noticed.
     pub noticed: Vec<Noticed>,
+    /// Per kernel that was watched: what the shadow took in.
+    pub watched: Vec<Watched>,
 }
 
 /// A campaign could not be run to its end.
@@ -264,6 +277,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         timelines: Vec::new(),
         findings: Vec::new(),
         noticed: Vec::new(),
+        watched: Vec::new(),
     };
     let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A session that stopped because another failed is not what went wrong.
@@ -289,6 +303,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         campaign.arms.extend(session.arms);
         campaign.findings.extend(session.findings);
         campaign.noticed.extend(session.noticed);
+        campaign.watched.extend(session.watched);
     }
     Ok(campaign)
 }

@@ -43,6 +43,7 @@ fn campaign() -> Campaign {
         verdicts,
         timelines: vec![("debian-5.10.223".into(), timeline)],
         noticed: Vec::new(),
+        watched: Vec::new(),
         findings: vec![Finding {
             kernel: "debian-5.10.262".into(),
             arm: "rules".into(),

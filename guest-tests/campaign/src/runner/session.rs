@@ -14,7 +14,7 @@ use agent::wire::{KernelLine, Trial};
 
 use super::judge::{self, Outcome};
 use super::shadow::Watch;
-use super::{ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, trial_seed};
+use super::{ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, trial_seed};
 use crate::backend::BackendConfig;
 use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
@@ -34,6 +34,7 @@ pub(super) struct Session {
     pub(super) timeline: Option<Timeline>,
     pub(super) findings: Vec<Finding>,
     pub(super) noticed: Vec<Noticed>,
+    pub(super) watched: Option<Watched>,
 }
 
 /// Runs every trial of `kernel`, or stops between two when `stop` is set.
@@ -68,6 +69,7 @@ pub(super) fn run(
             timeline: None,
             findings: Vec::new(),
             noticed: Vec::new(),
+            watched: None,
         },
         watch: None,
         seen: HashSet::new(),
@@ -194,6 +196,7 @@ impl<'a> Runner<'a> {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
         }
+        self.watched();
         self.watch = None;
         if order.shadow {
             let (watch, missing) = Watch::start(&mut guest)?;
@@ -203,6 +206,22 @@ impl<'a> Runner<'a> {
             }
         }
         Ok(guest)
+    }
+
+    /// Adds what the shadow of the guest saw to that of the guests before.
+    fn watched(&mut self) {
+        let Some(watch) = &self.watch else {
+            return;
+        };
+        let (events, lost) = watch.counts();
+        let name = || self.kernel.name.clone();
+        let sum = self.session.watched.get_or_insert_with(|| Watched {
+            kernel: name(),
+            events: 0,
+            lost: 0,
+        });
+        sum.events += events;
+        sum.lost += lost;
     }
 
     fn record(
@@ -256,8 +275,7 @@ impl<'a> Runner<'a> {
                 Ok(noticed) => self.session.noticed.extend(noticed),
                 Err(error) => tracing::warn!(kernel = self.kernel.name, "{error}"),
             }
-            let (events, lost) = watch.counts();
-            tracing::info!(kernel = self.kernel.name, events, lost, "the shadow saw");
+            self.watched();
         }
         if let Some(guest) = self.guest.take() {
             // The trials are done; a guest that does not power off is killed by being dropped.

@@ -21,9 +21,13 @@ use libtest_mimic::{Arguments, Trial};
 use machine::Machine;
 
 fn main() -> ExitCode {
-    // The harness starts its disks as `THIS_PROGRAM blk ...`.
-    if std::env::args_os().nth(1).is_some_and(|mode| mode == "blk") {
-        return racegate::blk::main(std::env::args_os().skip(1));
+    // The harness starts its backends as `THIS_PROGRAM blk ...` and the like.
+    let own = || std::env::args_os().skip(1);
+    match own().next().as_ref().and_then(|mode| mode.to_str()) {
+        Some("blk") => return racegate::blk::main(own()),
+        Some("pmem") => return racegate::pmem::main(own()),
+        Some("pmem-vhost") => return racegate::pmem_vhost::main(own()),
+        _ => {}
     }
     let args = Arguments::from_args();
     let machine = match Machine::prepare() {

@@ -28,9 +28,9 @@ use crate::device::Device;
 use crate::notice::Notice;
 use crate::process::ProcessError;
 
-/// Where QEMU's q35 machine with 512 MiB puts the shared memory of the only such device; kernels
-/// before 6.9 have to be told (`struct virtio_pmem_config`, virtio 1.3, section 5.19).
-const REGION_START: u64 = 0xe000_0000;
+/// End of the addresses that SeaBIOS gives to devices on QEMU's q35 machine, less room for small
+/// ones (`BUILD_PCIMEM_END` and `pci_bios_map_devices` in src/fw/pciinit.c).
+const PCI_MEMORY_END: u64 = 0xfe00_0000;
 
 /// How long a backend may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -252,7 +252,8 @@ impl Backend {
                 return Err(BackendError::NoExport { said });
             };
             if device == Device::VhostUserPmem {
-                backend.start_front(&file, notices)?;
+                let bytes = std::fs::metadata(&config.image).map_err(failed)?.len();
+                backend.start_front(&file, bytes, notices)?;
             } else {
                 backend.attachment = Attachment::File(file);
             }
@@ -260,14 +261,19 @@ impl Backend {
         Ok(backend)
     }
 
-    fn start_front(&mut self, file: &Path, notices: &Sender<Notice>) -> Result<(), BackendError> {
+    fn start_front(
+        &mut self,
+        file: &Path,
+        bytes: u64,
+        notices: &Sender<Notice>,
+    ) -> Result<(), BackendError> {
         let arguments: Vec<OsString> = vec![
             "--socket-path".into(),
             self.places.disk.clone().into(),
             "--pmem-file".into(),
             file.into(),
             "--region-start".into(),
-            format!("{REGION_START:#x}").into(),
+            format!("{:#x}", region_start(bytes)).into(),
             "--ready-fd".into(),
             "1".into(),
         ];
@@ -325,5 +331,24 @@ impl Drop for Backend {
             drop(self.front.take());
             self.server.end();
         }
+    }
+}
+
+/// Where the guest finds the shared memory of a vhost-user device of type pmem, the only device
+/// with a large region: SeaBIOS puts the region, a power of two, as high as its alignment lets it.
+/// Kernels before 6.9 have to be told (`struct virtio_pmem_config`, virtio 1.3, section 5.19.4).
+fn region_start(bytes: u64) -> u64 {
+    let bytes = bytes.next_power_of_two();
+    PCI_MEMORY_END.saturating_sub(bytes) & !(bytes - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::region_start;
+
+    #[test]
+    fn regions_as_seen_in_guests() {
+        assert_eq!(region_start(256 << 20), 0xe000_0000);
+        assert_eq!(region_start(64 << 20), 0xf800_0000);
     }
 }

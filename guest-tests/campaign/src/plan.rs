@@ -19,6 +19,8 @@ use toml::Spanned;
 pub use builtin::{names, text};
 pub use error::{PlanError, PlanProblem};
 
+use crate::device::Device;
+
 /// The arm that a verdict is about: the device does what the plan says.
 pub const RULES_ARM: &str = "rules";
 
@@ -35,6 +37,8 @@ pub struct Plan {
     pub rate_if_affected: f64,
     /// Kernels that are known to have the bug, and not to have it.
     pub kernels: Kernels,
+    /// Devices that it cannot run on, and why.
+    pub not_on: Vec<NotOn>,
     /// The file system under test.
     pub filesystem: Filesystem,
     /// The guest.
@@ -57,6 +61,17 @@ pub struct Kernels {
     /// Those that do not.
     #[serde(default)]
     pub fixed: Vec<String>,
+}
+
+/// A device that a plan cannot run on.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotOn {
+    /// The device's name.
+    #[serde(deserialize_with = "device")]
+    pub device: Device,
+    /// Why not, in a few words.
+    pub because: String,
 }
 
 /// How the image is made.
@@ -134,6 +149,8 @@ struct File {
     rate_if_affected: Spanned<f64>,
     #[serde(default)]
     kernels: Kernels,
+    #[serde(default)]
+    not_on: Vec<NotOn>,
     filesystem: Filesystem,
     #[serde(default)]
     guest: Guest,
@@ -217,6 +234,7 @@ impl Plan {
             trials: plan.trials.into_inner(),
             rate_if_affected: rate.into_inner(),
             kernels: plan.kernels,
+            not_on: plan.not_on,
             filesystem: plan.filesystem,
             guest: plan.guest,
             arms,
@@ -260,6 +278,14 @@ fn rules(text: &str, file: &str, rules: Option<Spanned<String>>) -> Result<RuleS
 /// The line of a byte offset, from 1.
 fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|&byte| byte == b'\n').count()
+}
+
+fn device<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Device, D::Error> {
+    let name = String::deserialize(from)?;
+    Device::parse(&name).ok_or_else(|| {
+        let known = Device::ALL.map(Device::name).join(", ");
+        serde::de::Error::custom(format!("\"{name}\" is no device; there are {known}"))
+    })
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

@@ -196,6 +196,16 @@ pub enum RunError {
         /// The plan's arms.
         known: String,
     },
+    /// The plan does not work on the device.
+    #[error("plan {plan} cannot run on {device}: {because}; try --device blk")]
+    Device {
+        /// The plan.
+        plan: String,
+        /// The device.
+        device: Device,
+        /// Why not.
+        because: String,
+    },
     /// A kernel does not boot at all.
     #[error("{kernel} does not boot")]
     Boot {
@@ -245,6 +255,13 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
                 known: known.join(", "),
             });
         }
+    }
+    if let Some(not) = order.plan.not_on.iter().find(|not| not.device == order.device) {
+        return Err(RunError::Device {
+            plan: order.plan.name.clone(),
+            device: order.device,
+            because: not.because.clone(),
+        });
     }
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);

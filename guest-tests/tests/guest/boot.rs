@@ -36,9 +36,11 @@ fn given_up(machine: &Machine) -> Result<()> {
 }
 
 fn booted_anew(machine: &Machine) -> Result<()> {
+    let mut config = machine.guest(Which::Own, KERNEL, &machine.image(64)?)?;
     let folder = tempfile::tempdir()?;
     let (script, mark) = (folder.path().join("qemu"), folder.path().join("died"));
-    let real = machine.qemu().0.program().display();
+    let qemu = machine.qemu_for(config.backend.device);
+    let real = qemu.program().display();
     let mark_path = mark.display();
     let text = format!(
         "#!/bin/sh\n\
@@ -49,7 +51,6 @@ fn booted_anew(machine: &Machine) -> Result<()> {
     );
     fs::write(&script, text)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    let mut config = machine.guest(Which::Own, KERNEL, &machine.image(64)?)?;
     config.qemu = Qemu::at(&script)?;
     let guest = Guest::boot(&config)?;
     let died: Vec<String> = guest.failed_boots().iter().map(ToString::to_string).collect();

@@ -67,6 +67,8 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
     guest.kill_machine(|mark| durable = parse_synced(mark).unwrap_or(durable).max(durable))?;
     drop(guest);
     let checked = compare(&disk, &before, durable)?;
+    let canary = compare(&disk, &before, durable + MORE);
+    ensure!(canary.is_err(), "{MORE} writes that were never made were taken for durable");
     eprintln!("durable: {device}: killed after {durable} writes, {checked} blocks compared");
     Ok(())
 }

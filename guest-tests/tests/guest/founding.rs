@@ -16,39 +16,47 @@ const SEED: u64 = 1;
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
     let mut tests = Vec::new();
-    // Plan, trials, virtual CPUs, arms.
-    let runs: [(&'static str, u32, u32, &'static [&'static str]); 4] = [
-        ("mkwrite-fallocate", 6, 2, &["rules", "none"]),
-        ("mkwrite-fallocate", 6, 1, &["rules", "none", "uniform"]),
-        ("mkwrite-fallocate-journal", 8, 2, &["rules"]),
-        ("mkwrite-fallocate-gated", 10, 2, &["rules"]),
+    let run = |plan, device, trials, vcpus, arms| Run { plan, device, trials, vcpus, arms };
+    let runs = [
+        run("mkwrite-fallocate", Device::Blk, 6, 2, &["rules", "none"] as &[_]),
+        run("mkwrite-fallocate", Device::Blk, 6, 1, &["rules", "none", "uniform"]),
+        run("mkwrite-fallocate-journal", Device::Blk, 8, 2, &["rules"]),
+        run("mkwrite-fallocate-gated", Device::Blk, 10, 2, &["rules"]),
+        run("mkwrite-fallocate", Device::Nvdimm, 6, 2, &["rules", "none"]),
+        run("mkwrite-fallocate", Device::VirtioPmem, 6, 2, &["rules"]),
+        run("mkwrite-fallocate", Device::VhostUserPmem, 6, 2, &["rules"]),
+        run("mkwrite-fallocate-journal", Device::Nvdimm, 6, 2, &["rules"]),
     ];
-    for (plan, trials, vcpus, arms) in runs {
-        let name = format!("founding::{plan}::vcpus_{vcpus}");
-        tests.push(machine.test(&name, Which::Own, move |machine| {
-            hits_what_it_should(machine, plan, trials, vcpus, arms)
-        }));
+    for run in runs {
+        let Run { plan, device, vcpus, .. } = run;
+        let name = format!("founding::{plan}::{device}_vcpus_{vcpus}");
+        let which = Which::for_device(device);
+        tests.push(machine.test(&name, which, move |machine| hits_what_it_should(machine, &run)));
     }
     tests
 }
 
-fn hits_what_it_should(
-    machine: &Machine,
-    plan: &str,
+/// One run of a plan on both of its kernels.
+struct Run {
+    plan: &'static str,
+    device: Device,
     trials: u32,
     vcpus: u32,
-    arms: &[&str],
-) -> Result<()> {
+    arms: &'static [&'static str],
+}
+
+fn hits_what_it_should(machine: &Machine, run: &Run) -> Result<()> {
+    let &Run { plan, device, trials, vcpus, arms } = run;
     let plan = Plan::find(plan)?;
     let affected = plan.kernels.affected.clone();
     let names = affected.iter().chain(&plan.kernels.fixed);
     let kernels = names.map(|name| machine.kernel(name)).collect::<Result<Vec<_>>>()?;
     let order = Order {
-        device: Device::Blk,
+        device,
         image: machine.image_of(&plan)?,
         kernels,
-        qemu: machine.qemu().0.clone(),
-        accel: machine.qemu().1,
+        qemu: machine.qemu_for(device),
+        accel: machine.accel(),
         vcpus,
         queues: 1,
         trials,
@@ -62,7 +70,8 @@ fn hits_what_it_should(
     };
     let campaign = runner::run(&order, &|_| ())?;
     let replay = format!(
-        "repeat with: cargo racegate campaign run {} --trials {trials} --vcpus {vcpus} --seed {SEED}",
+        "repeat with: cargo racegate campaign run {} --device {device} --trials {trials} \
+         --vcpus {vcpus} --seed {SEED}",
         order.plan.name
     );
     for (kernel, verdict, _) in &campaign.verdicts {

@@ -120,9 +120,14 @@ impl Machine {
         Ok(Kernels::new(&self.0.cache).fetch(&Spec::parse(name, None)?)?)
     }
 
-    /// The machine's own QEMU, and how it runs guest code.
-    pub(crate) fn qemu(&self) -> &(Qemu, Accel) {
-        &self.0.own
+    /// The QEMU that has the device; the machine's own where none has.
+    pub(crate) fn qemu_for(&self, device: Device) -> Qemu {
+        self.qemu_of(Which::for_device(device)).unwrap_or(&self.0.own.0).clone()
+    }
+
+    /// How guest code runs.
+    pub(crate) fn accel(&self) -> Accel {
+        self.0.own.1
     }
 
     /// A cached image made with mkfs.ext4's defaults; it must not be changed.

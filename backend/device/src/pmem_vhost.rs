@@ -108,14 +108,18 @@ impl Region {
         (stat.st_dev, stat.st_ino) == (self.device, self.inode)
     }
 
-    /// The front-end told where it put the region.
-    fn found_at(&self, start: u64) {
+    /// The front-end told where it put the region; `told` is whether the driver believes the
+    /// configuration.
+    fn found_at(&self, start: u64, told: bool) {
         let before = self.start.swap(start, Ordering::AcqRel);
-        if before != start {
+        if before == start {
+            return;
+        }
+        info!("the guest has the memory at {start:#x}");
+        if told {
             warn!(
-                "the guest has the memory at {start:#x}, not at {before:#x}; a guest older than \
-                 Linux 6.9 was told the wrong address: start it again, or give \
-                 --region-start {start:#x}"
+                "the guest has the memory at {start:#x}, and was told {before:#x} (it is older than \
+                 Linux 6.9): start it again, or give --region-start {start:#x}"
             );
         }
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -43,6 +43,8 @@ pub(super) struct Connection {
     memory: Memory,
     queue: FlushQueue,
     mapper: Mapper,
+    /// The driver takes the address from the configuration.
+    reads_start: AtomicBool,
     back_channel: Mutex<Option<UnixStream>>,
     exit_events: ExitEvents,
 }
@@ -55,6 +57,7 @@ impl Connection {
             queue: FlushQueue::new(region, &memory),
             memory,
             mapper: Mapper::default(),
+            reads_start: AtomicBool::new(false),
             back_channel: Mutex::default(),
             exit_events: ExitEvents::default(),
         })
@@ -149,6 +152,9 @@ impl VhostUserBackend for Connection {
 
     fn acked_features(&self, features: u64) {
         self.queue.set_features(features);
+        let of_driver = features & bit(VIRTIO_F_VERSION_1) != 0;
+        let reads_start = of_driver && features & bit(F_SHMEM_REGION) == 0;
+        self.reads_start.store(reads_start, Ordering::Release);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -196,7 +202,7 @@ impl VhostUserBackend for Connection {
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         match self.without_region(&memory) {
-            Some(start) => self.region.found_at(start),
+            Some(start) => self.region.found_at(start, self.reads_start.load(Ordering::Acquire)),
             None => self.mapper.want(),
         }
         Ok(())

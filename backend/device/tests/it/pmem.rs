@@ -5,36 +5,28 @@
 //! Method: the `vhost` crate's front-end with its channel for messages from the device, and rings
 //! written by hand.
 
+mod front_end;
+
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use device::pmem_vhost::{Flushes, PmemDevice, PmemError, ServeError, Transport};
 use device::stop::Stop;
 use tempfile::{TempDir, tempdir};
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap, VhostUserProtocolFeatures,
-};
-use vhost::vhost_user::{
-    Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
-};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vhost::VhostBackend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
-use crate::client::{PATIENCE, readable};
-use crate::raw::{Guest, Piece, Ring, fd};
+use crate::raw::{Guest, Piece};
+use front_end::{GUEST_BYTES, Qemu, SHMEM_REGION, START};
 
 const MIB: u64 = 1 << 20;
 const BYTES: u64 = 4 * MIB;
-const GUEST_BYTES: u64 = MIB;
-const PROTOCOL_FEATURES: u64 = 1 << 30;
-const VERSION_1: u64 = 1 << 32;
-const SHMEM_REGION: u64 = 1;
-/// Where the front-end of these tests puts the memory.
-const START: u64 = 0xe000_0000;
 
 /// A device that serves until it is dropped.
 struct Pmem {
@@ -75,126 +67,6 @@ impl Drop for Pmem {
     }
 }
 
-/// What the device asked its front-end to map: length and inode of each request.
-#[derive(Default)]
-struct Maps {
-    seen: Mutex<Vec<(u64, u64)>>,
-    refuse: bool,
-}
-
-impl VhostUserFrontendReqHandler for Maps {
-    fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
-        assert_eq!((request.shmid, { request.fd_offset }, { request.shm_offset }), (0, 0, 0));
-        assert_eq!({ request.flags }, 1, "writable");
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let inode = std::fs::metadata(path).expect("the descriptor of the file").ino();
-        self.seen.lock().expect("not poisoned").push((request.len, inode));
-        if self.refuse { Err(std::io::Error::from_raw_os_error(libc::EEXIST)) } else { Ok(0) }
-    }
-}
-
-/// A front-end up to the end of QEMU's construction of the device.
-struct Qemu {
-    frontend: Frontend,
-    channel: FrontendReqHandler<Maps>,
-    maps: Arc<Maps>,
-    guest: Guest,
-    ring: Ring,
-}
-
-impl Qemu {
-    fn construct(pmem: &Pmem, refuse: bool) -> Qemu {
-        let mut frontend = Frontend::connect(&pmem.socket, 1).expect("connected");
-        let offered = frontend.get_features().expect("GET_FEATURES");
-        assert_eq!(offered & (SHMEM_REGION | VERSION_1), SHMEM_REGION | VERSION_1);
-        let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
-        assert!(protocol.contains(VhostUserProtocolFeatures::SHMEM));
-        frontend.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
-        let maps = Arc::new(Maps { refuse, ..Maps::default() });
-        let mut channel = FrontendReqHandler::new(maps.clone()).expect("a channel");
-        channel.set_reply_ack_flag(true);
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_backend_request_fd(&channel.get_tx_raw_fd()).expect("SET_BACKEND_REQ_FD");
-        frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-        frontend.set_owner().expect("SET_OWNER");
-        let shmem = frontend.get_shmem_config().expect("GET_SHMEM_CONFIG");
-        assert_eq!((shmem.nregions, shmem.memory_sizes[0]), (1, BYTES));
-        let ring = Ring::new(0, 64, 0x1_0000);
-        frontend.set_vring_err(0, &ring.err).expect("SET_VRING_ERR");
-        Qemu { frontend, channel, maps, guest: Guest::new(GUEST_BYTES), ring }
-    }
-
-    /// The driver sets DRIVER_OK: everything up to a running ring.
-    fn start(&mut self, features: u64) {
-        let frontend = &mut self.frontend;
-        frontend.set_features(features | VERSION_1 | PROTOCOL_FEATURES).expect("SET_FEATURES");
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_mem_table(&[self.guest.region()]).expect("SET_MEM_TABLE");
-        frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-        frontend.set_vring_num(0, self.ring.size).expect("SET_VRING_NUM");
-        frontend.set_vring_base(0, self.ring.avail_idx).expect("SET_VRING_BASE");
-        frontend.set_vring_addr(0, &self.ring.addresses()).expect("SET_VRING_ADDR");
-        frontend.set_vring_kick(0, &self.ring.kick).expect("SET_VRING_KICK");
-        frontend.set_vring_call(0, &self.ring.call).expect("SET_VRING_CALL");
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_vring_enable(0, true).expect("SET_VRING_ENABLE");
-        frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-    }
-
-    /// Answers the device's request to map, as QEMU's main loop does when it is done with its own
-    /// messages; then tells it of the new memory.
-    fn map(&mut self, pmem: &Pmem) {
-        self.answer();
-        let file = File::options().read(true).write(true).open(&pmem.file).expect("the file");
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: START,
-            memory_size: BYTES,
-            userspace_addr: 0x7fff_0000_0000,
-            mmap_offset: 0,
-            mmap_handle: file.as_raw_fd(),
-        };
-        self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        self.frontend.set_mem_table(&[self.guest.region(), region]).expect("SET_MEM_TABLE");
-        self.frontend.set_hdr_flags(VhostUserHeaderFlag::empty());
-    }
-
-    fn answer(&mut self) {
-        // SAFETY: the handler, and with it its socket, outlives the borrow.
-        let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.channel.as_raw_fd()) };
-        assert!(readable(socket, PATIENCE), "no SHMEM_MAP");
-        assert_eq!(self.channel.handle_request().is_err(), self.maps.refuse);
-    }
-
-    fn mapped(&self) -> Vec<(u64, u64)> {
-        self.maps.seen.lock().expect("not poisoned").clone()
-    }
-
-    /// A request in these pieces, of which the first writable one has the answer.
-    fn request(&mut self, pieces: &[Piece]) -> u32 {
-        let at = pieces.iter().find(|(_, _, write)| *write).expect("room for the answer").0;
-        self.guest.put(at, &[0xff; 4]);
-        let head = self.ring.add(&self.guest, pieces);
-        self.ring.kick();
-        assert_eq!(self.ring.wait_used(&self.guest), (head, 4));
-        u32::from_le_bytes(self.guest.get(at, 4).try_into().expect("4 bytes"))
-    }
-
-    /// A flush as Linux' driver lays it out.
-    fn flush(&mut self) -> u32 {
-        self.guest.put(0x8_0000, &0_u32.to_le_bytes());
-        self.request(&[(0x8_0000, 4, false), (0x8_0010, 4, true)])
-    }
-
-    /// The device gives the queue up, and says so.
-    fn breaks(&mut self, pieces: &[Piece]) {
-        self.ring.add(&self.guest, pieces);
-        self.ring.kick();
-        assert!(readable(fd(&self.ring.err), PATIENCE), "no error on the eventfd");
-        self.ring.err.read().expect("the error");
-        assert_eq!(self.ring.try_used(&self.guest), None);
-    }
-}
-
 fn inode(pmem: &Pmem) -> u64 {
     std::fs::metadata(&pmem.file).expect("the file").ino()
 }
@@ -202,7 +74,7 @@ fn inode(pmem: &Pmem) -> u64 {
 #[test]
 fn qemu_maps_the_file_flushes_and_resets() {
     let pmem = Pmem::start();
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     let config = |qemu: &mut Qemu, offset: u32, size: usize| {
         let zeroes = vec![0; size];
         let flags = VhostUserConfigFlags::empty();
@@ -215,7 +87,7 @@ fn qemu_maps_the_file_flushes_and_resets() {
     assert_eq!(qemu.mapped(), [], "no request before the first memory table");
 
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     assert_eq!(qemu.mapped(), [(BYTES, inode(&pmem))]);
     assert_eq!(config(&mut qemu, 0, 8), START.to_le_bytes(), "learned from the memory table");
     for _ in 0..100 {
@@ -230,25 +102,25 @@ fn qemu_maps_the_file_flushes_and_resets() {
     qemu.frontend.reset_device().expect("RESET_DEVICE");
     qemu.ring.reset(&qemu.guest);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     assert_eq!(qemu.mapped().len(), 2);
     assert_eq!(qemu.flush(), 0);
     drop(qemu);
 
     // The next front-end: a guest that reads the address from the configuration finds it there.
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     assert_eq!(config(&mut qemu, 0, 8), START.to_le_bytes());
     qemu.start(0);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     assert_eq!(qemu.flush(), 0);
 }
 
 #[test]
 fn many_flushes_at_once_are_all_answered() {
     let pmem = Pmem::start();
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     qemu.guest.put(0x8_0000, &0_u32.to_le_bytes());
     for _ in 0..20 {
         let heads: Vec<u16> = (0..32)
@@ -275,9 +147,9 @@ fn many_flushes_at_once_are_all_answered() {
 #[test]
 fn hostile_requests() {
     let pmem = Pmem::start();
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     // Cut anywhere, and with bytes behind.
     qemu.guest.put(0x8_0000, &[0; 16]);
     let pieces = [(0x8_0000, 1, false), (0x8_0001, 7, false), (0x8_0020, 4, true)];
@@ -310,7 +182,7 @@ fn hostile_requests() {
         qemu.frontend.get_vring_base(0).expect("GET_VRING_BASE");
         qemu.ring.reset(&qemu.guest);
         qemu.start(SHMEM_REGION);
-        qemu.map(&pmem);
+        qemu.map(&pmem.file);
         assert_eq!(qemu.flush(), 0, "after {pieces:?}");
     }
 }
@@ -318,9 +190,9 @@ fn hostile_requests() {
 #[test]
 fn the_ring_cannot_lie_in_the_memory_itself() {
     let pmem = Pmem::start();
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     let mut addresses = qemu.ring.addresses();
     addresses.avail_ring_addr = 0x7fff_0000_0000;
     addresses.used_ring_addr = 0x7fff_0000_4000;
@@ -332,9 +204,9 @@ fn the_ring_cannot_lie_in_the_memory_itself() {
     let _ = qemu.frontend.set_vring_enable(0, true);
     qemu.ring.kick();
     drop(qemu);
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     assert_eq!(qemu.flush(), 0);
     assert!(std::fs::read(&pmem.file).expect("the file").iter().all(|byte| *byte == 0));
 }
@@ -343,7 +215,7 @@ fn the_ring_cannot_lie_in_the_memory_itself() {
 fn a_front_end_that_refuses_never_answers_or_cannot_map() {
     let pmem = Pmem::start();
     // It refuses; the device asks again with the next table, and flushes are served all the same.
-    let mut qemu = Qemu::construct(&pmem, true);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, true);
     qemu.start(SHMEM_REGION);
     qemu.answer();
     assert_eq!(qemu.flush(), 0);
@@ -353,7 +225,7 @@ fn a_front_end_that_refuses_never_answers_or_cannot_map() {
     drop(qemu);
 
     // It never answers: the connection ends all the same.
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
     assert_eq!(qemu.flush(), 0);
     let Qemu { frontend, channel, .. } = qemu;
@@ -368,9 +240,9 @@ fn a_front_end_that_refuses_never_answers_or_cannot_map() {
     frontend.get_features().expect("still there");
     drop((frontend, channel));
 
-    let mut qemu = Qemu::construct(&pmem, false);
+    let mut qemu = Qemu::construct(&pmem.socket, BYTES, false);
     qemu.start(SHMEM_REGION);
-    qemu.map(&pmem);
+    qemu.map(&pmem.file);
     assert_eq!(qemu.flush(), 0);
 }
 

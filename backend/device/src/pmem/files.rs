@@ -185,7 +185,11 @@ impl Filesystem for Files {
         if ino != FILE {
             return reply.error(Errno::EISDIR);
         }
-        let len = u64::from(size).min(self.bytes.saturating_sub(offset)).min(PAGE_BYTES);
+        if u64::from(size) > PAGE_BYTES {
+            // A kernel that does not keep to `max_read`; a short answer would mean the file's end.
+            return reply.error(Errno::EIO);
+        }
+        let len = u64::from(size).min(self.bytes.saturating_sub(offset));
         if len == 0 {
             return reply.data(&[]);
         }

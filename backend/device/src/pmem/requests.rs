@@ -68,7 +68,7 @@ struct Era {
 /// One request.
 enum Job {
     Read(Read),
-    Write(Write),
+    Write(Write, Vec<u8>),
     Flush(ReplyEmpty),
 }
 
@@ -84,7 +84,6 @@ struct Read {
 
 struct Write {
     offset: u64,
-    bytes: Vec<u8>,
     /// The engine looks at the bytes.
     seen: bool,
     era: u64,
@@ -149,17 +148,20 @@ impl Requests {
         let (sector, sectors) = read.sectors();
         let passing = self.passing.load(Ordering::Acquire);
         let page = read.page();
-        if !direct && !passing && self.engine.watch(sector, sectors) == Watch::Touches {
-            if !self.rearm.pages().is_touch(page, self.rearm.now()) {
+        let pages = self.rearm.pages();
+        if !direct {
+            if passing || self.engine.watch(sector, sectors) != Watch::Touches {
+                pages.read_plainly(page);
+            } else if !pages.is_touch(page, self.rearm.now()) {
                 return read.reply.error(fuser::Errno::EIO);
             }
-        } else {
-            self.rearm.pages().read_plainly(page);
         }
         if passing || self.engine.interest(Op::Fault, sector, sectors) == Interest::None {
             return self.finish_read(None, read);
         }
-        self.rearm.pages().park(page);
+        if !direct {
+            pages.park(page);
+        }
         let (id, disposition) = self.arrive(Op::Fault, sector, sectors, None);
         match disposition {
             Disposition::Submit => self.finish_read(Some(id), read),
@@ -194,7 +196,7 @@ impl Requests {
         };
         if interest == Interest::None {
             return match self.store(offset, data, era) {
-                Ok(()) => reply.written(len),
+                Ok(_) => reply.written(len),
                 Err(errno) => reply.error(fuse_errno(errno)),
             };
         }
@@ -206,12 +208,8 @@ impl Requests {
         let (id, disposition) = self.arrive(Op::Store, sector, sectors, seen.then_some(&*data));
         match disposition {
             Disposition::Submit => {
-                let result = self.store(offset, &data, era);
-                self.stored(id, offset, &data, seen, result);
-                match result {
-                    Ok(()) => reply.written(len),
-                    Err(errno) => reply.error(fuse_errno(errno)),
-                }
+                let write = Write { offset, seen, era, len, reply };
+                self.finish_write(id, write, &data);
             }
             Disposition::Fail { errno } => {
                 let errno = Errno::from_raw_os_error(errno);
@@ -219,8 +217,8 @@ impl Requests {
                 reply.error(fuse_errno(errno));
             }
             Disposition::Park => {
-                let bytes = data.into_owned();
-                self.park(id, Job::Write(Write { offset, bytes, seen, era, len, reply }));
+                let write = Write { offset, seen, era, len, reply };
+                self.park(id, Job::Write(write, data.into_owned()));
             }
         }
     }
@@ -273,12 +271,14 @@ impl Requests {
         if let Some(id) = id {
             self.engine.complete(id, outcome_of(result), Op::Fault, sector, sectors, None);
         }
-        let page = offset / PAGE_BYTES;
-        let cached = result.is_ok() && !direct;
-        // First cached, then asked for: whoever changes the rules meanwhile sees one or the other.
-        self.rearm.pages().answer(page, cached);
-        if cached && self.engine.watch(page * PAGE_SECTORS, PAGE_SECTORS) != Watch::Nothing {
-            self.rearm.soon(page);
+        if !direct {
+            let (page, cached) = (offset / PAGE_BYTES, result.is_ok());
+            // First cached, then asked for: whoever changes the rules meanwhile sees one or the
+            // other.
+            self.rearm.pages().answer(page, cached);
+            if cached && self.engine.watch(page * PAGE_SECTORS, PAGE_SECTORS) != Watch::Nothing {
+                self.rearm.soon(page);
+            }
         }
         match result {
             Ok(()) => reply.data(bytes),
@@ -292,13 +292,24 @@ impl Requests {
         answer(reply, result);
     }
 
-    /// Stores bytes of an era, unless it is over.
-    fn store(&self, offset: u64, bytes: &[u8], era: u64) -> IoResult {
+    fn finish_write(&self, id: RequestId, write: Write, bytes: &[u8]) {
+        let Write { offset, seen, era, len, reply } = write;
+        let result = self.store(offset, bytes, era);
+        let seen = seen && result == Ok(true);
+        self.stored(id, offset, bytes, seen, result.map(|_| ()));
+        match result {
+            Ok(_) => reply.written(len),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    /// Stores bytes of an era; `false`: it is over, and they with it.
+    fn store(&self, offset: u64, bytes: &[u8], era: u64) -> Result<bool, Errno> {
         let now = self.read_era();
         if now.closed || now.number != era {
-            return Ok(());
+            return Ok(false);
         }
-        self.storage.write_at(offset, bytes)
+        self.storage.write_at(offset, bytes).map(|()| true)
     }
 
     /// Tells the engine of a write that has ended, and looks at the pages again if the layout
@@ -394,11 +405,13 @@ impl Requests {
         match job {
             Job::Read(read) => {
                 complete(Op::Fault, read.sectors());
-                self.rearm.pages().answer(read.page(), false);
+                if !read.direct {
+                    self.rearm.pages().answer(read.page(), false);
+                }
                 read.reply.error(fuse_errno(errno));
             }
-            Job::Write(write) => {
-                complete(Op::Store, sectors(write.offset, write.bytes.len() as u64));
+            Job::Write(write, bytes) => {
+                complete(Op::Store, sectors(write.offset, bytes.len() as u64));
                 write.reply.error(fuse_errno(errno));
             }
             Job::Flush(reply) => {
@@ -416,15 +429,7 @@ impl Requests {
             match job {
                 Job::Read(read) => self.finish_read(Some(id), read),
                 Job::Flush(reply) => self.finish_flush(id, reply),
-                Job::Write(Write { offset, bytes, seen, era, len, reply }) => {
-                    let result = self.store(offset, &bytes, era);
-                    let seen = seen && self.era_number() == era;
-                    self.stored(id, offset, &bytes, seen, result);
-                    match result {
-                        Ok(()) => reply.written(len),
-                        Err(errno) => reply.error(fuse_errno(errno)),
-                    }
-                }
+                Job::Write(write, bytes) => self.finish_write(id, write, &bytes),
             }
         }
     }

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
     add(machine.no_fuse(), rules::TESTS);
     add(machine.no_fuse(), ends::TESTS);
     add(machine.no_namespace(), pages::NAMESPACE_TESTS);
+    add(machine.not_root(), pages::ROOT_TESTS);
     add(machine.not_root(), ends::ROOT_TESTS);
     add(machine.not_root(), errors::ROOT_TESTS);
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);

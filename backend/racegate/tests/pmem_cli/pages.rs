@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use device::dax::{Domain, Writer};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::server::{PAGE, PAGES, Server, is_mounted, until, word};
+use crate::server::{PAGE, PAGES, Server, is_mounted, place_behind, until, word};
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("pages::the_file_is_the_image", the_file_is_the_image),
@@ -20,6 +21,9 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 pub(crate) const NAMESPACE_TESTS: &[(&str, fn())] =
     &[("pages::a_namespace_of_its_own", a_namespace_of_its_own)];
+
+pub(crate) const ROOT_TESTS: &[(&str, fn())] =
+    &[("pages::for_an_ordinary_user", for_an_ordinary_user)];
 
 fn the_file_is_the_image() {
     for storage in ["file", "memory", "overlay"] {
@@ -158,4 +162,31 @@ fn a_namespace_of_its_own() {
     server.end();
     until("the file is gone", || fs::metadata(&server.file).is_err());
     assert!(!is_mounted(&server.place.path("mount")));
+}
+
+/// Somebody without any right but to open /dev/fuse: the same user may open the file, whoever
+/// else may not (`fuse_allow_current_process`).
+fn for_an_ordinary_user() {
+    const USER: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let place = place_behind(&[
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        r#"mknod node c 10 229 && chmod a+rw node && mount --bind node /dev/fuse && rm -f node &&
+           chmod a+rwx . && chown 65534:65534 image mount &&
+           exec setpriv --reuid=65534 --regid=65534 --clear-groups "$0" "$@""#,
+    ]);
+    let server = Server::start_in(place, &["--storage=overlay"]);
+    assert!(server.file.starts_with("/proc/"), "{}", server.file.display());
+    let head = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(&server.file).output().expect("head")
+    };
+    let own = head(&[&USER[..], &["head", "-c", "65536"]].concat());
+    let image = fs::read(server.place.path("image")).expect("image");
+    assert!(own.stdout == image[..65536], "{}", String::from_utf8_lossy(&own.stderr));
+    let other = ["setpriv", "--reuid=65533", "--regid=65534", "--clear-groups", "head", "-c", "1"];
+    assert!(!head(&other).status.success());
+    server.terminate();
 }

@@ -1,7 +1,7 @@
 //! How fast the explorer is, alone and beside its peers.
 //!
 //! The full engine of delayed allocation on one scenario (`explorer/engine.toml`):
-//! 0. transitions a second.
+//! 0. transitions a second of each strategy, and what a second worker brings.
 //!
 //! One toy model (`explorer/toy.rs`), four questions:
 //! 1. transitions a second of each strategy;
@@ -9,12 +9,10 @@
 //! 3. complete random schedules a second of the same threads under shuttle;
 //! 4. every schedule of one store against fallocate: counted here, executed by shuttle.
 //!
-//! Most of the time goes into memory that is not in the cache: the visited set is larger than it.
-//! `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` puts that on huge pages (measured: a fifth faster).
-//!
-//! Rates are by processor time of the process (median of three runs), so that a busy machine
-//! changes them little; only the line with several workers is by wall clock. Ratios above 1 mean
-//! that the explorer is faster.
+//! Rates are by processor time of the process, so that a busy machine changes them little: the
+//! median of five runs, and the slowest and fastest. Where several workers are compared it is by
+//! wall clock, and the machine should have a core for each. Ratios above 1 mean that the explorer
+//! is faster. `cargo bench -p benches --bench explorer -- engine` stops after question 0.
 
 #[path = "explorer/shuttle_peer.rs"]
 mod shuttle_peer;
@@ -24,7 +22,7 @@ mod stateright_peer;
 mod toy;
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use delalloc::{DelallocModel, Kernel, Scenario};
 use explorer::{Coverage, Model, OneWorker, Options, Strategy, Workers, explore};
@@ -32,7 +30,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use toy::Toy;
 
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 const SCHEDULES: u64 = 50_000;
 
 /// The same program with and without the fix, by size.
@@ -59,6 +57,9 @@ impl Workers for Threads {
 
 fn main() {
     engine();
+    if std::env::args().any(|argument| argument == "engine") {
+        return;
+    }
     let plain = strategies();
     stateright(plain);
     shuttle_random();
@@ -71,18 +72,39 @@ fn processor_seconds() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// The result of a job and the median processor time of its runs, in seconds.
-fn measure<R>(mut job: impl FnMut() -> R) -> (R, f64) {
+/// Seconds that runs of one job took, in ascending order.
+struct Seconds([f64; RUNS]);
+
+impl Seconds {
+    fn median(&self) -> f64 {
+        self.0[RUNS / 2]
+    }
+
+    /// Prints so many things a second.
+    fn line(&self, what: &str, things: f64, of: &str) {
+        let [median, slowest, fastest] =
+            [self.median(), self.0[RUNS - 1], self.0[0]].map(|seconds| things / seconds / 1e6);
+        println!("{what:<44}{median:>10.3} M {of}/s  ({slowest:.3} to {fastest:.3})");
+    }
+}
+
+/// The result of a job and how long its runs took by this clock, which gives seconds.
+fn timed<R>(clock: impl Fn() -> f64, mut job: impl FnMut() -> R) -> (R, Seconds) {
     let mut seconds = [0.0; RUNS];
     let mut result = None;
     for run in &mut seconds {
-        let start = processor_seconds();
+        let start = clock();
         result = Some(job());
-        *run = processor_seconds() - start;
+        *run = clock() - start;
     }
     seconds.sort_by(f64::total_cmp);
     // OK to unwrap: `RUNS` is not 0.
-    (result.unwrap(), seconds[RUNS / 2])
+    (result.unwrap(), Seconds(seconds))
+}
+
+/// The result of a job and the processor time of its runs.
+fn measure<R>(job: impl FnMut() -> R) -> (R, Seconds) {
+    timed(processor_seconds, job)
 }
 
 fn search<M: Model>(model: &M, options: &Options, workers: &dyn Workers) -> Coverage {
@@ -104,19 +126,37 @@ fn engine() {
     let model = DelallocModel::new(scenario, kernel, None);
     let reduced = Options { strategy: Strategy::PartialOrder, ..Options::default() };
     let (coverage, seconds) = measure(|| search(&model, &Options::default(), &OneWorker));
-    let bytes = size_of::<delalloc::State>();
     let (states, transitions) = (coverage.states.unwrap_or(0), coverage.transitions);
+    let bytes = size_of::<delalloc::State>();
     println!("engine: {states} states of {bytes} bytes, {transitions} transitions");
-    line("depth first, 1 worker", transitions as f64 / seconds, "transitions");
+    seconds.line("depth first, 1 worker", transitions as f64, "transitions");
+    workers(&model, &coverage);
     let (coverage, seconds) = measure(|| search(&model, &reduced, &OneWorker));
-    line("partial order, 1 worker", coverage.transitions as f64 / seconds, "transitions");
+    seconds.line("partial order, 1 worker", coverage.transitions as f64, "transitions");
     let (coverage, seconds) = measure(|| search(&model, &random(SCHEDULES), &OneWorker));
-    line("random, 1 worker", coverage.transitions as f64 / seconds, "transitions");
+    seconds.line("random, 1 worker", coverage.transitions as f64, "transitions");
+}
+
+/// All of the graph, layer by layer, on one worker and on one for each core, by wall clock.
+fn workers<M: Model>(model: &M, depth_first: &Coverage) {
+    let layered = Options { steps_max: Some(1000), ..Options::default() };
+    let start = Instant::now();
+    let clock = || start.elapsed().as_secs_f64();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let [one, all] = [1, cores].map(|count| {
+        let (coverage, seconds) = timed(clock, || search(model, &layered, &Threads(count)));
+        let figures = |coverage: &Coverage| (coverage.states, coverage.transitions, coverage.ends);
+        assert_eq!(figures(&coverage), figures(depth_first), "{count} workers");
+        let workers = if count == 1 { "worker" } else { "workers" };
+        let what = format!("layers, {count} {workers}, wall clock");
+        seconds.line(&what, coverage.transitions as f64, "transitions");
+        seconds
+    });
+    ratio(&format!("{cores} workers / 1 worker"), one.median() / all.median());
 }
 
 /// Question 1; gives distinct states a second of the plain search.
 fn strategies() -> f64 {
-    let layered = Options { steps_max: Some(1000), ..Options::default() };
     let (coverage, seconds) = measure(|| search(&FIXED, &Options::default(), &OneWorker));
     let states = coverage.states.unwrap_or(0) as f64;
     let interleavings = coverage.interleavings.unwrap_or(0);
@@ -124,21 +164,11 @@ fn strategies() -> f64 {
         "toy: {states} states, {} transitions, {interleavings} interleavings",
         coverage.transitions
     );
-    line("depth first, 1 worker", coverage.transitions as f64 / seconds, "transitions");
-    let (coverage, layered_seconds) = measure(|| search(&FIXED, &layered, &OneWorker));
-    line("layers, 1 worker", coverage.transitions as f64 / layered_seconds, "transitions");
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let start = Instant::now();
-    let coverage = search(&FIXED, &layered, &Threads(cores));
-    let rate = coverage.transitions as f64 / wall_seconds(start.elapsed());
-    line(&format!("layers, {cores} workers, wall clock"), rate, "transitions");
+    seconds.line("depth first, 1 worker", coverage.transitions as f64, "transitions");
+    workers(&FIXED, &coverage);
     let (coverage, random_seconds) = measure(|| search(&FIXED, &random(SCHEDULES), &OneWorker));
-    line("random, 1 worker", coverage.transitions as f64 / random_seconds, "transitions");
-    states / seconds
-}
-
-fn wall_seconds(elapsed: Duration) -> f64 {
-    elapsed.as_secs_f64()
+    random_seconds.line("random, 1 worker", coverage.transitions as f64, "transitions");
+    states / seconds.median()
 }
 
 /// Question 2.
@@ -146,9 +176,9 @@ fn stateright(explorer_rate: f64) {
     let expected = search(&FIXED, &Options::default(), &OneWorker).states;
     let (states, seconds) = measure(|| stateright_peer::breadth_first(FIXED));
     assert_eq!(Some(states), expected, "stateright and explorer disagree on the graph");
-    let rate = states as f64 / seconds;
-    line("stateright, breadth first, 1 thread", rate, "states");
-    line("explorer, depth first, 1 worker", explorer_rate, "states");
+    seconds.line("stateright, breadth first, 1 thread", states as f64, "states");
+    let rate = states as f64 / seconds.median();
+    println!("{:<44}{:>10.3} M states/s", "explorer, depth first, 1 worker", explorer_rate / 1e6);
     ratio("explorer / stateright, states a second", explorer_rate / rate);
 }
 
@@ -156,30 +186,25 @@ fn stateright(explorer_rate: f64) {
 fn shuttle_random() {
     let toy = FIXED_WITHOUT_WRITEBACK;
     let (coverage, seconds) = measure(|| search(&toy, &random(SCHEDULES), &OneWorker));
-    let explorer_rate = coverage.ends as f64 / seconds;
-    let schedules = 2_000;
-    let (ran, seconds) = measure(|| shuttle_peer::random(toy.stores, schedules));
-    let rate = ran as f64 / seconds;
-    line("shuttle, random, 5 threads", rate, "schedules");
-    line("explorer, random, 5 threads", explorer_rate, "schedules");
-    ratio("explorer / shuttle, random schedules a second", explorer_rate / rate);
+    let (ran, shuttle_seconds) = measure(|| shuttle_peer::random(toy.stores, 2_000));
+    shuttle_seconds.line("shuttle, random, 5 threads", ran as f64, "schedules");
+    seconds.line("explorer, random, 5 threads", coverage.ends as f64, "schedules");
+    let (rate, peer) =
+        (coverage.ends as f64 / seconds.median(), ran as f64 / shuttle_seconds.median());
+    ratio("explorer / shuttle, random schedules a second", rate / peer);
 }
 
 /// Question 4.
 fn shuttle_exhaustive() {
     let (coverage, seconds) = measure(|| search(&ONE_STORE, &Options::default(), &OneWorker));
-    let interleavings = coverage.interleavings.unwrap_or(0) as f64;
+    let interleavings = coverage.interleavings.unwrap_or(0);
     let (ran, shuttle_seconds) = measure(|| shuttle_peer::exhaustive(ONE_STORE.stores));
     println!(
         "one store against fallocate: {interleavings} interleavings here, {ran} in shuttle (which also schedules spawn and join)"
     );
-    line("shuttle, depth first", ran as f64 / shuttle_seconds, "schedules");
-    line("explorer, depth first, counted", interleavings / seconds, "schedules");
-    ratio("explorer / shuttle, all schedules", (shuttle_seconds / seconds).max(0.0));
-}
-
-fn line(what: &str, rate: f64, of: &str) {
-    println!("{what:<44}{:>12.3} M {of}/s", rate / 1e6);
+    shuttle_seconds.line("shuttle, depth first", ran as f64, "schedules");
+    seconds.line("explorer, depth first, counted", interleavings as f64, "schedules");
+    ratio("explorer / shuttle, all schedules", shuttle_seconds.median() / seconds.median());
 }
 
 fn ratio(what: &str, ratio: f64) {

@@ -46,6 +46,14 @@ fn an_empty_program_has_one_interleaving() {
     }
 }
 
+/// 80! / 40!^2 is above 2^64.
+#[test]
+fn more_than_a_word_holds_is_counted_exactly() {
+    for report in engines(&apart(&[40, 40])) {
+        assert_eq!(report.coverage.interleavings, Some(multinomial(&[40, 40])));
+    }
+}
+
 /// 2 threads of 70 steps: 140! / 70!^2 is above 2^128.
 #[test]
 fn more_than_can_be_counted_saturates() {

@@ -52,7 +52,8 @@ const LARGE: u64 = 1 << 63;
 
 impl Visited {
     /// Schedules from a state on, if it was visited.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "one call a transition; its result is large")]
+    #[inline(always)]
     fn get(&self, fingerprint: u64) -> Option<Counts> {
         let [_, word] = *self.table.get(fingerprint)?;
         let all = match word.checked_sub(LARGE) {

@@ -4,7 +4,7 @@
 //! order.
 
 use std::collections::BTreeMap;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use super::shard::{Arrival, Shard};
 use super::{Lineage, Node, Setting};
@@ -133,19 +133,30 @@ impl<'a, M: Model> Expansion<'a, M> {
         self.tally
     }
 
-    /// Hands what is gathered to the shards.
+    /// Hands what is gathered to the shards: first to those that no other worker has just now.
     fn flush(&mut self) {
         let Outlet { arrivals, states, len, only } = &mut self.outlet;
-        for (arrivals, shard) in arrivals.iter_mut().zip(&self.setting.shards) {
-            self.tally.pruned_by_hash += if let Some(shard) = only {
-                shard.arrive_all(arrivals, states)
-            } else if arrivals.is_empty() {
-                0
-            } else {
-                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-                shard.arrive_all(arrivals, states)
-            };
-            arrivals.clear();
+        if let Some(shard) = only {
+            self.tally.pruned_by_hash += shard.arrive_all(&arrivals[0], states);
+            arrivals[0].clear();
+        } else {
+            for patient in [false, true] {
+                for (arrivals, shard) in arrivals.iter_mut().zip(&self.setting.shards) {
+                    if arrivals.is_empty() {
+                        continue;
+                    }
+                    let mut shard = match shard.try_lock() {
+                        Ok(shard) => shard,
+                        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                        Err(TryLockError::WouldBlock) if !patient => continue,
+                        Err(TryLockError::WouldBlock) => {
+                            shard.lock().unwrap_or_else(PoisonError::into_inner)
+                        }
+                    };
+                    self.tally.pruned_by_hash += shard.arrive_all(arrivals, states);
+                    arrivals.clear();
+                }
+            }
         }
         *len = 0;
     }

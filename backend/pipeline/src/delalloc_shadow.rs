@@ -76,8 +76,8 @@ pub struct Actor {
     pub thread: String,
     /// Its id.
     pub tid: u32,
-    /// What it was doing, as far as a probe says so.
-    pub operation: Option<&'static str>,
+    /// What it was doing, as far as a probe says so, and since when.
+    pub operation: Option<(&'static str, u64)>,
     /// When, in microseconds of the guest's CLOCK_MONOTONIC.
     pub at_us: u64,
 }
@@ -119,7 +119,7 @@ impl std::fmt::Display for DelallocFinding {
 impl std::fmt::Display for Actor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.thread, self.tid)?;
-        if let Some(operation) = self.operation {
+        if let Some((operation, _)) = self.operation {
             write!(f, " in {operation}")?;
         }
         write!(f, " at {} us", self.at_us)
@@ -131,8 +131,8 @@ impl std::fmt::Display for Actor {
 pub struct DelallocShadow {
     /// By the inode's address: numbers are per file system.
     inodes: BTreeMap<u64, Inode>,
-    /// What each thread is in, by its id.
-    within: BTreeMap<u32, &'static str>,
+    /// What each thread is in and since when, by its id.
+    within: BTreeMap<u32, (&'static str, u64)>,
     events: u64,
     forgotten: u64,
 }
@@ -190,8 +190,8 @@ impl DelallocShadow {
                 };
                 (reserved != 0).then(finding)
             }
-            "mkwrite" => self.enter(event.tid, "ext4_page_mkwrite"),
-            "fallocate" => self.enter(event.tid, "ext4_fallocate"),
+            "mkwrite" => self.enter(event, "ext4_page_mkwrite"),
+            "fallocate" => self.enter(event, "ext4_fallocate"),
             "mkwrite_end" | "fallocate_end" => {
                 self.within.remove(&event.tid);
                 None
@@ -238,12 +238,12 @@ impl DelallocShadow {
         inode
     }
 
-    fn enter(&mut self, tid: u32, operation: &'static str) -> Option<DelallocFinding> {
+    fn enter(&mut self, event: &KernelEvent, operation: &'static str) -> Option<DelallocFinding> {
         // A thread that ends inside leaves its entry behind; ids come round again.
         if self.within.len() >= MOST_INODES {
             self.within.clear();
         }
-        self.within.insert(tid, operation);
+        self.within.insert(event.tid, (operation, event.at_us));
         None
     }
 

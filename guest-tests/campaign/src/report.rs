@@ -127,7 +127,7 @@ fn shadow(campaign: &Campaign) -> String {
         let _ = writeln!(text, "  {kernel}: {events} events of the kernel, {lost} lost");
     }
     for (first, trials, latest_us) in groups {
-        let Noticed { kernel, arm, rule, text: what, .. } = first;
+        let Noticed { kernel, arm, rule, text: what, parked, .. } = first;
         let _ = writeln!(
             text,
             "  {kernel}, arm {arm}: {rule} in {} trials, each within {:.1} ms; the first:\n    \
@@ -135,6 +135,9 @@ fn shadow(campaign: &Campaign) -> String {
             trials.len(),
             latest_us as f64 / 1000.0
         );
+        for request in parked {
+            let _ = writeln!(text, "    meanwhile parked: {request}");
+        }
     }
     text
 }

@@ -144,6 +144,8 @@ pub struct Noticed {
     pub rule: &'static str,
     /// By whom, where and against whom.
     pub text: String,
+    /// Requests that the device had parked while the two operations ran.
+    pub parked: Vec<String>,
     /// Microseconds from the kernel's step to when the host had it.
     pub noticed_after_us: u64,
 }

@@ -3,7 +3,7 @@
 //! Method: the built-in plans, a few trials of each arm, on both kernels. The same plan without
 //! its rules is the control where it runs: at most 2 of 6 trials may hit.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use campaign::device::Device;
 use campaign::plan::Plan;
 use campaign::runner::{self, Order};
@@ -94,11 +94,4 @@ fn hits_what_it_should(machine: &Machine, run: &Run) -> Result<()> {
     let hit = campaign.timelines.iter().any(|(kernel, _)| affected.contains(kernel));
     ensure!(hit, "no timeline of a hit; {replay}");
     Ok(())
-}
-
-impl Machine {
-    fn image_of(&self, plan: &Plan) -> Result<std::path::PathBuf> {
-        let filesystem = &plan.filesystem;
-        self.made(filesystem.bytes, &filesystem.mkfs).context("making the base image")
-    }
 }

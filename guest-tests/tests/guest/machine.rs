@@ -15,6 +15,7 @@ use campaign::guest::{Executed, Guest, GuestConfig};
 use campaign::image::{self, ImageSpec};
 use campaign::interrupt;
 use campaign::kernels::{Kernel, Kernels, Spec};
+use campaign::plan::Plan;
 use campaign::qemu::{Accel, Qemu};
 use libtest_mimic::{Failed, Trial};
 
@@ -138,6 +139,12 @@ impl Machine {
     /// A cached image made with these arguments of mkfs.ext4; it must not be changed.
     pub(crate) fn made(&self, bytes: u64, mkfs: &[String]) -> Result<PathBuf> {
         Ok(image::base(&self.0.cache, &ImageSpec { bytes, mkfs: mkfs.to_vec() })?)
+    }
+
+    /// The cached base image of a plan; it must not be changed.
+    pub(crate) fn image_of(&self, plan: &Plan) -> Result<PathBuf> {
+        let filesystem = &plan.filesystem;
+        self.made(filesystem.bytes, &filesystem.mkfs).context("making the base image")
     }
 }
 

@@ -169,7 +169,11 @@ impl<'a> Runner<'a> {
         let observed = observed?;
         if let Some(watch) = &mut self.watch {
             watch.trial(&arm.name, trial, observed.result.ended_ns);
-            self.session.noticed.extend(watch.catch_up(&self.kernel.name, guest)?);
+            self.session.noticed.extend(watch.catch_up(
+                &self.kernel.name,
+                guest,
+                &observed.events,
+            )?);
         }
         Ok((observed, seconds))
     }
@@ -271,7 +275,7 @@ impl<'a> Runner<'a> {
         if let Some(guest) = &mut self.guest
             && let Some(watch) = &mut self.watch
         {
-            match watch.catch_up(&self.kernel.name, guest) {
+            match watch.catch_up(&self.kernel.name, guest, &[]) {
                 Ok(noticed) => self.session.noticed.extend(noticed),
                 Err(error) => tracing::warn!(kernel = self.kernel.name, "{error}"),
             }

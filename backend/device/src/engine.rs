@@ -228,7 +228,7 @@ impl Engine {
             sectors: request.sectors,
             spans: &state.spans,
         });
-        if let (Some(bytes), true) = (bytes, state.shadow.is_some()) {
+        if let (Some(bytes), true) = (bytes, self.records(state)) {
             let what = || bytes_event(Some(request.id), request.sector * SECTOR_BYTES, bytes);
             state.core.note_with(now, what, &mut state.outbox);
         }

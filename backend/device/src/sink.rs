@@ -74,6 +74,11 @@ impl Sinks {
         Ok(Sinks { shared, thread: Some(thread), has_log })
     }
 
+    /// Whether there is a log.
+    pub fn has_log(&self) -> bool {
+        self.has_log
+    }
+
     /// Whether somebody is there to read events.
     pub fn wanted(&self) -> bool {
         self.has_log || !self.shared.subscriptions().is_empty()

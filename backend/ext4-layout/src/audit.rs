@@ -62,6 +62,8 @@ pub struct Facts {
     pub orphan_file: bool,
     /// compat, incompat and ro_compat.
     pub features: [u32; 3],
+    /// `s_uuid`.
+    pub uuid: [u8; 16],
 }
 
 /// Format and live part of a log, from its superblock.
@@ -206,6 +208,7 @@ impl LayoutMap {
             journal_inode: geometry.journal_inode,
             orphan_file: geometry.orphan_inode.is_some(),
             features: geometry.features,
+            uuid: geometry.uuid,
         })
     }
 

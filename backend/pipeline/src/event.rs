@@ -179,6 +179,9 @@ pub enum What {
         /// For the reader.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
+        /// Size of the device, when it was read for a log with `bytes`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device_bytes: Option<u64>,
     },
     /// Note: the shadow found something that must not be.
     Finding(Finding),

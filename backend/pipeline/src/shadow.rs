@@ -37,6 +37,7 @@
 //! logged.
 
 mod cache;
+mod check;
 mod finding;
 mod fresh;
 mod history;
@@ -46,12 +47,13 @@ mod log;
 mod step;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use ext4_layout::{Commit, Home, Layout, LayoutMap, LogFormat, Tid};
+use ext4_layout::{Commit, Facts, Home, Layout, LayoutMap, LogFormat, Tid};
 use serde::{Deserialize, Serialize};
 
+pub use check::{CheckError, Checked, Checker};
 pub use finding::{Finding, Moment, Rule};
 pub use watch::{Wants, Watch};
 
@@ -177,10 +179,12 @@ pub struct Shadow {
     history: History,
     flights: HashMap<RequestId, Flight>,
     /// Metadata writes in flight, by block.
-    metadata: HashMap<u64, (RequestId, &'static str)>,
+    metadata: BTreeMap<u64, (RequestId, &'static str)>,
     ghosts: HashMap<u64, Ghost>,
     ghost_order: VecDeque<u64>,
-    sums: HashMap<u64, u32>,
+    sums: BTreeMap<u64, u32>,
+    /// The file system that all this is about.
+    facts: Option<Facts>,
     /// File data goes through the log.
     journals_data: bool,
     /// The superblock said "mounted" when it was last written.
@@ -203,10 +207,11 @@ impl Shadow {
             ledger: Ledger::default(),
             history: History::default(),
             flights: HashMap::new(),
-            metadata: HashMap::new(),
+            metadata: BTreeMap::new(),
             ghosts: HashMap::new(),
             ghost_order: VecDeque::new(),
-            sums: HashMap::new(),
+            sums: BTreeMap::new(),
+            facts: None,
             journals_data: false,
             mounted: false,
             newest: Survivors::default(),
@@ -221,8 +226,14 @@ impl Shadow {
         Arc::clone(&self.watch)
     }
 
-    /// The layout was read from the storage: what was known of the disk's past is void.
+    /// The layout was read from the storage. For another file system than before, what was known of
+    /// the disk's past is void.
     pub fn opened(&mut self, layout: &Layout) {
+        let facts = layout.map().facts();
+        if facts.is_some() && facts == self.facts {
+            return;
+        }
+        self.facts = facts;
         self.watch.clear();
         self.fresh = Fresh::default();
         self.log = Log::new(layout.log_format());
@@ -366,14 +377,12 @@ impl Shadow {
         }
         for (first, end) in &changes.freed {
             self.fresh.forget(*first, *end);
-            for block in *first..*end {
-                self.freed(
-                    block,
-                    old,
-                    commit.tid,
-                    effect.as_ref().map(|of| of.commit_id),
-                    &mut findings,
-                );
+            let logged = self.sums.range(*first..*end).map(|(block, _)| *block);
+            let flying = self.metadata.range(*first..*end).map(|(block, _)| *block);
+            let blocks: BTreeSet<u64> = logged.chain(flying).collect();
+            for block in blocks {
+                let commit_id = effect.as_ref().map(|of| of.commit_id);
+                self.freed(block, old, commit.tid, commit_id, &mut findings);
             }
         }
         for (first, end) in &changes.written {
@@ -531,7 +540,7 @@ impl Shadow {
             + self.flights.capacity() * (size_of::<Flight>() + 9)
             + self.ghosts.capacity() * 25
             + self.ghost_order.capacity() * 8
-            + self.sums.capacity() * 17
+            + self.sums.len() * 20
     }
 }
 

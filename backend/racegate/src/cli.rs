@@ -38,6 +38,8 @@ enum Mode {
     Ctl(crate::ctl::Args),
     /// Check a rules file
     Rules(crate::rules::Args),
+    /// Check a recorded event log for what must not be on an ext4 disk
+    Check(crate::check::Args),
     /// Check for, and install, what the other modes need
     Setup(crate::setup::Args),
     /// Print a completion script
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Mode::Kernels(args) => crate::kernels::run(args),
         Mode::Ctl(args) => crate::ctl::run(args),
         Mode::Rules(args) => crate::rules::run(args),
+        Mode::Check(args) => crate::check::run(&args),
         Mode::Setup(args) => crate::setup::run(args),
         Mode::Completions { shell } => {
             clap_complete::generate(

@@ -5,7 +5,7 @@
 
 pub mod blk;
 pub mod campaign;
-mod check;
+pub mod check;
 pub mod cli;
 pub mod ctl;
 mod daemon;

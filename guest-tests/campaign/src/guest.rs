@@ -106,7 +106,7 @@ pub struct Guest {
     control: ControlClient,
     // Ends before the backend, which is dropped last of those three.
     _events: Subscription,
-    _backend: Backend,
+    backend: Backend,
     _initramfs: NamedTempFile,
     inbox: Inbox,
     hello: Hello,
@@ -196,7 +196,7 @@ impl Guest {
             vm,
             control,
             _events: events,
-            _backend: backend,
+            backend,
             _initramfs: initramfs,
             inbox,
             hello,
@@ -224,6 +224,11 @@ impl Guest {
     /// The console so far, one line of text per line.
     pub fn console(&self) -> String {
         self.vm.transcript().iter().fold(String::new(), |text, line| text + &line.text + "\n")
+    }
+
+    /// The last lines of the backend's standard error.
+    pub fn backend_stderr(&self) -> String {
+        self.backend.stderr()
     }
 
     /// Replaces the rules.

@@ -13,6 +13,7 @@ mod founding;
 mod integrity;
 mod layout;
 mod machine;
+mod shadow;
 mod shadow_delalloc;
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     tests.extend(durable::tests(&machine));
     tests.extend(founding::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
+    tests.extend(shadow::tests(&machine));
 
     let conclusion = libtest_mimic::run(&args, tests);
     let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);

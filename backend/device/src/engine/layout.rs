@@ -66,8 +66,8 @@ impl Engine {
         if state.shadow.is_some() {
             layout.keep_commits();
         }
-        let recording = state.shadow.is_some() && state.logging;
-        let mut reader = Reader { storage: &*self.storage, read: recording.then(Vec::new) };
+        let read = self.records(state).then(Vec::new);
+        let mut reader = Reader { storage: &*self.storage, read };
         let opened = layout.reopen(&mut reader, device_bytes);
         for (offset, bytes) in reader.read.into_iter().flatten() {
             state.core.note(now, bytes_event(None, offset, &bytes), &mut state.outbox);
@@ -91,7 +91,9 @@ impl Engine {
         state.reopen_due = false;
         self.publish(state);
         let detail = state.no_ext4.as_ref().map(|no_ext4| no_ext4.why.clone());
-        state.core.note(now, What::Layout { change, detail }, &mut state.outbox);
+        let device_bytes = self.records(state).then_some(device_bytes);
+        let what = What::Layout { change, detail, device_bytes };
+        state.core.note(now, what, &mut state.outbox);
     }
 
     pub(super) fn write_arrived(&self, state: &mut State, now: Nanos, sector: u64, bytes: &[u8]) {
@@ -127,7 +129,8 @@ impl Engine {
         }
         state.map = state.layout.as_ref().map(Layout::map);
         self.publish(state);
-        let what = What::Layout { change: LayoutChange::Changed, detail: None };
+        let change = LayoutChange::Changed;
+        let what = What::Layout { change, detail: None, device_bytes: None };
         state.core.note(now, what, &mut state.outbox);
     }
 

@@ -20,6 +20,11 @@ impl Engine {
         self.open_layout(state, now, LayoutChange::Opened);
         self.carry_out(guard, None);
     }
+
+    /// Whether the event log gets the bytes that the shadow sees.
+    pub(super) fn records(&self, state: &State) -> bool {
+        state.shadow.is_some() && self.sinks.has_log()
+    }
 }
 
 /// A request arrived, and the map knows what it brings.

@@ -18,6 +18,9 @@ use crate::layout::journal::Journal;
 use crate::map::{FsMap, Spot};
 use crate::superblock::{SUPERBLOCK_BYTES, Superblock, has_magic};
 
+/// Levels of an extent tree: `EXT4_MAX_EXTENT_DEPTH` and the root.
+const TREE_LEVELS: usize = 6;
+
 /// What became of the map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Effect {
@@ -106,10 +109,20 @@ impl Tracker {
         for (pblk, bytes) in blocks {
             effect |= self.take_placed(fs, Part { pblk: *pblk, offset: 0, bytes });
         }
-        for (pblk, bytes) in blocks {
-            effect |= self.take_node(fs, *pblk, bytes);
+        // A tree that grew or shrank takes its blocks in again with what they held before: those
+        // that the transaction changed as well are told once more, level by level.
+        for _ in 0..TREE_LEVELS {
+            let mut changed = Effect::default();
+            for (pblk, bytes) in blocks {
+                changed |= self.take_node(fs, *pblk, bytes);
+            }
+            changed |= self.follow(fs, |pblk| blocks.get(&pblk).cloned());
+            effect |= changed;
+            if changed == Effect::default() {
+                break;
+            }
         }
-        effect |= self.settle(fs, |pblk| blocks.get(&pblk).cloned());
+        self.end(fs);
         effect
     }
 
@@ -141,7 +154,9 @@ impl Tracker {
 
     /// Ends a write: trees that grew are followed to blocks seen earlier.
     pub(crate) fn end_write(&mut self, fs: &mut FsMap) -> Effect {
-        self.settle(fs, |_| None)
+        let effect = self.follow(fs, |_| None);
+        self.end(fs);
+        effect
     }
 
     /// Blocks of the range hold nothing that was seen earlier.
@@ -149,7 +164,8 @@ impl Tracker {
         self.candidates.forget_range(from, to);
     }
 
-    fn settle(&mut self, fs: &mut FsMap, fetch: impl Fn(u64) -> Option<Box<[u8]>>) -> Effect {
+    /// Takes in blocks that trees have newly named.
+    fn follow(&mut self, fs: &mut FsMap, fetch: impl Fn(u64) -> Option<Box<[u8]>>) -> Effect {
         let mut effect = Effect::default();
         while let Some(pblk) = self.forest.next_wanted() {
             let kept = self.candidates.take(pblk);
@@ -158,9 +174,12 @@ impl Tracker {
                 None => effect.reopen = true,
             }
         }
+        effect
+    }
+
+    fn end(&mut self, fs: &mut FsMap) {
         self.forest.end_batch();
         fs.restless = self.forest.has_unknown_nodes();
-        effect
     }
 
     fn take_node(&mut self, fs: &mut FsMap, pblk: u64, block: &[u8]) -> Effect {

@@ -41,7 +41,7 @@ pub(crate) fn log() -> Vec<String> {
     core.load(Nanos(10), rules, &mut out);
     let change = LayoutChange::Opened;
     let detail = Some("4 groups".to_owned());
-    core.note(Nanos(11), What::Layout { change, detail }, &mut out);
+    core.note(Nanos(11), What::Layout { change, detail, device_bytes: None }, &mut out);
 
     let classes = [
         (Op::Read, Class::Home(Home::BlockBitmap { group: 3 })),

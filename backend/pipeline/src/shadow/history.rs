@@ -72,9 +72,10 @@ impl History {
         };
         let chosen = |past: &&Past| touches(past) || past.op == Op::Flush;
         let mut points: Vec<&Past> = self.past.iter().skip(from).filter(chosen).collect();
-        let surplus = points.len().saturating_sub(STORY_MAX);
-        // The beginning and the end of a long story; its middle repeats itself.
-        points.drain(STORY_MAX / 2..STORY_MAX / 2 + surplus);
+        if let Some(surplus) = points.len().checked_sub(STORY_MAX) {
+            // The beginning and the end of a long story; its middle repeats itself.
+            points.drain(STORY_MAX / 2..STORY_MAX / 2 + surplus);
+        }
         points.into_iter().map(moment).collect()
     }
 

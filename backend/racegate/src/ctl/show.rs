@@ -194,7 +194,7 @@ fn what(what: &What) -> String {
         }
         What::ToldAgent { signal } => format!("agent told {signal}"),
         What::Agent { message } => format!("agent: {message}"),
-        What::Layout { change, detail } => {
+        What::Layout { change, detail, .. } => {
             format!("layout {change:?} {}", detail.as_deref().unwrap_or("")).to_lowercase()
         }
         What::Finding(finding) => format!("finding {finding}"),

@@ -1,0 +1,545 @@
+//! Goal: every rule of the on-disk shadow catches what it is for, and a sound log breaks none.
+//! Method: logs of a real guest (Linux 6.12.107 on small disks, recorded by the guest test
+//! `shadow::recorded`); in each, one event at a time is altered, left out or moved in a way that
+//! breaks a rule, at every place where that can be done; some place must make the shadow say so.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use ext4_layout::Kind;
+use pipeline::event::{Event, What, bytes_event, bytes_of};
+use pipeline::shadow::{Checked, Checker, Options, Rule};
+use pipeline::{Op, RequestId};
+use proptest::prelude::*;
+
+/// Alterations that are tried for one canary.
+const TRIED_MAX: usize = 400;
+
+fn recorded(name: &str) -> Vec<Event> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn plain() -> Vec<Event> {
+    recorded("guest-plain.jsonl")
+}
+
+fn check(events: &[Event]) -> Checked {
+    let mut checker = Checker::new(Options::default());
+    for event in events {
+        checker.event(event.clone()).unwrap();
+    }
+    checker.finish().unwrap()
+}
+
+/// Some alteration must break the rule.
+#[track_caller]
+fn caught(rule: Rule, alterations: impl IntoIterator<Item = Vec<Event>>) {
+    let mut tried = 0;
+    for events in alterations.into_iter().take(TRIED_MAX) {
+        tried += 1;
+        let found = check(&events).findings;
+        if found.iter().any(|(_, finding)| finding.rule == rule.id()) {
+            return;
+        }
+    }
+    panic!("{}: not caught by any of {tried} alterations", rule.id());
+}
+
+/// A write of the log, by the places of its events.
+#[derive(Clone, Debug)]
+struct Write {
+    bytes: Option<usize>,
+    request: usize,
+    complete: usize,
+    sector: u64,
+    /// First sector, kind, and what a log copy is of.
+    spans: Vec<(u64, Kind, Option<Kind>)>,
+}
+
+impl Write {
+    fn has(&self, kind: Kind) -> bool {
+        self.spans.iter().any(|(_, of, _)| *of == kind)
+    }
+
+    fn is_log(&self) -> bool {
+        self.spans.iter().any(|(_, kind, _)| kind.name().starts_with("journal"))
+    }
+
+    /// Metadata at its own place.
+    fn in_place(&self) -> bool {
+        const KINDS: [Kind; 6] = [
+            Kind::ExtentNode,
+            Kind::BlockBitmap,
+            Kind::InodeBitmap,
+            Kind::InodeTable,
+            Kind::Directory,
+            Kind::GroupDescriptors,
+        ];
+        self.bytes.is_some() && KINDS.iter().any(|kind| self.has(*kind))
+    }
+}
+
+fn writes(events: &[Event]) -> Vec<Write> {
+    let mut bytes = BTreeMap::new();
+    let mut writes: BTreeMap<RequestId, Write> = BTreeMap::new();
+    for (at, event) in events.iter().enumerate() {
+        match &event.what {
+            What::Bytes { id: Some(id), .. } => drop(bytes.insert(*id, at)),
+            What::Request { id, op: Op::Write, sector, classes, .. } => {
+                let spans = classes.iter().map(|span| {
+                    let of = span.class.of.map(|of| of.class);
+                    (span.sector, span.class.home.class, of)
+                });
+                let write = Write {
+                    bytes: bytes.get(id).copied(),
+                    request: at,
+                    complete: at,
+                    sector: *sector,
+                    spans: spans.collect(),
+                };
+                writes.insert(*id, write);
+            }
+            What::Complete { id, .. } => {
+                if let Some(write) = writes.get_mut(id) {
+                    write.complete = at;
+                }
+            }
+            _ => {}
+        }
+    }
+    writes.into_values().collect()
+}
+
+/// The log without one write.
+fn without(events: &[Event], write: &Write) -> Vec<Event> {
+    let gone = [write.bytes, Some(write.request), Some(write.complete)];
+    let kept = events.iter().enumerate().filter(|(at, _)| !gone.contains(&Some(*at)));
+    kept.map(|(_, event)| event.clone()).collect()
+}
+
+/// The log with the event at `from` right behind that at `to`.
+fn moved(events: &[Event], from: usize, to: usize) -> Vec<Event> {
+    let mut events = events.to_vec();
+    let event = events.remove(from);
+    events.insert(if from < to { to } else { to + 1 }, event);
+    events
+}
+
+/// The log with other bytes in a write.
+fn with_bytes(events: &[Event], write: &Write, edit: impl FnOnce(&mut [u8])) -> Vec<Event> {
+    let mut events = events.to_vec();
+    let at = write.bytes.unwrap();
+    let What::Bytes { id, offset, len, data } = &events[at].what else { panic!("no bytes") };
+    let mut bytes = bytes_of(*len, data).unwrap();
+    edit(&mut bytes);
+    events[at].what = bytes_event(*id, *offset, &bytes);
+    events
+}
+
+fn bytes(events: &[Event], write: &Write) -> Vec<u8> {
+    let What::Bytes { len, data, .. } = &events[write.bytes.unwrap()].what else {
+        panic!("no bytes")
+    };
+    bytes_of(*len, data).unwrap()
+}
+
+/// The next commit record's request at or after `at`.
+fn next_commit(events: &[Event], writes: &[Write], at: usize) -> Option<usize> {
+    let commits =
+        writes.iter().filter(|write| write.has(Kind::JournalCommit) || commits(events, write));
+    commits.map(|write| write.request).filter(|request| *request > at).min()
+}
+
+/// A commit record is idle log until it has arrived: its bytes tell.
+fn commits(events: &[Event], write: &Write) -> bool {
+    write.is_log()
+        && write.bytes.is_some()
+        && bytes(events, write)
+            .chunks(1024)
+            .any(|block| block.starts_with(&[0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2]))
+}
+
+/// Where in the bytes of log writes there is a copy of such a block, with the write.
+fn copies(writes: &[Write], of: Kind) -> Vec<(Write, usize)> {
+    let mut found = Vec::new();
+    for write in writes.iter().filter(|write| write.bytes.is_some()) {
+        for (sector, kind, subject) in &write.spans {
+            if *kind == Kind::JournalCopy && *subject == Some(of) {
+                found.push((write.clone(), (sector - write.sector) as usize * 512));
+            }
+        }
+    }
+    found
+}
+
+/// Alters each inode with an extent tree in each copy of an inode table.
+fn inodes(events: &[Event], edit: impl Fn(&mut [u8])) -> Vec<Vec<Event>> {
+    let mut altered = Vec::new();
+    for (write, offset) in copies(&writes(events), Kind::InodeTable) {
+        let raw = bytes(events, &write);
+        for at in (offset..offset + 1024).step_by(256) {
+            let inode = &raw[at..at + 256];
+            let mapped = inode[0x28..0x2c] == [0x0a, 0xf3, 1, 0] && inode[0x2e] == 0;
+            if mapped {
+                altered.push(with_bytes(events, &write, |bytes| edit(&mut bytes[at..at + 256])));
+            }
+        }
+    }
+    altered
+}
+
+#[test]
+fn sound_logs_are_silent() {
+    for name in ["guest-plain.jsonl", "guest-checksums.jsonl"] {
+        let checked = check(&recorded(name));
+        assert_eq!(checked.findings, [], "{name}");
+        assert!(checked.stats.commits > 10 && checked.stats.checked > 50, "{:?}", checked.stats);
+    }
+}
+
+#[test]
+fn data_that_is_missing_late_or_not_flushed() {
+    let events = plain();
+    let writes = writes(&events);
+    let data = || writes.iter().filter(|write| write.has(Kind::Free) || write.has(Kind::FileData));
+    caught(Rule::StaleData, data().map(|write| without(&events, write)));
+    caught(
+        Rule::StaleData,
+        data().filter_map(|write| {
+            let commit = next_commit(&events, &writes, write.complete)?;
+            Some(moved(&events, write.complete, commit))
+        }),
+    );
+}
+
+#[test]
+fn a_commit_record_that_comes_too_early() {
+    let events = plain();
+    let writes = writes(&events);
+    let logged = writes.iter().filter(|write| write.has(Kind::JournalCopy));
+    caught(
+        Rule::CommitOrder,
+        logged.filter_map(|write| {
+            let commit = next_commit(&events, &writes, write.complete)?;
+            Some(moved(&events, write.complete, commit))
+        }),
+    );
+    // A flush that is left out.
+    let flushes = events.iter().enumerate().skip(events.len() / 2).filter_map(|(at, event)| {
+        let What::Request { id, op: Op::Flush, .. } = &event.what else { return None };
+        let (at, id) = (at, *id);
+        let kept = events.iter().enumerate().filter(|(index, event)| {
+            *index != at && !matches!(&event.what, What::Complete { id: of, .. } if *of == id)
+        });
+        Some(kept.map(|(_, event)| event.clone()).collect())
+    });
+    caught(Rule::CommitOrder, flushes);
+}
+
+#[test]
+fn metadata_in_place_before_its_commit() {
+    let events = plain();
+    let writes = writes(&events);
+    let early = writes.iter().filter(|write| write.in_place()).filter_map(|write| {
+        let commits =
+            writes.iter().filter(|of| commits(&events, of) && of.complete < write.request);
+        let commit = commits.max_by_key(|of| of.request)?;
+        // All three events right behind the arrival of the commit record.
+        let mut altered = without(&events, write);
+        for (place, at) in (1..).zip([write.bytes?, write.request, write.complete]) {
+            altered.insert(commit.request + place, events[at].clone());
+        }
+        Some(altered)
+    });
+    caught(Rule::InPlaceEarly, early);
+}
+
+#[test]
+fn metadata_in_place_that_was_not_committed() {
+    let events = plain();
+    let writes = writes(&events);
+    let in_place = writes.iter().filter(|write| write.in_place());
+    caught(
+        Rule::NotCommitted,
+        in_place.map(|write| with_bytes(&events, write, |bytes| bytes[1000] ^= 1)),
+    );
+}
+
+#[test]
+fn a_checkpoint_that_is_missing() {
+    let events = plain();
+    let writes = writes(&events);
+    let in_place = writes.iter().filter(|write| write.in_place());
+    caught(Rule::TailTooFar, in_place.map(|write| without(&events, write)));
+}
+
+#[test]
+fn the_live_log_overwritten() {
+    let events = plain();
+    let log: Vec<Write> =
+        writes(&events).into_iter().filter(|of| of.is_log() && of.bytes.is_some()).collect();
+    let pairs = log.windows(4).map(|of| {
+        let (first, last) = (&of[0], &of[3]);
+        let mut events = events.clone();
+        if let What::Request { sector, .. } = &mut events[last.request].what {
+            *sector = first.sector;
+        }
+        if let What::Bytes { offset, .. } = &mut events[last.bytes.unwrap()].what {
+            *offset = first.sector * 512;
+        }
+        events
+    });
+    caught(Rule::LogOverwritten, pairs);
+}
+
+/// Log writes with a revoke record: where it is, and in the same write the first block that is
+/// copied.
+fn revokes(events: &[Event]) -> Vec<(Write, usize, [u8; 4])> {
+    let mut found = Vec::new();
+    let mut copied = None;
+    for write in writes(events).into_iter().filter(|of| of.is_log() && of.bytes.is_some()) {
+        for (place, block) in bytes(events, &write).chunks(1024).enumerate() {
+            if block.starts_with(&[0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 1]) {
+                copied = block[12..16].try_into().ok();
+            }
+            if block.starts_with(&[0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 5]) {
+                found.push((write.clone(), place * 1024, copied.unwrap_or_default()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn revokes_that_are_missing_or_too_many() {
+    let events = plain();
+    let revokes = revokes(&events);
+    assert!(!revokes.is_empty(), "the log has no revoke record");
+    // The record names a block that the transaction logs: one of those around it.
+    let named = writes(&events)
+        .into_iter()
+        .filter(|of| of.is_log() && of.bytes.is_some())
+        .flat_map(|of| {
+            let raw = bytes(&events, &of);
+            raw.chunks(1024)
+                .filter(|block| block.starts_with(&[0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 1]))
+                .map(|block| <[u8; 4]>::try_from(&block[12..16]).unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect::<Vec<_>>();
+    let own =
+        revokes.iter().flat_map(|(write, at, _)| named.iter().map(move |of| (write, *at, of)));
+    caught(
+        Rule::RevokedCopy,
+        own.map(|(write, at, of)| {
+            with_bytes(&events, write, |bytes| bytes[at + 16..at + 20].copy_from_slice(of))
+        }),
+    );
+    // The record is empty, and data is written to the block that it named.
+    let reused = revokes.iter().map(|(write, at, _)| {
+        let raw = bytes(&events, write);
+        let block = u32::from_be_bytes(raw[at + 16..at + 20].try_into().unwrap());
+        let mut altered = with_bytes(&events, write, |bytes| {
+            bytes[at + 12..at + 16].copy_from_slice(&16_u32.to_be_bytes());
+        });
+        let commit = next_commit(&events, &writes(&events), write.request);
+        let commit = commit.unwrap_or(write.request);
+        let after = writes(&events).iter().find(|of| of.request == commit).unwrap().complete;
+        altered.insert(after + 1, data_write(&events, u64::from(block) * 2));
+        altered
+    });
+    caught(Rule::NotRevoked, reused);
+}
+
+fn data_write(events: &[Event], sector: u64) -> Event {
+    let what = What::Request {
+        id: RequestId(1 << 40),
+        queue: 0,
+        head: 0,
+        op: Op::Write,
+        sector,
+        sectors: 2,
+        classes: Vec::new(),
+    };
+    Event { what, ..events[0].clone() }
+}
+
+#[test]
+fn bitmaps_that_do_not_fit() {
+    let events = plain();
+    let bitmaps = || copies(&writes(&events), Kind::BlockBitmap).into_iter();
+    let set = |(write, at): (Write, usize)| {
+        with_bytes(&events, &write, |bytes| {
+            let block = &mut bytes[at..at + 1000];
+            let clear = block.iter().rposition(|byte| *byte == 0).unwrap();
+            block[clear] = 0x10;
+        })
+    };
+    caught(Rule::Leak, bitmaps().map(set));
+    caught(Rule::Counts, bitmaps().map(set));
+    let cleared = bitmaps()
+        .map(|(write, at)| with_bytes(&events, &write, |bytes| bytes[at..at + 1024].fill(0)));
+    caught(Rule::MappedFree, cleared);
+    let counts = copies(&writes(&events), Kind::GroupDescriptors);
+    caught(
+        Rule::Counts,
+        counts.iter().map(|(write, at)| with_bytes(&events, write, |bytes| bytes[at + 0xc] ^= 1)),
+    );
+}
+
+#[test]
+fn inodes_that_cannot_be() {
+    let events = plain();
+    caught(Rule::Tree, inodes(&events, |inode| inode[0x2a] = 5));
+    caught(Rule::Tree, inodes(&events, |inode| inode[0x3c..0x40].fill(0xff)));
+    caught(Rule::BlockCount, inodes(&events, |inode| inode[0x1c..0x20].fill(0)));
+    caught(Rule::PastSize, inodes(&events, |inode| inode[0x4..0x8].fill(0)));
+    let places = |block: u32| {
+        inodes(&events, move |inode| inode[0x3c..0x40].copy_from_slice(&block.to_le_bytes()))
+    };
+    caught(Rule::MapsMetadata, places(1));
+    let mut owned = Vec::new();
+    for (write, at) in copies(&writes(&events), Kind::InodeTable) {
+        let raw = bytes(&events, &write);
+        for inode in raw[at..at + 1024].chunks(256).filter(|inode| inode[0x28] == 0x0a) {
+            owned.push(u32::from_le_bytes(inode[0x3c..0x40].try_into().unwrap()));
+        }
+    }
+    owned.sort_unstable();
+    owned.dedup();
+    caught(Rule::TwoOwners, owned.into_iter().filter(|of| *of != 0).flat_map(places));
+    // A folder that is sent to a free block.
+    caught(Rule::NoContent, places(7000).into_iter().chain(places(7900)));
+}
+
+#[test]
+fn a_superblock_that_is_not_clean() {
+    let events = plain();
+    let writes = writes(&events);
+    let superblocks = writes.iter().filter(|of| of.has(Kind::Superblock) && of.bytes.is_some());
+    caught(
+        Rule::NotClean,
+        superblocks.map(|write| with_bytes(&events, write, |bytes| bytes[0xc] ^= 1)),
+    );
+}
+
+#[test]
+fn metadata_writes_that_outlive_their_block() {
+    let events = plain();
+    let writes = writes(&events);
+    let in_place = || writes.iter().filter(|write| write.in_place());
+    // Still in flight when the block is written to again.
+    let held = in_place().filter_map(|write| {
+        let again =
+            in_place().find(|of| of.request > write.complete && of.sector == write.sector)?;
+        Some(moved(&events, write.complete, again.request))
+    });
+    caught(Rule::LateMetadata, held);
+    // Still in flight when the block is freed.
+    let nodes = || in_place().filter(|write| write.has(Kind::ExtentNode));
+    caught(
+        Rule::LateMetadata,
+        nodes().map(|write| moved(&events, write.complete, events.len() - 1)),
+    );
+    // Written again after the block was freed: at the end of the log, with another number.
+    let ghosts = nodes().map(|write| {
+        let mut altered = events.clone();
+        let new = RequestId(1 << 40);
+        for at in [write.bytes.unwrap(), write.request] {
+            let mut event = events[at].clone();
+            match &mut event.what {
+                What::Bytes { id, .. } => *id = Some(new),
+                What::Request { id, .. } => *id = new,
+                _ => {}
+            }
+            altered.push(event);
+        }
+        altered
+    });
+    caught(Rule::LateMetadata, ghosts);
+}
+
+#[test]
+fn checksums_that_do_not_fit() {
+    let events = recorded("guest-checksums.jsonl");
+    let writes = writes(&events);
+    let logged =
+        writes.iter().filter(|write| write.has(Kind::JournalCopy) && write.bytes.is_some());
+    caught(
+        Rule::Checksum,
+        logged.map(|write| {
+            with_bytes(&events, write, |bytes| {
+                let last = bytes.len() - 9;
+                bytes[last] ^= 1;
+            })
+        }),
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whatever a guest writes, in whatever order things end, the shadow stays up and small.
+    #[test]
+    fn a_hostile_guest_costs_nothing(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..2048, any::<u8>()), 0..60),
+        words in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..512, any::<u32>()), 0..20),
+        moves in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index)>(), 0..40),
+        sectors in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>()), 0..10),
+    ) {
+        let mut events = plain();
+        let with_bytes: Vec<usize> = (0..events.len())
+            .filter(|at| matches!(&events[*at].what, What::Bytes { id: Some(_), .. }))
+            .collect();
+        let edits = edits.into_iter().map(|(at, offset, byte)| (at, offset, vec![byte]));
+        let words = words.into_iter().map(|(at, word, value)| {
+            // Both byte orders: the log's and the file system's.
+            let bytes = if value & 1 == 0 { value.to_be_bytes() } else { value.to_le_bytes() };
+            (at, word * 4, bytes.to_vec())
+        });
+        for (at, offset, new) in edits.chain(words) {
+            let What::Bytes { id, offset: place, len, data } = &events[*at.get(&with_bytes)].what
+            else {
+                continue;
+            };
+            let mut bytes = bytes_of(*len, data).unwrap();
+            for (byte, new) in bytes.iter_mut().skip(offset).zip(new) {
+                *byte = new;
+            }
+            let what = bytes_event(*id, *place, &bytes);
+            events[*at.get(&with_bytes)].what = what;
+        }
+        for (from, to) in moves {
+            let event = events.remove(from.index(events.len()));
+            events.insert(to.index(events.len() + 1), event);
+        }
+        for (at, value) in sectors {
+            let at = at.index(events.len());
+            if let What::Request { sector, sectors, .. } = &mut events[at].what {
+                (*sector, *sectors) = (value >> (value % 64), value % (1 << 17));
+            }
+        }
+        let checked = check(&events);
+        prop_assert!(checked.stats.heap_bytes < 8 << 20);
+        prop_assert!(checked.findings.len() <= 64 * Rule::ALL.len());
+    }
+}
+
+/// Every rule is named by a canary above.
+#[test]
+fn every_rule_has_a_canary() {
+    let source = include_str!("shadow.rs");
+    for rule in Rule::ALL {
+        let name = format!("Rule::{rule:?}");
+        assert!(
+            source.matches(&format!("caught({name}")).count()
+                + source.matches(&format!("        {name},")).count()
+                > 0,
+            "{name}"
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! Goal: the on-disk shadow is silent on real kernels, whatever the timing.
+//! Method: fsstress-like and fio work in the guest over mkfs and mount options, on two kernels, with
+//! and without half of all requests delayed; the disk has a shadow. 0 findings, and it must have
+//! looked at requests and commits. With `RACEGATE_SHADOW_REQUESTS=N` every configuration runs until
+//! all together have made N requests.
+
+use std::time::{Duration, Instant};
+
+use agent::wire::{FallocateMode, Op, Thread, Trial as Order, Workload};
+use anyhow::{Context, Result, bail, ensure};
+use campaign::guest::Guest;
+use libtest_mimic::Trial;
+use pipeline::RuleSet;
+use pipeline::control::{Request, Response};
+use pipeline::shadow::{Checker, Options, ShadowStats};
+
+use crate::machine::{Machine, Which, boot, must};
+
+const LIMIT: Duration = Duration::from_secs(300);
+const MIB: u64 = 1 << 20;
+
+const DELAYS: &str = r#"
+[[rule]]
+name = "delay-half"
+match = { op = ["write", "flush", "discard", "write_zeroes"], probability = 0.5 }
+action = { delay = { uniform = ["100us", "8ms"] } }
+"#;
+
+/// A name, arguments of mkfs.ext4, and mount options.
+const CONFIGURATIONS: &[(&str, &[&str], &str)] = &[
+    ("default", &[], ""),
+    ("blocks_1k", &["-b", "1024"], ""),
+    ("nodelalloc", &[], "nodelalloc"),
+    ("dioread_lock", &["-b", "4096", "-O", "^metadata_csum,^64bit"], "dioread_lock"),
+    ("data_journal", &["-J", "size=8"], "data=journal"),
+    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
+    ("bigalloc", &["-O", "bigalloc", "-C", "16384"], ""),
+    ("orphan_file", &["-O", "orphan_file,inline_data,ea_inode"], "5.15+noatime"),
+];
+
+pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
+    let mut tests = Vec::new();
+    for (kernel, delayed, from) in [("debian-6.1.192", true, 0), ("debian-6.12.107", false, 1)] {
+        let name = format!("shadow::silent::{kernel}");
+        tests.push(
+            machine.test(&name, Which::Own, move |machine| silent(machine, kernel, delayed, from)),
+        );
+    }
+    tests.push(machine.test("shadow::recorded", Which::Own, recorded));
+    tests
+}
+
+/// Name, and arguments of mkfs.ext4, of the disks of which logs are recorded: small ones.
+const RECORDED: &[(&str, &[&str])] = &[
+    ("guest-plain", &["-b", "1024", "-N", "32", "-J", "size=1", "-O", "^metadata_csum,^64bit"]),
+    ("guest-checksums", &["-b", "1024", "-N", "32", "-J", "size=1", "-O", "metadata_csum,64bit"]),
+];
+
+/// How many requests the shadow shall have seen; `None`: what a test at every push can afford.
+fn wanted() -> Result<Option<u64>> {
+    match std::env::var("RACEGATE_SHADOW_REQUESTS") {
+        Ok(count) => Ok(Some(count.parse().context("RACEGATE_SHADOW_REQUESTS")?)),
+        Err(_) => Ok(None),
+    }
+}
+
+fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result<()> {
+    let wanted = wanted()?;
+    let image = machine.image(256)?;
+    let mut config = machine.guest(Which::Own, kernel, &image)?;
+    config.backend.extra = vec!["--shadow".into()];
+    for (program, package) in [("stress-ng", "stress-ng"), ("fio", "fio")] {
+        config.programs.push((program.to_owned(), package.to_owned()));
+    }
+    config.programs.push(("mount".to_owned(), "mount".to_owned()));
+    config.programs.push(("umount".to_owned(), "mount".to_owned()));
+    if let Some(kept) = std::env::var_os("RACEGATE_SHADOW_RECORD") {
+        let log = std::path::Path::new(&kept).join(format!("{kernel}.jsonl"));
+        config.backend.event_log = Some(log);
+    }
+    let mut guest = boot(&config)?;
+    let mut trial = 0;
+    let begun = Instant::now();
+    let seen = loop {
+        // A quick run takes every fourth configuration, the other kernel others.
+        let step = if wanted.is_some() { 1 } else { 4 };
+        let from = if wanted.is_some() { 0 } else { from };
+        for (name, mkfs, options) in CONFIGURATIONS.iter().skip(from).step_by(step) {
+            if delayed {
+                guest.load(&RuleSet::parse("", "none")?)?;
+            }
+            let args: Vec<&str> =
+                ["-q", "-F"].iter().chain(*mkfs).copied().chain(["/dev/{disk}"]).collect();
+            must(&mut guest, "/bin/mkfs.ext4", &args).with_context(|| (*name).to_owned())?;
+            if delayed {
+                guest.load(&RuleSet::parse(DELAYS, "shadow")?)?;
+            }
+            trial += 1;
+            work(&mut guest, trial, options, wanted.is_some())
+                .with_context(|| (*name).to_owned())?;
+            let stats = shadow(&mut guest)?;
+            eprintln!(
+                "shadow: {kernel} {name}: {} requests, {} commits, {} checked, {} unknown, {} KiB, \
+                 {} findings",
+                stats.requests,
+                stats.commits,
+                stats.checked,
+                stats.unknown,
+                stats.heap_bytes / 1024,
+                stats.findings
+            );
+            ensure!(stats.findings == 0, "{kernel} {name}: {:?}\n{}", stats.rules, told(&guest));
+        }
+        let stats = shadow(&mut guest)?;
+        if wanted.is_none_or(|wanted| stats.requests >= wanted) {
+            break stats;
+        }
+    };
+    ensure!(seen.requests > 500 && seen.commits > 20, "the shadow saw nothing: {seen:?}");
+    guest.shutdown()?;
+    eprintln!(
+        "shadow: {kernel}: {} requests in {:.0?}, 0 findings",
+        seen.requests,
+        begun.elapsed()
+    );
+    Ok(())
+}
+
+fn shadow(guest: &mut Guest) -> Result<ShadowStats> {
+    let Response::Stats(stats) = guest.control().call(&Request::Stats)? else {
+        bail!("stats were asked for");
+    };
+    stats.shadow.context("the disk has no shadow")
+}
+
+/// What the daemon said of findings.
+fn told(guest: &Guest) -> String {
+    guest.backend_stderr()
+}
+
+fn work(guest: &mut Guest, trial: u64, options: &str, long: bool) -> Result<()> {
+    run(guest, trial * 10, workload(options))?;
+    let mounted = format!("rw,{}", options.split_once('+').map_or(options, |(_, rest)| rest));
+    let mounted = mounted.trim_end_matches(',');
+    must(guest, "/bin/mount", &["-t", "ext4", "-o", mounted, "/dev/{disk}", "/mnt"])?;
+    let seconds = if long { "30" } else { "2" };
+    let stress: Vec<&str> = [
+        "--temp-path",
+        "/mnt",
+        "--timeout",
+        seconds,
+        "--quiet",
+        "--oom-avoid",
+        "--dentry",
+        "1",
+        "--dentries",
+        "64",
+        "--fallocate",
+        "1",
+        "--fallocate-bytes",
+        "4m",
+        "--hdd",
+        "1",
+        "--hdd-bytes",
+        "4m",
+        "--hdd-opts",
+        "fsync,wr-rnd",
+        "--rename",
+        "1",
+        "--xattr",
+        "1",
+        "--fpunch",
+        "1",
+    ]
+    .to_vec();
+    must(guest, "/bin/stress-ng", &stress)?;
+    let runtime = format!("--runtime={seconds}");
+    let fio = [
+        "--name=mixed",
+        "--directory=/mnt",
+        "--size=4m",
+        "--bs=4k",
+        "--rw=randrw",
+        "--ioengine=sync",
+        "--direct=1",
+        "--fsync=16",
+        "--numjobs=2",
+        "--thread",
+        "--time_based",
+        &runtime,
+        "--output-format=terse",
+        "--fallocate=none",
+        "--file_append=1",
+    ];
+    must(guest, "/bin/fio", &fio)?;
+    must(guest, "/bin/umount", &["/mnt"])?;
+    must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
+    Ok(())
+}
+
+fn run(guest: &mut Guest, trial: u64, workload: Workload) -> Result<()> {
+    let observed = guest.run(Order { trial, seed: trial, workload }, LIMIT)?;
+    let failed = observed.result.steps.iter().find(|step| step.errno.is_some());
+    ensure!(
+        observed.result.error.is_none() && failed.is_none(),
+        "trial {trial}: {:?}, {failed:?}",
+        observed.result.error
+    );
+    Ok(())
+}
+
+/// Three threads that write, sync, truncate, punch, allocate and unlink.
+fn workload(options: &str) -> Workload {
+    let thread = |number: u64| {
+        let mut ops = Vec::new();
+        for round in 0..6_u64 {
+            let file = format!("t{number}r{round}");
+            ops.push(Op::Open {
+                file: file.clone(),
+                path: file.clone(),
+                create: true,
+                direct: false,
+            });
+            for part in 0..6_u64 {
+                ops.push(Op::Write {
+                    file: file.clone(),
+                    offset: part * 81_920,
+                    bytes: 20_000 + 7_000 * number,
+                    fill: 1 + part as u8,
+                });
+                if part % 3 == number % 3 {
+                    ops.push(Op::Fsync { file: file.clone() });
+                }
+            }
+            ops.push(Op::Fallocate {
+                file: file.clone(),
+                mode: FallocateMode::Allocate,
+                offset: MIB,
+                bytes: 300_000,
+            });
+            ops.push(Op::Write {
+                file: file.clone(),
+                offset: MIB + 65_536,
+                bytes: 65_536,
+                fill: 9,
+            });
+            ops.push(Op::Fsync { file: file.clone() });
+            ops.push(Op::Fallocate {
+                file: file.clone(),
+                mode: FallocateMode::PunchHole,
+                offset: 81_920,
+                bytes: 100_000,
+            });
+            ops.push(Op::Truncate { file: file.clone(), bytes: 150_000 * (1 + round % 3) });
+            ops.push(Op::Fsync { file: file.clone() });
+            ops.push(Op::Close { file: file.clone() });
+            if round % 2 == 1 {
+                ops.push(Op::Unlink { path: file });
+            }
+        }
+        Thread { name: format!("worker{number}"), ops }
+    };
+    Workload {
+        setup: vec![
+            Op::Mount { options: options.to_owned() },
+            Op::Fill { prefix: "small".into(), count: 60 },
+            Op::Syncfs {},
+        ],
+        threads: (0..3).map(thread).collect(),
+        finish: vec![Op::Syncfs {}],
+        cleanup: vec![Op::Umount {}],
+    }
+}
+
+/// A log recorded by a disk with a shadow gives the same findings offline: none. With
+/// `RACEGATE_SHADOW_RECORD=FOLDER` the logs are kept there: those of the canaries are made so.
+fn recorded(machine: &Machine) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (name, mkfs) in RECORDED {
+        let mkfs: Vec<String> = mkfs.iter().map(ToString::to_string).collect();
+        let image = machine.made(8 * MIB, &mkfs)?;
+        let mut config = machine.guest(Which::Own, "debian-6.12.107", &image)?;
+        let log = folder.path().join(format!("{name}.jsonl"));
+        config.backend.extra = vec!["--shadow".into()];
+        config.backend.event_log = Some(log.clone());
+        let mut guest = boot(&config)?;
+        run(&mut guest, 1, short())?;
+        let live = shadow(&mut guest)?;
+        guest.shutdown()?;
+
+        let mut checker = Checker::new(Options::default());
+        let text = std::fs::read_to_string(&log)?;
+        text.lines().try_for_each(|line| checker.line(line))?;
+        let offline = checker.finish()?;
+        ensure!(offline.findings.is_empty(), "{name}: {:?}", offline.findings);
+        ensure!(
+            offline.stats.commits == live.commits && offline.stats.checked == live.checked,
+            "{name}: live {live:?}, offline {:?}",
+            offline.stats
+        );
+        if let Some(kept) = std::env::var_os("RACEGATE_SHADOW_RECORD") {
+            std::fs::copy(&log, std::path::Path::new(&kept).join(format!("{name}.jsonl")))?;
+        }
+    }
+    Ok(())
+}
+
+/// A little of everything that the rules are about, over two mounts.
+fn short() -> Workload {
+    let open = |file: &str, create| Op::Open {
+        file: file.into(),
+        path: file.into(),
+        create,
+        direct: false,
+    };
+    let write = |file: &str, offset, bytes| Op::Write { file: file.into(), offset, bytes, fill: 7 };
+    let fsync = |file: &str| Op::Fsync { file: file.into() };
+    let close = |file: &str| Op::Close { file: file.into() };
+    let mount = || Op::Mount { options: "noatime".into() };
+    let mut ops = vec![mount()];
+    for file in ["a", "b", "d"] {
+        ops.extend([open(file, true), write(file, 0, 5000), fsync(file)]);
+    }
+    // Extents that need a block of their own, and are freed with a revoke.
+    for file in ["a", "d"] {
+        ops.extend((0..7).flat_map(|part| [write(file, part * 8192, 1024), fsync(file)]));
+    }
+    let allocate = FallocateMode::Allocate;
+    ops.push(Op::Fallocate { file: "b".into(), mode: allocate, offset: 16_384, bytes: 65_536 });
+    ops.extend([
+        write("b", 20_480, 3000),
+        fsync("b"),
+        Op::Fill { prefix: "n".repeat(180), count: 14 },
+    ]);
+    ops.extend([Op::Syncfs {}, Op::Truncate { file: "a".into(), bytes: 0 }, fsync("a")]);
+    ops.extend([close("a"), close("b"), close("d"), Op::Umount {}, mount(), open("c", true)]);
+    ops.extend([write("c", 0, 30_000), fsync("c"), Op::Unlink { path: "b".into() }]);
+    ops.extend([
+        Op::Unlink { path: "d".into() },
+        Op::Syncfs {},
+        write("c", 40_000, 9000),
+        fsync("c"),
+    ]);
+    ops.extend([close("c"), Op::Umount {}]);
+    Workload { setup: ops, ..Workload::default() }
+}

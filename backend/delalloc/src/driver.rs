@@ -6,7 +6,7 @@
 //! kernel commits and tries again when it needs them).
 
 use crate::exec::Engine;
-use crate::geometry::{Geometry, PBLKS_MAX, bit, each};
+use crate::geometry::{Geometry, PBLKS_MAX, Set, bit, each};
 use crate::invariant::Finding;
 use crate::kernel::Kernel;
 use crate::ops::Op;
@@ -149,6 +149,43 @@ impl Driver {
         }
     }
 
+    /// Tells the engine whether the extents are in a leaf: when the kernel moves them back into
+    /// the inode is its own choice.
+    pub fn tell_leaf(&mut self, leaf: bool) {
+        if self.geo.leaf_blocks == 0 && (self.state.disk.leaves != 0) != leaf {
+            self.state.disk.leaves = if leaf { Disk::KNOWN_LEAF } else { 0 };
+        }
+    }
+
+    /// Whether the extents are in a leaf.
+    pub fn leaf(&self) -> bool {
+        self.geo.leaf_blocks == 0 && self.state.disk.leaves != 0
+    }
+
+    /// Blocks whose buffers wait for writeback to map them.
+    pub fn unwritten_back(&self) -> Set {
+        self.state.cache.buf_dirty & (self.state.cache.delay | self.state.cache.unwritten)
+    }
+
+    /// Tells the engine whether a block's extent is cached in extent status: what the kernel has
+    /// cached there while extents were in a leaf is its own choice, as far as it is true. False,
+    /// and nothing done, if the block is delayed: that is never a matter of caching.
+    pub fn tell_cached(&mut self, lblk: u8, cached: bool) -> bool {
+        let (es, disk, block) = (&mut self.state.es, &self.state.disk, bit(lblk));
+        if es.delayed & block != 0 {
+            return false;
+        }
+        if !cached {
+            es.remove(block);
+        } else if disk.mapped & block != 0 {
+            let pblk = disk.pblk[usize::from(lblk)];
+            es.insert_mapped(lblk, lblk + 1, pblk, disk.unwritten & block != 0, false);
+        } else {
+            es.insert_hole(block);
+        }
+        true
+    }
+
     /// Extent status, as `EXT4_IOC_GET_ES_CACHE` shows it.
     pub fn es_extents(&self) -> Vec<EsExtent> {
         let es = &self.state.es;
@@ -198,7 +235,7 @@ impl Driver {
 /// Runs one operation of one thread to its end, with the device answering at once and every write
 /// converted.
 pub fn run_op(kernel: &Kernel, geo: &Geometry, state: &mut State, op: Op) -> Outcome {
-    let engine = Engine::new(*kernel, *geo, 1, &[], |_, asm| op.emit_body(asm));
+    let engine = Engine::unanalysed(*kernel, *geo, 1, &[], |_, asm| op.emit_body(asm));
     state.threads = [Thread::default(); crate::state::SLOTS];
     state.disk.commit();
     engine.settle_all(state);

@@ -106,6 +106,21 @@ impl Engine {
         faults: &[Fault],
         emit: impl Fn(usize, &mut Asm),
     ) -> Engine {
+        let mut engine = Engine::unanalysed(kernel, geo, users, faults, emit);
+        let programs = engine.programs.iter().enumerate();
+        engine.footprints = programs.map(|(slot, program)| Footprints::of(program, slot)).collect();
+        engine
+    }
+
+    /// An engine that cannot say what its steps touch: nobody asks where operations run one by
+    /// one, and the analysis takes longer than they do.
+    pub(crate) fn unanalysed(
+        kernel: Kernel,
+        geo: Geometry,
+        users: usize,
+        faults: &[Fault],
+        emit: impl Fn(usize, &mut Asm),
+    ) -> Engine {
         let users = users.min(SLOTS - 1);
         let assemble = |fill: &dyn Fn(&mut Asm)| {
             let mut asm = Asm::new(&kernel, &geo);
@@ -115,16 +130,11 @@ impl Engine {
         let mut programs: Vec<_> =
             (0..users).map(|user| assemble(&|asm| emit(user, asm))).collect();
         programs.push(assemble(&crate::ops::writepages::end_io_worker));
-        let footprints = programs
-            .iter()
-            .enumerate()
-            .map(|(slot, program)| Footprints::of(program, slot))
-            .collect();
         Engine {
             kernel,
             geo,
             programs,
-            footprints,
+            footprints: Vec::new(),
             users,
             faults: faults.iter().fold(0, |set, fault| set | fault.bit()),
         }
@@ -461,7 +471,18 @@ impl Engine {
             Instr::BufferDelay => cache::buffer_delay(state, slot),
             Instr::Fill => meta::issue(state, slot, Wait::Data),
             Instr::Filled => self.filled(state, slot),
-            Instr::IfCached(to) => self.if_cached(state, slot, to),
+            Instr::ClipToSize(to) => self.clip_to_size(state, slot, to),
+            Instr::ZeroTail => self.zero_tail(state, slot),
+            Instr::IfCached { needed, skip } => self.if_cached(state, slot, needed, skip),
+            Instr::IfBuffers(to) => {
+                let blocks = self.geo.folio_blocks(self.geo.folio(state.threads[slot].cur));
+                let buffers = state.cache.uptodate | state.cache.mapped;
+                meta::jump_if(buffers & blocks != 0, to)
+            }
+            Instr::IfUptodate(to) => {
+                let block = state.threads[slot].cur;
+                meta::jump_if(state.cache.uptodate & (1 << block) != 0, to)
+            }
             Instr::Store { first, end, content, size } => {
                 self.store(state, slot, first..end, content, size)
             }

@@ -68,12 +68,16 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::IfSizeCovers(..)
         | Instr::IfDisksizeReaches(..)
         | Instr::IfNotBeyond(..)
+        | Instr::ClipToSize(_)
         | Instr::IfDisksizeBehind(_)
         | Instr::IfPunchCovers(..) => touches(SIZES, 0),
         Instr::IfNonda(_) | Instr::IfNoBlocks(_) => touches(COUNTERS, 0),
-        Instr::IfBuffer(_) | Instr::IfCached(_) | Instr::WbFind(_) | Instr::WbExtent(_) => {
-            touches(CACHE, 0)
-        }
+        Instr::IfBuffer(_)
+        | Instr::IfCached { .. }
+        | Instr::IfUptodate(_)
+        | Instr::IfBuffers(_)
+        | Instr::WbFind(_)
+        | Instr::WbExtent(_) => touches(CACHE, 0),
         Instr::IfDisksizeCovers { .. } => touches(CACHE | SIZES, 0),
         Instr::Lock(which, _) => touches(0, lock(which)),
         Instr::Unlock(which, Mode::Write) => touches(0, lock(which) | VERDICT),
@@ -89,7 +93,7 @@ fn instruction(instr: Instr) -> Footprint {
         Instr::LeafCache { nocache: true } => Footprint::NOTHING,
         Instr::LeafCache { nocache: false } => touches(DISK, ES),
         Instr::Walk { .. } => touches(ES | DISK, 0),
-        Instr::CacheFound => touches(DISK, ES),
+        Instr::CacheFound => touches(DISK, ES | MEMORY),
         Instr::Allocate(need) => {
             let io = if need == Need::Lookup { 0 } else { CACHE };
             touches(FAULTS | JOURNAL, ES | DISK | COUNTERS | io)
@@ -109,6 +113,7 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::Unguard
         | Instr::DioLost => touches(0, CACHE | SIZES),
         Instr::FolioLock | Instr::Store { .. } => touches(0, SIZES | CACHE),
+        Instr::ZeroTail => touches(SIZES, CACHE),
         Instr::Fill | Instr::Filled => touches(DISK, CACHE),
         Instr::WbSubmit { .. } | Instr::Reclaim(_) => touches(SIZES, CACHE | IO),
         Instr::WbDisksize | Instr::SetSize { .. } | Instr::PunchDisksize(_) | Instr::Orphan(_) => {

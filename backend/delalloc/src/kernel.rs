@@ -50,12 +50,17 @@ flags! {
     CacheKeepsType = "cache-keeps-type" [0 0 0 0 1],
     /// Punch writes the dirty range back before it takes any lock.
     PunchFlushesFirst = "punch-flushes-first" [1 1 1 0 0],
+    /// Punch beyond the end of the file goes on to the end of the page with the byte behind the
+    /// last one; newer kernels do not start a page for that.
+    PunchesNextPage = "punches-next-page" [1 1 1 0 0],
     /// Punch puts the hole into the extent status tree.
     HoleAfterPunch = "hole-after-punch" [0 0 0 1 1],
     /// Zero range keeps the invalidate lock until its partial edges are zeroed.
     ZeroKeepsInvalidate = "zero-keeps-invalidate" [0 0 0 1 1],
     /// An unwritten extent is split before the write is submitted (`EXT4_GET_BLOCKS_PRE_IO`).
     SplitBeforeIo = "split-before-io" [1 1 1 1 0],
+    /// The leaf that extents move to when they outgrow the inode counts as looked at.
+    NewLeafVerified = "new-leaf-verified" [0 0 1 1 1],
     /// dioread_nolock is the default also with blocks smaller than a page.
     NolockSmallBlocks = "nolock-small-blocks" [0 0 0 1 1],
     /// Memory reclaim may call `->writepage`.
@@ -96,6 +101,9 @@ flags! {
     SplitPlain = "split-plain" [0 1 1 1 1],
     /// M22: a failed split drops the extent status of its range.
     FailedSplitDropsEs = "failed-split-drops-es" [0 1 1 1 1],
+    /// M22, first part: walks in the middle of a split cache nothing (the new extent may still be
+    /// missing from the tree, and would be taken for a hole).
+    SplitNocache = "split-nocache" [0 1 1 1 1],
     /// M24: writeback that gives up half way submits what it has mapped.
     PartialSubmit = "partial-submit" [0 0 0 0 1],
     /// M28: a page that keeps an unwritable dirty buffer stays dirty.

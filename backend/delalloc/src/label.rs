@@ -184,7 +184,7 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         }
         Instr::Fill => format!("read block {block}: submit"),
         Instr::Filled => format!("block {block} is up to date"),
-        Instr::IfCached(_) => format!("look for folio {}", engine.geo.folio(block)),
+        Instr::IfCached { .. } => format!("look for folio {}", engine.geo.folio(block)),
         Instr::Store { first, size: 0, .. } => {
             format!("mark dirty, store to block {first}")
         }

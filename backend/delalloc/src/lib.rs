@@ -14,8 +14,9 @@
 //! # Limits
 //!
 //! Small scope: one inode of at most 16 blocks, at most three user threads, operations on whole
-//! blocks. Writeback maps one folio at a time. Not modelled: quota, preallocation, the index
-//! levels of the extent tree, large folios, `move_extent`, fast commit.
+//! blocks. Writeback maps one folio at a time. Not modelled: quota, preallocation, the extent tree
+//! beyond whether it fits the inode, zeroing instead of splitting
+//! (`extent_max_zeroout_kb`), readahead, large folios, `move_extent`, fast commit.
 
 #![forbid(unsafe_code)]
 

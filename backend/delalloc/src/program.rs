@@ -168,8 +168,21 @@ pub enum Instr {
     Fill,
     /// Take what the device has read into the cache.
     Filled,
-    /// Jump if a reader finds all blocks of the folio up to date.
-    IfCached(Label),
+    /// Silent: the range ends where the file does; jump if nothing is left of it.
+    ClipToSize(Label),
+    /// Silent: the folio's blocks behind the end of the file hold zeroes, without being looked up.
+    ZeroTail,
+    /// Jump if a reader finds what it needs of the folio up to date.
+    IfCached {
+        /// Blocks needed.
+        needed: Set,
+        /// Where to go.
+        skip: Label,
+    },
+    /// Silent: jump if the folio at hand has buffers.
+    IfBuffers(Label),
+    /// Silent: jump if the block is up to date.
+    IfUptodate(Label),
     /// Copy user data to the folio's part of `first..end`, up to `size` bytes of file.
     Store {
         /// First block.
@@ -345,6 +358,10 @@ impl Instr {
                 | Instr::Unlock(..)
                 | Instr::HandleStop
                 | Instr::FolioUnlock
+                | Instr::ClipToSize(_)
+                | Instr::IfUptodate(_)
+                | Instr::IfBuffers(_)
+                | Instr::ZeroTail
                 | Instr::BufferMap
                 | Instr::BufferDelay
                 | Instr::IfDisksizeCovers { .. }
@@ -377,7 +394,10 @@ impl Instr {
             | Instr::IfSizeCovers(_, to)
             | Instr::IfDisksizeReaches(_, to)
             | Instr::IfNonda(to)
-            | Instr::IfCached(to)
+            | Instr::IfCached { skip: to, .. }
+            | Instr::IfUptodate(to)
+            | Instr::IfBuffers(to)
+            | Instr::ClipToSize(to)
             | Instr::IfDisksizeCovers { skip: to, .. }
             | Instr::WbFind(to)
             | Instr::WbLock(to)

@@ -392,7 +392,7 @@ fn place(state: &mut State, geo: &Geometry, block: u8, unwritten: bool) {
     let first = geo.cluster(block) << geo.cluster_shift;
     let neighbour = state.disk.mapped & cluster;
     let base = if neighbour == 0 {
-        let Some(pblk) = state.disk.lowest_free(geo) else {
+        let Some(pblk) = state.disk.lowest_free(geo, 1) else {
             return;
         };
         state.disk.free &= !crate::state::Disk::cluster_bits(geo, pblk);

@@ -78,6 +78,68 @@ fn remount_is_refused_by_7_3_only() {
     assert_eq!(file.run_op(Op::RemountNodelalloc).errno, Errno::Ok);
 }
 
+#[test]
+fn extents_in_the_inode_are_cached_by_any_walk_and_those_in_a_leaf_are_not() {
+    let mut file = Driver::new(
+        Kernel::find("linux-6.12.107").unwrap(),
+        Geometry { blocks: 10, clusters: 31, ..Geometry::default() },
+    );
+    let allocate = |at| Op::Fallocate { at, len: 1, keep_size: false };
+    let lookup = Op::Fiemap { at: 1, len: 1 };
+    run(&mut file, &[allocate(0), allocate(2), allocate(4), allocate(6), Op::ClearEsCache, lookup]);
+    assert!(!file.leaf());
+    assert_eq!(statuses(&file).len(), 7, "four extents and the holes between them");
+    run(&mut file, &[allocate(8), Op::ClearEsCache, lookup]);
+    assert!(file.leaf());
+    assert_eq!(statuses(&file), [(1, 1, Status::Hole, false)]);
+}
+
+#[test]
+fn the_kernels_choice_of_blocks_decides_what_is_one_extent() {
+    let mut file = driver("linux-6.12.107");
+    run(&mut file, &[write(0, 4), Op::Fsync]);
+    assert_eq!(file.extents().len(), 1);
+    file.place(&[700, 701, 33, 34]);
+    let parts: Vec<(u8, u8)> = file.extents().iter().map(|e| (e.lblk, e.len)).collect();
+    assert_eq!(parts, [(0, 2), (2, 2)]);
+    assert_eq!(statuses(&file).len(), 2);
+    // Data stays with its block, and what is free can still be given out.
+    run(&mut file, &[Op::Truncate { size: 1 }, write(1, 3), Op::Fsync]);
+    assert_eq!(file.content(0), Some(9));
+    assert_eq!(file.extents().iter().map(|e| e.len).sum::<u8>(), 4);
+    // A choice for another number of blocks is no choice for these.
+    let before = file.extents();
+    file.place(&[1, 2]);
+    assert_eq!(file.extents(), before);
+}
+
+#[test]
+fn what_is_told_about_caching_must_be_true_and_never_concerns_delayed_blocks() {
+    let mut file = driver("linux-6.1.192");
+    run(&mut file, &[write(0, 1), Op::Fallocate { at: 2, len: 1, keep_size: false }]);
+    assert!(!file.tell_cached(0, false), "a delayed block");
+    assert!(file.tell_cached(2, false) && file.tell_cached(1, false) && file.tell_cached(2, true));
+    let expected = [
+        (0, 1, Status::Delayed, false),
+        (2, 1, Status::Unwritten, false),
+        (3, 1, Status::Hole, false),
+    ];
+    assert_eq!(statuses(&file), expected);
+}
+
+#[test]
+fn punch_beyond_the_end_stops_at_a_page() {
+    for (kernel, left) in [("linux-6.1.192", 1), ("linux-6.12.107", 2)] {
+        let mut file = driver(kernel);
+        run(&mut file, &[write(0, 1), Op::Fallocate { at: 1, len: 3, keep_size: true }]);
+        run(&mut file, &[Op::Truncate { size: 2 }]);
+        run(&mut file, &[Op::Fallocate { at: 1, len: 3, keep_size: true }]);
+        run(&mut file, &[Op::PunchHole { at: 1, len: 3 }]);
+        let beyond: u8 = file.extents().iter().filter(|e| e.lblk > 0).map(|e| e.len).sum();
+        assert_eq!(beyond, left, "{kernel}");
+    }
+}
+
 fn operation() -> impl Strategy<Value = Op> {
     let range = (0u8..8, 1u8..8).prop_map(|(at, len)| (at, len.min(8 - at)));
     (0u8..14, range, 1u8..13).prop_map(|(kind, (at, len), data)| match kind {

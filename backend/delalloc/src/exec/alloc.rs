@@ -46,6 +46,7 @@ impl Engine {
         need: Need,
         fault: Option<Fault>,
     ) -> Flow {
+        self.find_extent(state);
         let t = state.threads[slot];
         let (block, mut end) = (t.cur, t.map.end.min(t.end).max(t.cur + 1));
         if need == Need::Convert {
@@ -73,15 +74,25 @@ impl Engine {
         let unwritten = match need {
             Need::Writeback => self.geo.dioread_nolock,
             Need::Written => false,
+            // Behind the end of the file nobody sees what the blocks held.
+            Need::Direct => self.before_io(state, need, block),
             _ => true,
         };
         let reserved = self.takes_reserved(state, slot, need);
+        let extents = state.disk.extents();
         let Some((end, new_clusters)) = self.take_space(state, block, end, unwritten, reserved)
         else {
             return meta::fail(state, slot, Errno::Enospc);
         };
         if need == Need::Written {
             state.cache.ordered |= span(block, end);
+        }
+        if self.before_io(state, need, block) {
+            // EXT4_GET_BLOCKS_PRE_IO: not merged with its neighbours before it is written.
+            self.grow(state, extents + 1);
+        } else {
+            self.grow(state, state.disk.extents());
+            self.merge_up(state);
         }
         let map = &mut state.threads[slot].map;
         map.lblk = block;
@@ -131,12 +142,14 @@ impl Engine {
             if at != block && state.disk.mapped & geo.cluster_set(cluster) != 0 {
                 break;
             }
-            let Some(pblk) = state.disk.lowest_free(geo) else {
+            let chosen = match last_cluster {
+                None => state.disk.lowest_free(geo, end - at),
+                // What follows is part of the same extent, or of the next turn.
+                Some(last) => state.disk.free_behind(geo, last),
+            };
+            let Some(pblk) = chosen else {
                 break;
             };
-            if last_cluster.is_some_and(|last: u8| last + geo.cluster_blocks() != pblk) {
-                break;
-            }
             last_cluster = Some(pblk);
             state.disk.free &= !Disk::cluster_bits(geo, pblk);
             state.fs.free -= 1;
@@ -174,9 +187,20 @@ impl Engine {
             Need::ToUnwritten => true,
             Need::Convert | Need::Written => false,
             Need::Writeback => was_unwritten && self.geo.dioread_nolock,
-            Need::Lookup | Need::Unwritten | Need::Direct => was_unwritten,
+            Need::Direct => was_unwritten && self.before_io(state, need, block),
+            Need::Lookup | Need::Unwritten => was_unwritten,
         };
+        if unwritten != was_unwritten || self.before_io(state, need, block) {
+            let limit = self.geo.blocks;
+            let head = state.disk.extent_start(block) < block;
+            let tail = state.disk.extent_end(block, limit) > end;
+            let pieces = state.disk.extents() + u32::from(head) + u32::from(tail);
+            self.grow(state, pieces);
+        }
         state.disk.set_unwritten(set, unwritten);
+        if unwritten != was_unwritten {
+            self.merge_up(state);
+        }
         if was_unwritten && need == Need::Written {
             state.cache.ordered |= set;
         }
@@ -187,6 +211,31 @@ impl Engine {
             flags: u8::from(unwritten) * Map::UNWRITTEN,
         };
         Flow::Next
+    }
+
+    /// `EXT4_GET_BLOCKS_PRE_IO`: what is written is an extent of its own until it has been.
+    fn before_io(&self, state: &State, need: Need, block: u8) -> bool {
+        match need {
+            Need::Writeback => self.geo.dioread_nolock,
+            Need::Direct => self.geo.bytes(block) < state.inode.i_size,
+            _ => false,
+        }
+    }
+
+    /// More extents than fit the inode move to a leaf (`ext4_ext_grow_indepth`).
+    pub(super) fn grow(&self, state: &mut State, extents: u32) {
+        if self.geo.leaf_blocks == 0 && state.disk.leaves == 0 && extents > Disk::ROOT_EXTENTS {
+            let known = self.has(Flag::NewLeafVerified);
+            state.disk.leaves = if known { Disk::KNOWN_LEAF } else { Disk::NEW_LEAF };
+        }
+    }
+
+    /// When extents are merged, a leaf that the inode can hold moves there
+    /// (`ext4_ext_try_to_merge_up`).
+    fn merge_up(&self, state: &mut State) {
+        if self.geo.leaf_blocks == 0 && state.disk.extents() <= Disk::ROOT_EXTENTS {
+            state.disk.leaves = 0;
+        }
     }
 
     /// A split that fails, and what it leaves behind. `None`: it succeeds after all.

@@ -115,11 +115,28 @@ impl Engine {
         Flow::Next
     }
 
-    pub(super) fn if_cached(&self, state: &State, slot: usize, to: u16) -> Flow {
-        let folio = self.geo.folio(state.threads[slot].cur);
-        let blocks = self.geo.folio_blocks(folio) & self.geo.all();
-        let there = state.cache.present & bit(folio) != 0 && blocks & !state.cache.uptodate == 0;
+    pub(super) fn if_cached(&self, state: &State, slot: usize, needed: Set, to: u16) -> Flow {
+        let folio = bit(self.geo.folio(state.threads[slot].cur));
+        let there = state.cache.present & folio != 0 && needed & !state.cache.uptodate == 0;
         meta::jump_if(there, to)
+    }
+
+    /// The range ends where the file does; jumps if nothing is left of it.
+    pub(super) fn clip_to_size(&self, state: &mut State, slot: usize, to: u16) -> Flow {
+        let t = &mut state.threads[slot];
+        t.end = t.end.min(self.geo.blocks_for(state.inode.i_size));
+        meta::jump_if(t.end <= t.cur, to)
+    }
+
+    /// The rest of the folio behind the end of the file reads as zeroes.
+    pub(super) fn zero_tail(&self, state: &mut State, slot: usize) -> Flow {
+        let t = &state.threads[slot];
+        let folio = self.geo.folio(t.end.max(1) - 1);
+        let inside = span(0, t.end);
+        let tail = self.geo.folio_blocks(folio) & self.geo.all() & !inside & !state.cache.uptodate;
+        state.cache.data.fill(tail, ZERO);
+        state.cache.uptodate |= tail;
+        Flow::Next
     }
 
     /// User data arrives in the folio; its buffers and the folio become dirty.
@@ -204,13 +221,15 @@ impl Engine {
     fn drop_folio(&self, state: &mut State, folio: u8, blocks: Set) {
         let all = self.geo.folio_blocks(folio) & self.geo.all();
         let gone = all & blocks;
+        let uptodate = state.cache.uptodate & gone;
         state.cache.discard(gone);
         state.cache.ordered &= !gone;
         if gone == all {
             state.cache.present &= !bit(folio);
             state.cache.dirty &= !bit(folio);
         } else {
-            state.cache.uptodate |= gone;
+            // discard_buffer leaves that bit alone; the data is zeroes now.
+            state.cache.uptodate |= uptodate;
         }
     }
 

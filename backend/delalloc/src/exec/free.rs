@@ -103,10 +103,24 @@ impl Engine {
             state.disk.unmap(newer);
         }
         let set = span(first, end) & state.disk.mapped;
+        let cut = end < self.geo.blocks
+            && set & bit(end - 1) != 0
+            && state.disk.extent_end(end - 1, self.geo.blocks) > end;
+        if cut {
+            self.grow(state, state.disk.extents() + 1);
+        }
         self.free_blocks(state, set);
+        self.forget_leaf(state);
         match restart {
             Some(to) => Flow::Goto(to),
             None => Flow::Next,
+        }
+    }
+
+    /// Without extents there is no leaf.
+    fn forget_leaf(&self, state: &mut State) {
+        if self.geo.leaf_blocks == 0 && state.disk.mapped == 0 {
+            state.disk.leaves = 0;
         }
     }
 
@@ -147,6 +161,7 @@ impl Engine {
             let beyond = span(first, self.geo.blocks);
             self.es_remove(state, beyond);
             self.free_blocks(state, beyond & state.disk.mapped);
+            self.forget_leaf(state);
             state.want.fill(beyond, ZERO);
             state.inode.orphan = false;
         }
@@ -165,8 +180,18 @@ impl Engine {
     /// Moves extents, data and sizes of collapse and insert.
     pub(super) fn shift(&self, state: &mut State, first: u8, by: i8) -> Flow {
         let blocks = self.geo.blocks;
+        if by > 0 {
+            // Insertion walks to where it cuts; what that caches from there on is removed.
+            self.find_extent(state);
+            state.es.remove(span(first, blocks));
+        }
         let lost = if by < 0 { 0 } else { span(blocks - by.unsigned_abs().min(blocks), blocks) };
         self.free_blocks(state, state.disk.mapped & lost);
+        let cut = by > 0
+            && first > 0
+            && state.disk.mapped & bit(first) != 0
+            && state.disk.extent_start(first) < first;
+        self.grow(state, state.disk.extents() + u32::from(cut));
         state.disk.shift(first, by, blocks);
         let old = state.want;
         let from = if by < 0 { first - by.unsigned_abs() } else { first };

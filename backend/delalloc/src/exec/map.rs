@@ -5,7 +5,7 @@ use crate::geometry::{bit, each, span};
 use crate::invariant::Invariant;
 use crate::kernel::Flag;
 use crate::program::Need;
-use crate::state::{Map, STALE, State, Status};
+use crate::state::{Disk, Map, STALE, State, Status};
 
 /// Whether a mapping is what the create half of `ext4_map_blocks` would make.
 #[inline]
@@ -81,21 +81,59 @@ impl Engine {
         state.disk.leaves & bit(self.geo.leaf(block)) != 0
     }
 
-    /// `ext4_cache_extents`: every extent of the leaf that extent status knows nothing about.
+    /// The extents of a leaf that was read go into extent status.
     pub(super) fn leaf_cache(&self, state: &mut State, slot: usize) -> Flow {
         let leaf = self.geo.leaf_set(self.geo.leaf(state.threads[slot].cur));
+        self.cache_extents(state, leaf);
+        Flow::Next
+    }
+
+    /// What `ext4_find_extent` puts into extent status on its way: extents in the inode always,
+    /// those of a leaf when it is looked at for the first time.
+    pub(super) fn find_extent(&self, state: &mut State) {
+        if self.geo.leaf_blocks != 0 || self.geo.indirect {
+            return;
+        }
+        match state.disk.leaves {
+            Disk::KNOWN_LEAF => return,
+            Disk::NEW_LEAF => state.disk.leaves = Disk::KNOWN_LEAF,
+            _ => {}
+        }
+        self.cache_extents(state, self.geo.all());
+    }
+
+    /// `ext4_cache_extents`: every extent of a leaf, and every hole between two of them, of which
+    /// extent status knows no block.
+    fn cache_extents(&self, state: &mut State, leaf: u16) {
         let mut rest = leaf & state.disk.mapped;
+        let mut previous = None;
+        // What is being written is an extent of its own until it has been.
+        let writes = state.io.iter().map(|io| io.convert);
+        let asides = state.threads.iter().map(|t| t.aside);
+        let cuts = writes.chain(asides).fold(0, |cuts, set| cuts | (set ^ (set << 1)));
         while rest != 0 {
             let first = rest.trailing_zeros() as u8;
-            let end = state.disk.extent_end(first, self.geo.blocks);
-            let extent = span(first, end) & leaf;
-            if state.es.present() & extent == 0 {
-                let end = 16 - extent.leading_zeros() as u8;
-                self.insert_found(state, first, end);
+            let mut end = state.disk.extent_end(first, self.geo.blocks);
+            let cut = cuts & span(first + 1, end);
+            if cut != 0 {
+                end = cut.trailing_zeros() as u8;
             }
+            let extent = span(first, end) & leaf;
+            let end = 16 - extent.leading_zeros() as u8;
+            if let Some(previous) = previous {
+                let hole = span(previous, first);
+                if hole != 0 && state.es.present() & hole == 0 {
+                    state.es.insert_hole(hole);
+                }
+            }
+            if state.es.present() & extent == 0 {
+                let unwritten = state.disk.unwritten & bit(first) != 0;
+                let pblk = state.disk.pblk[usize::from(first)];
+                state.es.insert_mapped(first, end, pblk, unwritten, false);
+            }
+            previous = Some(end);
             rest &= !extent;
         }
-        Flow::Next
     }
 
     /// Puts an extent of the tree into the extent status tree as a lookup does.
@@ -141,6 +179,10 @@ impl Engine {
             return Flow::Next;
         }
         let (mut first, mut end) = state.disk.hole(block, self.geo.blocks);
+        if first == 0 && end < self.geo.blocks && !self.geo.indirect {
+            // ext4_ext_find_hole looks to the left of a block only if there is an extent.
+            first = block;
+        }
         let mut flags = 0;
         if untrimmed {
             let hidden = state.es.delayed_only() & span(block, end.min(t.end));
@@ -170,6 +212,7 @@ impl Engine {
     pub(super) fn cache_found(&self, state: &mut State, slot: usize) -> Flow {
         let t = state.threads[slot];
         let map = t.map;
+        self.find_extent(state);
         if map.pblk != 0 {
             self.insert_found(state, map.lblk, map.end);
             return Flow::Next;

@@ -85,12 +85,15 @@ impl Engine {
     /// `ext4_da_reserve_space`; with bigalloc first the finding of what the cluster has.
     pub(super) fn reserve(&self, state: &mut State, slot: usize) -> Flow {
         let geo = &self.geo;
-        let map = &mut state.threads[slot].map;
-        map.flags = 0;
+        state.threads[slot].map.flags = 0;
         if geo.cluster_shift != 0 {
             let cluster = geo.cluster_set(geo.cluster(state.threads[slot].cur));
             if state.es.delayed_only() & cluster != 0 {
                 return Flow::Next;
+            }
+            if state.es.mapped() & cluster == 0 {
+                // ext4_clu_mapped walks the tree.
+                self.find_extent(state);
             }
             if (state.es.mapped() | state.disk.mapped) & cluster != 0 {
                 // Allocated already: to be recorded as pending with the insert.

@@ -92,10 +92,34 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
         write_and_wait(a, range);
         a.emit(Instr::ClearErr);
     }
-    let (out, stop) = (a.label(), a.label());
+    let (inside, out) = (a.label(), a.label());
     a.lock(Rwsem::Inode, Mode::Write);
     drain(a);
     a.emit(Instr::IfNotBeyond(a.geo.bytes(range.at), out));
+    a.emit(Instr::IfSizeCovers(a.geo.bytes(range.end()), inside));
+    // A hole that reaches beyond the end of the file ends with a page there.
+    let page = 1 << a.geo.page_shift;
+    let ends = (range.at / page + 1..).map(|number| (number * page).min(a.geo.blocks));
+    let ends: Vec<u8> = ends.take(usize::from(range.len / page) + 2).collect();
+    for end in ends {
+        let (this, next) = (a.label(), a.label());
+        let most = a.geo.bytes(end) - u32::from(a.has(Flag::PunchesNextPage));
+        a.emit(Instr::IfNotBeyond(most, this));
+        a.emit(Instr::Jump(next));
+        a.place(this);
+        punch(a, Range { at: range.at, len: end - range.at });
+        a.emit(Instr::Jump(out));
+        a.place(next);
+    }
+    a.place(inside);
+    punch(a, range);
+    a.place(out);
+    a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// The part under the invalidate lock.
+fn punch(a: &mut Asm, range: Range) {
+    let stop = a.label();
     a.lock(Rwsem::Invalidate, Mode::Write);
     disksize_before_punch(a, range);
     a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Remove });
@@ -111,8 +135,6 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.unlock(Rwsem::Invalidate, Mode::Write);
-    a.place(out);
-    a.unlock(Rwsem::Inode, Mode::Write);
 }
 
 /// `FALLOC_FL_COLLAPSE_RANGE`.

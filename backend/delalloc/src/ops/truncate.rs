@@ -11,7 +11,10 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
     let size = a.geo.bytes(blocks);
     let (grow, out) = (a.label(), a.label());
     a.lock(Rwsem::Inode, Mode::Write);
-    a.emit(Instr::IfNotBeyond(size, grow));
+    if size > 0 {
+        // The same size also cuts off what is allocated behind it.
+        a.emit(Instr::IfNotBeyond(size - 1, grow));
+    }
 
     a.emit(Instr::DioDrain);
     a.lock(Rwsem::Invalidate, Mode::Write);

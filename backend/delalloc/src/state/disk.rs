@@ -57,13 +57,28 @@ pub struct Disk {
     pub mapped: Set,
     /// Of those, the ones in unwritten extents.
     pub unwritten: Set,
-    /// Extent leaves in memory.
+    /// Extent leaves in memory. Where the geometry asks for no leaves (`leaf_blocks` is 0): 0 while
+    /// the extents fit the inode, else [`Disk::NEW_LEAF`] or [`Disk::KNOWN_LEAF`].
     pub leaves: Set,
     /// Fills the struct up.
     gap: Set,
 }
 
 impl Disk {
+    /// Extents that fit the inode (`EXT4_N_BLOCKS` words, less the header).
+    pub const ROOT_EXTENTS: u32 = 4;
+    /// The extents have outgrown the inode; their leaf has been looked at.
+    pub const KNOWN_LEAF: Set = 1;
+    /// The extents have outgrown the inode; the next look at their leaf is the first.
+    pub const NEW_LEAF: Set = 2;
+
+    /// Number of extents, all that can be merged being merged.
+    #[inline]
+    pub fn extents(&self) -> u32 {
+        let inner = each(self.mapped).filter(|&b| b > 0 && self.joined(b - 1)).count();
+        self.mapped.count_ones() - inner as u32
+    }
+
     /// Nothing mapped, `clusters` clusters free, full of an earlier owner's bytes.
     pub fn new(geo: &Geometry) -> Disk {
         // Cluster 0 stays out of use, so that physical block 0 can mean "none".
@@ -73,7 +88,7 @@ impl Disk {
         Disk {
             mapped: 0,
             unwritten: 0,
-            leaves: Set::MAX,
+            leaves: if geo.leaf_blocks == 0 { 0 } else { Set::MAX },
             pblk: [0; 16],
             free: (((1u64 << blocks) - 1) << first) as u32,
             freed: 0,
@@ -171,17 +186,31 @@ impl Disk {
         self.unwritten &= !blocks;
     }
 
-    /// Lowest physical cluster (by its first block) that may be given out.
+    /// The physical cluster (by its first block) to give out next for `wanted` blocks: where the
+    /// first run of free space starts that is long enough, else the lowest.
     #[inline]
-    pub fn lowest_free(&self, geo: &Geometry) -> Option<u8> {
+    pub fn lowest_free(&self, geo: &Geometry, wanted: u8) -> Option<u8> {
         let usable = self.free & !self.freed;
-        let mut pblk = usable.trailing_zeros();
+        // Bit n of `runs` is left if n..n + wanted are free.
+        let mut runs = usable;
+        for _ in 1..wanted {
+            runs &= runs >> 1;
+        }
+        let mut pblk = if runs == 0 { usable } else { runs }.trailing_zeros();
         // Whole clusters are free or not, so the first free block starts one.
         if pblk >= 32 {
             return None;
         }
         pblk &= !(u32::from(geo.cluster_blocks()) - 1);
         Some(pblk as u8)
+    }
+
+    /// The physical cluster behind the one that starts at `pblk`, if it may be given out.
+    #[inline]
+    pub fn free_behind(&self, geo: &Geometry, pblk: u8) -> Option<u8> {
+        let next = pblk + geo.cluster_blocks();
+        let usable = self.free & !self.freed;
+        (next < PBLKS_MAX && usable & (1 << next) != 0).then_some(next)
     }
 
     /// Physical blocks of the cluster that starts at `pblk`.

@@ -2,8 +2,9 @@
 //!
 //! In: a kernel, how many lists, a seed. Out: progress on standard error; figures and the shrunk
 //! lists that differ on standard output, or JSON: `{"schema":1, "kernel", "variant", "mutant",
-//! "seed", "ops", "shapes":[{"geometry", "lists", "operations", "differing", "findings":[{"list",
-//! "map", "failure":{"step", "differences", "rows"}}], "e2fsck", "seconds"}]}`.
+//! "seed", "ops", "shapes":[{"geometry", "lists", "operations", "told", "known", "differing",
+//! "findings":[{"list", "map", "failure":{"step", "differences", "rows", "known"}}], "e2fsck",
+//! "seconds"}]}`.
 //! Must not know: how lists are drawn, run, compared or shrunk.
 //!
 //! Exit status: 0 nothing differs, 1 something does, 2 the comparison could not be carried out.

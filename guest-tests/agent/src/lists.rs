@@ -106,7 +106,8 @@ impl Subject<'_> {
 
     fn read(&mut self, direct: bool, offset: u64, length: u64) -> io::Result<Vec<i16>> {
         let file = if direct { &self.direct } else { &self.file };
-        let buffer = self.buffer.bytes(length as usize);
+        let left = file.metadata()?.len().saturating_sub(offset);
+        let buffer = self.buffer.bytes(length.min(left) as usize);
         let mut got = 0;
         while got < buffer.len() {
             match file.read_at(&mut buffer[got..], offset + got as u64)? {

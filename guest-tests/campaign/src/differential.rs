@@ -90,6 +90,10 @@ pub struct ShapeReport {
     pub lists: u32,
     /// Operations compared.
     pub operations: u64,
+    /// Blocks for which the engine was told whether the kernel had cached their extent.
+    pub told: u64,
+    /// Lists that end in a bug that the kernel is known to have.
+    pub known: u32,
     /// Lists that differ.
     pub differing: u32,
     /// The first of them.
@@ -143,6 +147,8 @@ fn on_shape(
         geometry: shape.name(),
         lists: 0,
         operations: 0,
+        told: 0,
+        known: 0,
         differing: 0,
         findings: Vec::new(),
         e2fsck: None,
@@ -156,7 +162,17 @@ fn on_shape(
         for ((&list, script), result) in batch.iter().zip(&scripts).zip(&results) {
             report.lists += 1;
             report.operations += script.ops.len() as u64;
-            let Some(failure) = compare(&ground, script, result) else { continue };
+            let failure = match compare(&ground, script, result) {
+                Ok(told) => {
+                    report.told += u64::from(told);
+                    continue;
+                }
+                Err(Failure { known: Some(_), .. }) => {
+                    report.known += 1;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
             report.differing += 1;
             if report.findings.len() < MOST_SHRUNK {
                 let (script, failure) = shrink::shrink(&mut lab, &ground, script, failure)?;

@@ -131,6 +131,16 @@ impl Machine {
         self.0.own.1
     }
 
+    /// Where kernels and images are kept.
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    /// The machine's own QEMU.
+    pub(crate) fn qemu(&self) -> &Qemu {
+        &self.0.own.0
+    }
+
     /// A cached image made with mkfs.ext4's defaults; it must not be changed.
     pub(crate) fn image(&self, mib: u64) -> Result<PathBuf> {
         self.made(mib << 20, &[])

@@ -7,6 +7,7 @@
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
 mod boot;
+mod differential;
 mod durable;
 mod faults;
 mod founding;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     tests.extend(founding::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));
+    tests.extend(differential::tests(&machine));
 
     let conclusion = libtest_mimic::run(&args, tests);
     let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);

@@ -59,15 +59,20 @@ pub(super) fn report(
         order.variant.name(),
         order.seed
     )?;
+    writeln!(out, "\ngeometry    lists  operations    told  known  differ  seconds")?;
+    for shape in &report.shapes {
+        let ShapeReport { geometry, lists, operations, told, known, differing, seconds, .. } =
+            shape;
+        writeln!(
+            out,
+            "{geometry:<10} {lists:>6} {operations:>11} {told:>7} {known:>6} {differing:>7} {seconds:>8.1}"
+        )?;
+    }
     writeln!(
         out,
-        "\n{:<10} {:>6} {:>11} {:>7} {:>8}",
-        "geometry", "lists", "operations", "differ", "seconds"
+        "\ntold: blocks for which the engine had to be told whether their extent is cached;"
     )?;
-    for shape in &report.shapes {
-        let ShapeReport { geometry, lists, operations, differing, seconds, .. } = shape;
-        writeln!(out, "{geometry:<10} {lists:>6} {operations:>11} {differing:>7} {seconds:>8.1}")?;
-    }
+    writeln!(out, "known: lists that end in a bug that this kernel version is known to have.")?;
     for shape in &report.shapes {
         for finding in &shape.findings {
             table(out, replay, shape, finding)?;

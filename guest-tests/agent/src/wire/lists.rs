@@ -44,7 +44,7 @@ pub enum Call {
     /// Stores through a shared mapping made for this call: offset, length, the byte stored.
     /// Refused beyond the end of the file.
     Store(u64, u64, u8),
-    /// pread: offset, length.
+    /// pread, of what the file has: offset, length.
     Read(u64, u64),
     /// fallocate: offset, length.
     Fallocate(FallocateMode, u64, u64),
@@ -52,7 +52,7 @@ pub enum Call {
     Truncate(u64),
     /// pwrite with O_DIRECT: offset, length, the byte written.
     DirectWrite(u64, u64, u8),
-    /// pread with O_DIRECT: offset, length.
+    /// pread with O_DIRECT, of what the file has: offset, length.
     DirectRead(u64, u64),
     /// fsync.
     Fsync,

@@ -92,14 +92,19 @@ impl Model {
 
     /// The engine's operations for one of a list.
     fn parts(&self, op: Op) -> [Option<Op>; 2] {
+        let inside = self.geo.blocks_for(self.driver.size());
+        // A read ends where the file does.
+        let read = |at: u8, end: u8| {
+            let len = end.min(inside).saturating_sub(at);
+            (len > 0).then_some(Op::Read { at, len })
+        };
         match op {
-            // The page is faulted in for reading first.
-            Op::Mkwrite { at, .. } => [Some(Op::Read { at, len: 1 }), Some(op)],
-            // A read ends where the file does.
-            Op::Read { at, len } => {
-                let len = len.min(self.geo.blocks_for(self.driver.size()).saturating_sub(at));
-                [(len > 0).then_some(Op::Read { at, len }), None]
+            // The page is faulted in for reading first, all of it.
+            Op::Mkwrite { at, .. } => {
+                let folio = self.geo.folio(at);
+                [read(self.geo.folio_first(folio), self.geo.folio_first(folio + 1)), Some(op)]
             }
+            Op::Read { at, len } => [read(at, at + len), None],
             // msync commits.
             Op::Writepages { .. } => [Some(op), Some(Op::Commit)],
             // Looked at after every operation, if at all: see `map`.
@@ -133,6 +138,56 @@ impl Model {
     /// Tells the engine where the mapped blocks are.
     pub(super) fn place(&mut self, chosen: &[u64]) {
         self.driver.place(chosen);
+    }
+
+    /// Most extents that the tree may have on the way through an operation: what is written back is
+    /// split off, and merged only when it has been written.
+    pub(super) fn most_extents(&self, op: Op) -> u32 {
+        let now = self.driver.extents().len() as u32;
+        let dirty = self.driver.unwritten_back();
+        let runs = (dirty & !(dirty << 1)).count_ones();
+        now + match op {
+            Op::Fsync
+            | Op::Writepages { .. }
+            | Op::DioWrite { .. }
+            | Op::DioRead { .. }
+            | Op::PunchHole { .. }
+            | Op::CollapseRange { .. }
+            | Op::InsertRange { .. } => 2 * runs + 2,
+            Op::Fallocate { .. } | Op::ZeroRange { .. } => 2,
+            _ => 0,
+        }
+    }
+
+    /// Whether the engine has the extents in a leaf.
+    pub(super) fn leaf(&self) -> bool {
+        self.driver.leaf()
+    }
+
+    /// Takes over what the kernel has cached in extent status, block by block, if it is true. Out:
+    /// how many blocks the engine had to be told; nothing if something else differs.
+    pub(super) fn tell_cached(&mut self, seen: &[Letter]) -> Option<u32> {
+        let mut told = self.clone();
+        let mut count = 0;
+        for (lblk, (expected, &seen)) in self.status().chars().zip(seen).enumerate() {
+            if expected != seen {
+                if !told.driver.tell_cached(lblk as u8, seen != '.') {
+                    return None;
+                }
+                count += 1;
+            }
+        }
+        // Not cached, or cached as it is on disk: now the engine says the same, or the kernel lies.
+        if !told.status().chars().eq(seen.iter().copied()) {
+            return None;
+        }
+        *self = told;
+        Some(count)
+    }
+
+    /// Tells the engine whether the file has a leaf of extents.
+    pub(super) fn tell_leaf(&mut self, leaf: bool) {
+        self.driver.tell_leaf(leaf);
     }
 
     fn blank(&self) -> Vec<Letter> {

@@ -100,7 +100,7 @@ fn first_differing(
 ) -> Result<Option<(Script, Failure)>, DifferentialError> {
     let results = lab.run(&candidates)?;
     let differing = candidates.into_iter().zip(&results).find_map(|(script, result)| {
-        let failure = compare(ground, &script, result)?;
+        let failure = compare(ground, &script, result).err()?;
         Some((script, failure))
     });
     Ok(differing)

@@ -7,9 +7,10 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use device::dax::DaxFile;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -171,9 +172,13 @@ pub(crate) fn is_mounted(point: &Path) -> bool {
 /// Waits for a condition that comes about by itself.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
+    let mounts = fs::File::open(MOUNTS).expect("mounts");
+    let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
+        // The kernel tells of every change of the mounts; what else is waited for is asked for
+        // again after a moment.
+        poll(&mut [PollFd::new(&mounts, PollFlags::PRI)], Some(&moment)).expect("poll");
     }
 }
 
@@ -192,11 +197,9 @@ impl Toucher {
     /// Whether it has got its page.
     pub(crate) fn has_said(&self) -> bool {
         !self.said.buffer().is_empty() || {
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            let fd = self.said.get_ref().as_fd();
-            let mut fds =
-                [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
-            rustix::event::poll(&mut fds, Some(&now)).expect("poll") > 0
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let said = PollFd::new(self.said.get_ref(), PollFlags::IN);
+            poll(&mut [said], Some(&now)).expect("poll") > 0
         }
     }
 

@@ -219,7 +219,7 @@ impl RuleSet {
         self.rules.iter().map(|rule| &*rule.name)
     }
 
-    /// Names of the rules that can match one of those operations ([`Op::bit`]s).
+    /// Names of the rules that can match one of those operations ([`Op::bit`](crate::Op::bit)s).
     pub fn names_for(&self, ops: u8) -> impl Iterator<Item = &str> {
         self.rules.iter().filter(move |rule| rule.matches.ops & ops != 0).map(|rule| &*rule.name)
     }

@@ -14,6 +14,7 @@ mod ops;
 mod parked;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -21,6 +22,7 @@ use std::thread;
 use agent::MOUNT_POINT;
 use agent::wire::{KernelLine, Op, Step, ToHost, Trial, TrialResult};
 use anyhow::Context;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::clock;
 use crate::kmsg::Kmsg;
@@ -162,7 +164,13 @@ fn part(shared: &Shared<'_>, name: &str, ops: &[Op], steps: &mut Vec<Step>) -> R
 
 fn side_by_side(shared: &Shared<'_>, steps: &mut Vec<Step>) -> Result<(), Failure> {
     let meeting = &shared.stage.meeting;
-    let run = |name: &str, ops: &[Op]| {
+    let run = |name: &str, cpu: Option<u32>, ops: &[Op]| {
+        if let Some(cpu) = cpu
+            && let Err(error) = stay_on(cpu)
+        {
+            meeting.give_up();
+            return (Vec::new(), Err(Failure::new(name, "choose a processor", &error)));
+        }
         let tid = rustix::thread::gettid().as_raw_pid();
         let mut tids = shared.tids.lock().unwrap_or_else(PoisonError::into_inner);
         tids.insert(name.to_owned(), tid);
@@ -181,7 +189,7 @@ fn side_by_side(shared: &Shared<'_>, steps: &mut Vec<Step>) -> Result<(), Failur
         for t in &shared.trial.workload.threads {
             let started = thread::Builder::new()
                 .name(t.name.clone())
-                .spawn_scoped(scope, move || run(&t.name, &t.ops));
+                .spawn_scoped(scope, move || run(&t.name, t.cpu, &t.ops));
             match started {
                 Ok(handle) => handles.push(handle),
                 Err(error) => {
@@ -206,6 +214,19 @@ fn side_by_side(shared: &Shared<'_>, steps: &mut Vec<Step>) -> Result<(), Failur
         }
         first
     })
+}
+
+/// Keeps the calling thread on one processor, counted round those that it may use.
+fn stay_on(cpu: u32) -> io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let usable: Vec<usize> =
+        (0..CpuSet::MAX_CPU).filter(|number| allowed.is_set(*number)).collect();
+    let Some(number) = usable.get(cpu as usize % usable.len().max(1)) else {
+        return Err(io::Error::other("there is no processor to use"));
+    };
+    let mut one = CpuSet::new();
+    one.set(*number);
+    Ok(sched_setaffinity(None, &one)?)
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
         writes: 10 * (WRITES + MORE),
         fsync_every: FSYNC_EVERY,
     };
-    let thread = Thread { name: THREAD.into(), ops: vec![op] };
+    let thread = Thread { name: THREAD.into(), ops: vec![op], ..Thread::default() };
     let workload = Workload { threads: vec![thread], ..Workload::default() };
     guest.begin(Order { trial: 1, seed: SEED, workload })?;
     let kill_at = WRITES + Draws::new(SEED, "kill").between(0, MORE);

@@ -130,6 +130,7 @@ fn writing() -> Workload {
                 ]
             })
             .collect(),
+        ..Thread::default()
     };
     Workload {
         setup: vec![Op::Mount { options: String::new() }],

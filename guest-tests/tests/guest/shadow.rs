@@ -265,7 +265,7 @@ fn workload(options: &str) -> Workload {
                 ops.push(Op::Unlink { path: file });
             }
         }
-        Thread { name: format!("worker{number}"), ops }
+        Thread { name: format!("worker{number}"), ops, ..Thread::default() }
     };
     Workload {
         setup: vec![

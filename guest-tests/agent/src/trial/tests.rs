@@ -43,7 +43,7 @@ fn ops(json: &str) -> Vec<Op> {
 }
 
 fn thread(name: &str, json: &str) -> Thread {
-    Thread { name: name.into(), ops: ops(json) }
+    Thread { name: name.into(), ops: ops(json), ..Thread::default() }
 }
 
 #[test]

@@ -28,11 +28,15 @@ pub struct Workload {
 }
 
 /// One operating-system thread of a workload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Thread {
     /// Its name, in reports and for `await_parked`.
     pub name: String,
+    /// The processor that it runs on, counted round those that the guest has; any if not given.
+    /// Where a held page stops a processor, the other threads must run on another.
+    #[serde(default)]
+    pub cpu: Option<u32>,
     /// What it does, in order; the first failure ends the trial.
     pub ops: Vec<Op>,
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn thread(name: &str, ops: Vec<Op>) -> Thread {
-    Thread { name: name.into(), ops }
+    Thread { name: name.into(), ops, ..Thread::default() }
 }
 
 fn store() -> Op {

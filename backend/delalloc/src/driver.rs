@@ -8,7 +8,7 @@
 use crate::exec::Engine;
 use crate::geometry::{Geometry, PBLKS_MAX, Set, bit, each};
 use crate::invariant::Finding;
-use crate::kernel::Kernel;
+use crate::kernel::{Flag, Kernel};
 use crate::ops::Op;
 use crate::state::{ANY, Content, Disk, Errno, STALE, State, Status, Thread};
 
@@ -184,6 +184,33 @@ impl Driver {
             es.insert_hole(block);
         }
         true
+    }
+
+    /// Tells the engine that an unwritten block shares an extent with a delayed one, which made its
+    /// entry U+D: what is one extent follows from where blocks are, which U+D hides. False, and
+    /// nothing done, if that cannot be.
+    pub fn tell_joined(&mut self, lblk: u8) -> bool {
+        let (es, block) = (&mut self.state.es, bit(lblk));
+        let run = |mut at: u8, by: i8| {
+            while let Some(next) = at.checked_add_signed(by).filter(|&next| next < self.geo.blocks)
+            {
+                if es.unwritten & bit(next) == 0 {
+                    break;
+                }
+                if es.delayed & bit(next) != 0 {
+                    return true;
+                }
+                at = next;
+            }
+            false
+        };
+        let joined = !self.kernel.has(Flag::ExclusiveTypes)
+            && es.unwritten & block != 0
+            && (run(lblk, 1) || run(lblk, -1));
+        if joined {
+            es.delayed |= block;
+        }
+        joined
     }
 
     /// Extent status, as `EXT4_IOC_GET_ES_CACHE` shows it.

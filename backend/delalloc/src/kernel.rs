@@ -46,6 +46,9 @@ flags! {
     WriteHandle = "write-handle" [1 1 0 0 0],
     /// A buffered write waits for direct I/O in flight.
     WriteDrainsDio = "write-drains-dio" [0 0 1 0 1],
+    /// A direct write inside the file looks its first blocks up before it writes anything back
+    /// (`ext4_overwrite_io`), even if it lies behind `i_disksize`.
+    DioLooksFirst = "dio-looks-first" [0 0 0 1 1],
     /// A lookup's result goes through `ext4_es_cache_extent`, which never changes a type.
     CacheKeepsType = "cache-keeps-type" [0 0 0 0 1],
     /// Punch writes the dirty range back before it takes any lock.

@@ -155,11 +155,14 @@ fn on_shape(
         seconds: 0.0,
     };
     let numbers: Vec<u32> = order.lists.clone().collect();
-    for batch in numbers.chunks(BATCH) {
+    let mut left = &numbers[..];
+    while !left.is_empty() {
         let draw = |&number| draw(order.variant, geo, order.seed, number, order.ops);
-        let scripts: Vec<Script> = batch.iter().map(draw).collect();
+        let scripts: Vec<Script> = left.iter().take(BATCH).map(draw).collect();
         let results = lab.run(&scripts)?;
-        for ((&list, script), result) in batch.iter().zip(&scripts).zip(&results) {
+        let mut done = 0;
+        for ((&list, script), result) in left.iter().zip(&scripts).zip(&results) {
+            done += 1;
             report.lists += 1;
             report.operations += script.ops.len() as u64;
             let failure = match compare(&ground, script, result) {
@@ -167,18 +170,27 @@ fn on_shape(
                     report.told += u64::from(told);
                     continue;
                 }
-                Err(Failure { known: Some(_), .. }) => {
-                    report.known += 1;
-                    continue;
-                }
                 Err(failure) => failure,
             };
-            report.differing += 1;
-            if report.findings.len() < MOST_SHRUNK {
-                let (script, failure) = shrink::shrink(&mut lab, &ground, script, failure)?;
-                report.findings.push(Finding { list, map: script.map, failure });
+            let spoilt = failure.known.is_some() || result.left != 0;
+            if spoilt {
+                // What is left behind would be held against the lists that come next.
+                lab.renew();
+            }
+            if failure.known.is_some() {
+                report.known += 1;
+            } else {
+                report.differing += 1;
+                if report.findings.len() < MOST_SHRUNK {
+                    let (script, failure) = shrink::shrink(&mut lab, &ground, script, failure)?;
+                    report.findings.push(Finding { list, map: script.map, failure });
+                }
+            }
+            if spoilt {
+                break;
             }
         }
+        left = &left[done..];
         progress(report.lists, report.differing);
     }
     report.e2fsck = lab.close()?;

@@ -3,7 +3,7 @@
 use super::{Engine, Flow, meta};
 use crate::geometry::{Set, bit, each, span};
 use crate::kernel::Flag;
-use crate::state::{ANY, Errno, IO_ENDS, IoEnd, IoState, Map, State};
+use crate::state::{ANY, Errno, IO_ENDS, IoEnd, IoState, Map, State, ZERO};
 
 /// Buffers of the mapping at hand are mapped now; unwritten blocks wait for their conversion.
 #[inline]
@@ -123,6 +123,10 @@ impl Engine {
         if !partial {
             cache.dirty &= !folio;
             cache.buf_dirty &= !blocks | inside;
+            // ext4_bio_write_page: what lies behind the end of the file is zeroed, and up to date.
+            let tail = blocks & !inside & self.geo.all();
+            cache.data.fill(tail & !cache.uptodate, ZERO);
+            cache.uptodate |= tail;
         }
         let submit = submit & inside;
         let idle = (0..IO_ENDS).find(|&i| state.io[i].state == IoState::Idle);

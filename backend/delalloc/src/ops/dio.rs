@@ -3,6 +3,7 @@
 use super::Range;
 use super::map::map_blocks;
 use super::writepages::write_and_wait;
+use crate::kernel::Flag;
 use crate::program::{Asm, Drop, Instr, Need};
 use crate::state::{Content, Mode, Rwsem};
 
@@ -11,6 +12,17 @@ use crate::state::{Content, Mode, Rwsem};
 pub fn write(a: &mut Asm, range: Range, data: Content) {
     let (out, ready, lost) = (a.label(), a.label(), a.label());
     a.lock(Rwsem::Inode, Mode::Write);
+    if a.has(Flag::DioLooksFirst) {
+        let (inside, looked) = (a.label(), a.label());
+        a.emit(Instr::IfSizeCovers(a.geo.bytes(range.end()), inside));
+        a.emit(Instr::Jump(looked));
+        a.place(inside);
+        a.emit(Instr::Range(range.at, range.end()));
+        map_blocks(a, Need::Lookup, false);
+        a.place(looked);
+        // Registers that nobody reads any more.
+        a.emit(Instr::Range(0, 0));
+    }
     write_and_wait(a, range);
     a.emit(Instr::IfErr(ready));
     a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Before });

@@ -154,7 +154,14 @@ fn known_bug(
 ) -> Option<&'static str> {
     let splits = matches!(
         op,
-        Op::ZeroRange { .. } | Op::DioWrite { .. } | Op::Fsync | Op::Writepages { .. }
+        Op::ZeroRange { .. }
+            | Op::DioWrite { .. }
+            | Op::DioRead { .. }
+            | Op::Fsync
+            | Op::Writepages { .. }
+            | Op::PunchHole { .. }
+            | Op::CollapseRange { .. }
+            | Op::InsertRange { .. }
     );
     if ground.kernel.has(Flag::SplitNocache) || !splits {
         return None;

@@ -68,6 +68,11 @@ impl Lab<'_> {
         }
     }
 
+    /// Gives the guest up: the next lists run in a new one.
+    pub(super) fn renew(&mut self) {
+        self.guest = None;
+    }
+
     fn attempt(&mut self, scripts: &[Script]) -> Result<Vec<ListResult>, GuestError> {
         let geo = self.shape.geometry(&self.order.variant);
         let mut guest = match self.guest.take() {
@@ -78,7 +83,10 @@ impl Lab<'_> {
         self.number += scripts.len() as u64;
         let lists = scripts.iter().zip(first..).map(|(script, number)| script.list(&geo, number));
         let results = guest.lists(u64::from(geo.blocks), lists.collect(), BATCH_LIMIT)?;
-        self.guest = Some(guest);
+        // Delayed blocks that outlive their file would be held against the lists that come next.
+        if results.iter().all(|result| result.left == 0) {
+            self.guest = Some(guest);
+        }
         Ok(results)
     }
 

@@ -164,14 +164,20 @@ impl Model {
         self.driver.leaf()
     }
 
-    /// Takes over what the kernel has cached in extent status, block by block, if it is true. Out:
+    /// Takes over what the kernel has cached in extent status, and joined to U+D there, block by
+    /// block, if it is true. Out:
     /// how many blocks the engine had to be told; nothing if something else differs.
     pub(super) fn tell_cached(&mut self, seen: &[Letter]) -> Option<u32> {
         let mut told = self.clone();
         let mut count = 0;
         for (lblk, (expected, &seen)) in self.status().chars().zip(seen).enumerate() {
             if expected != seen {
-                if !told.driver.tell_cached(lblk as u8, seen != '.') {
+                let lblk = lblk as u8;
+                let done = match (expected, seen) {
+                    ('U', 'u') => told.driver.tell_joined(lblk),
+                    _ => told.driver.tell_cached(lblk, seen != '.'),
+                };
+                if !done {
                     return None;
                 }
                 count += 1;

@@ -34,9 +34,9 @@ const CONFIGURATIONS: &[(&str, &[&str], &str)] = &[
     ("blocks_1k", &["-b", "1024"], ""),
     ("nodelalloc", &[], "nodelalloc"),
     ("dioread_lock", &["-b", "4096", "-O", "^metadata_csum,^64bit"], "dioread_lock"),
-    ("data_journal", &["-J", "size=8"], "data=journal"),
-    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
     ("bigalloc", &["-O", "bigalloc", "-C", "16384"], ""),
+    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
+    ("data_journal", &["-J", "size=8"], "data=journal"),
     ("orphan_file", &["-O", "orphan_file,inline_data,ea_inode"], "5.15+noatime"),
 ];
 

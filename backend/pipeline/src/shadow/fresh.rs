@@ -128,6 +128,15 @@ impl Fresh {
         }
     }
 
+    /// The blocks may have been written.
+    pub(super) fn assume(&mut self, first: u64, end: u64) {
+        if self.pages() < PAGES_MAX {
+            self.durable.insert(first, end);
+        } else {
+            self.blind = 3;
+        }
+    }
+
     /// The blocks belong to somebody else, or to nobody, or are what they should be.
     pub(super) fn forget(&mut self, first: u64, end: u64) {
         self.durable.remove(first, end);

@@ -59,6 +59,9 @@ pub(super) struct Changes {
     pub(super) freed: Vec<(u64, u64)>,
     /// File data is written there now.
     pub(super) written: Vec<(u64, u64)>,
+    /// Written data that became unwritten in place (FALLOC_FL_ZERO_RANGE): what is written there
+    /// next may have been written before this commit, when it was not looked at.
+    pub(super) doubtful: Vec<(u64, u64)>,
 }
 
 /// What is remembered from commit to commit.
@@ -297,6 +300,10 @@ impl Ledger {
                 ) => inode == ino,
                 _ => false,
             };
+            if !extent.written && matches!(old, Ok(Home::FileData { state: Written::Written, .. }))
+            {
+                changes.doubtful.push((at, next));
+            }
             if !same {
                 let lblk = extent.lblk + (at - extent.pblk) as u32;
                 claimed(case, ino, (at, next), Some(lblk), findings);
@@ -331,6 +338,11 @@ impl Ledger {
         };
         if let Ok(Home::FileData { state: Written::Written, .. }) = old {
             // Blocks that move from file to file (EXT4_IOC_MOVE_EXT) keep their data.
+            self.unknown += end - first;
+            return;
+        }
+        if case.facts.cluster_bits > 0 && old != Ok(Home::Free) {
+            // A block of a cluster that stays in use is reused without waiting for a commit.
             self.unknown += end - first;
             return;
         }

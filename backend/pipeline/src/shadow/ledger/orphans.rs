@@ -19,7 +19,7 @@ pub(in crate::shadow) struct Orphans {
     head: Ino,
     next: HashMap<Ino, Ino>,
     blocks: HashMap<u64, Vec<Ino>>,
-    /// There were too many to be remembered.
+    /// There were too many to be remembered, or some were not seen.
     crowded: bool,
 }
 
@@ -58,6 +58,11 @@ impl Orphans {
                 _ => {}
             }
         }
+    }
+
+    /// Some changes were not seen: every inode may be on the list.
+    pub(in crate::shadow) fn lose(&mut self) {
+        self.crowded = true;
     }
 
     /// `s_last_orphan` of a superblock.

@@ -29,7 +29,8 @@
 //! checked as if they had not been); data that moves from file to file (EXT4_IOC_MOVE_EXT); contents
 //! of directories and attributes; `data=writeback` promises less than D3, so switch it off with
 //! [`Options::ordered`]. Known to be wrong: D3 under `data=journal`, where a few findings in ten
-//! thousand requests were false; switch it off there too. Superblocks, backups and the MMP block are written past the log by design and are exempt from D7.
+//! thousand requests were false; switch it off there too. Superblocks, backups and the MMP
+//! block are written past the log by design and are exempt from D7.
 //!
 //! What would survive a power cut now is [`Shadow::survivors`].
 //!

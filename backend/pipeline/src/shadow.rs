@@ -11,8 +11,10 @@
 //!   passes only what is durable in place; the live part of the log is not overwritten. `Durable`
 //!   takes FLUSH and the volatile cache at their word. The first commit tells whether the guest
 //!   relies on flushes; with `nobarrier`, or a write-through disk, completed counts as durable.
-//! - stale data (D3): a block that a commit makes *written* was written, and that was durable, when
-//!   the commit record arrived; a new directory or tree block has a copy in the log.
+//! - stale data (D3): a block that a commit makes *written* has a copy in that transaction
+//!   (`data=journal`), or was written, and that was durable, when the commit record arrived, unless
+//!   nobody could read it after a power cut: the file has no name any more, or recovery cuts it
+//!   before the block. A new directory or tree block has a copy in the log.
 //! - revokes (D6): no data goes to a block of which the log still has a copy, unless the file
 //!   system journals data; a transaction does not revoke what it logged.
 //! - late metadata (P1): no metadata write is in flight when its block is freed or written to again,
@@ -27,10 +29,10 @@
 //! leaks and, in clusters that stay in use, stale data; data written to a block that
 //! FALLOC_FL_ZERO_RANGE makes unwritten in the same transaction; fast commits (a full commit is
 //! checked as if they had not been); data that moves from file to file (EXT4_IOC_MOVE_EXT); contents
-//! of directories and attributes; `data=writeback` promises less than D3, so switch it off with
-//! [`Options::ordered`]. Known to be wrong: D3 under `data=journal`, where a few findings in ten
-//! thousand requests were false; switch it off there too. Superblocks, backups and the MMP
-//! block are written past the log by design and are exempt from D7.
+//! of directories and attributes; the data of a file that gets a name after its blocks were committed
+//! (`O_TMPFILE`), and of one that grows over blocks that were committed beyond its size.
+//! `data=writeback` promises less than D3, so switch it off with [`Options::ordered`]. Superblocks,
+//! backups and the MMP block are written past the log by design and are exempt from D7.
 //!
 //! What would survive a power cut now is [`Shadow::survivors`].
 //!

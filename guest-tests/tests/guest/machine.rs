@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent::wire::{Trial as Order, Workload};
 use anyhow::{Context, Result};
 use campaign::backend::{BackendConfig, Storage};
 use campaign::cache::Cache;
@@ -165,6 +166,25 @@ pub(crate) fn boot(config: &GuestConfig) -> Result<Guest> {
         eprintln!("guest tests: {} was booted anew: {error}", config.kernel.name);
     }
     Ok(guest)
+}
+
+/// Runs a trial of which every step must succeed, without an error of ext4.
+pub(crate) fn run(
+    guest: &mut Guest,
+    trial: u64,
+    workload: Workload,
+    limit: Duration,
+) -> Result<()> {
+    let observed = guest.run(Order { trial, seed: trial, workload }, limit)?;
+    let failed = observed.result.steps.iter().find(|step| step.errno.is_some());
+    anyhow::ensure!(
+        observed.result.error.is_none() && failed.is_none(),
+        "trial {trial}: {:?}, {failed:?}",
+        observed.result.error
+    );
+    let bad = observed.result.kernel.iter().find(|line| line.text.contains("EXT4-fs error"));
+    anyhow::ensure!(bad.is_none(), "trial {trial}: {bad:?}");
+    Ok(())
 }
 
 /// Runs a program that must succeed.

@@ -1,12 +1,16 @@
 //! Goal: the on-disk shadow is silent on real kernels, whatever the timing.
 //! Method: fsstress-like and fio work in the guest over mkfs and mount options, on two kernels, with
 //! and without half of all requests delayed; the disk has a shadow. 0 findings, and it must have
-//! looked at requests and commits. With `RACEGATE_SHADOW_REQUESTS=N` every configuration runs until
-//! all together have made N requests.
+//! looked at requests and commits.
+//!
+//! A long run is made of pieces: with `RACEGATE_SHADOW_REQUESTS=N` the configurations are gone
+//! through, with delays and without in turn, until the guest has made N requests;
+//! `RACEGATE_SHADOW_CONFIGURATIONS=default,bigalloc` takes those only, and
+//! `RACEGATE_SHADOW_SEED=N` seeds delays and work.
 
 use std::time::{Duration, Instant};
 
-use agent::wire::{FallocateMode, Op, Thread, Trial as Order, Workload};
+use agent::wire::{FallocateMode, Op, Thread, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use campaign::guest::Guest;
 use libtest_mimic::Trial;
@@ -14,7 +18,7 @@ use pipeline::RuleSet;
 use pipeline::control::{Request, Response};
 use pipeline::shadow::{Checker, Options, Rule, ShadowStats};
 
-use crate::machine::{Machine, Which, boot, must};
+use crate::machine::{Machine, Which, boot, must, run};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
@@ -34,9 +38,9 @@ const CONFIGURATIONS: &[(&str, &[&str], &str)] = &[
     ("blocks_1k", &["-b", "1024"], ""),
     ("nodelalloc", &[], "nodelalloc"),
     ("dioread_lock", &["-b", "4096", "-O", "^metadata_csum,^64bit"], "dioread_lock"),
-    ("bigalloc", &["-O", "bigalloc", "-C", "16384"], ""),
-    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
     ("data_journal", &["-J", "size=8"], "data=journal"),
+    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
+    ("bigalloc", &["-O", "bigalloc", "-C", "16384"], ""),
     ("orphan_file", &["-O", "orphan_file,inline_data,ea_inode"], "5.15+noatime"),
 ];
 
@@ -57,25 +61,61 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
     tests
 }
 
-/// Name, and arguments of mkfs.ext4, of the disks of which logs are recorded: small ones.
-const RECORDED: &[(&str, &[&str])] = &[
-    ("guest-plain", &["-b", "1024", "-N", "32", "-J", "size=1", "-O", "^metadata_csum,^64bit"]),
-    ("guest-checksums", &["-b", "1024", "-N", "32", "-J", "size=1", "-O", "metadata_csum,64bit"]),
+/// Arguments of mkfs.ext4 for disks of which logs are recorded: small ones.
+const SMALL: [&str; 6] = ["-b", "1024", "-N", "32", "-J", "size=1"];
+/// Name, features, and mount options of the disks of which logs are recorded.
+const RECORDED: &[(&str, &str, &str)] = &[
+    ("guest-plain", "^metadata_csum,^64bit", "noatime"),
+    ("guest-checksums", "metadata_csum,64bit", "noatime"),
+    ("guest-journaled", "^metadata_csum,^64bit", "noatime,data=journal"),
 ];
 
-/// How many requests the shadow shall have seen; `None`: what a test at every push can afford.
-fn wanted() -> Result<Option<u64>> {
-    match std::env::var("RACEGATE_SHADOW_REQUESTS") {
-        Ok(count) => Ok(Some(count.parse().context("RACEGATE_SHADOW_REQUESTS")?)),
-        Err(_) => Ok(None),
+/// What the environment asks for.
+struct Asked {
+    /// How many requests the guest shall make; `None`: what a test at every push can afford.
+    requests: Option<u64>,
+    /// Names of configurations; `None`: all.
+    configurations: Option<Vec<String>>,
+    seed: u64,
+}
+
+impl Asked {
+    fn read() -> Result<Asked> {
+        let number = |name: &str| match std::env::var(name) {
+            Ok(count) => count.parse().map(Some).with_context(|| name.to_owned()),
+            Err(_) => Ok(None),
+        };
+        let names = std::env::var("RACEGATE_SHADOW_CONFIGURATIONS").ok();
+        let configurations: Option<Vec<String>> =
+            names.map(|names| names.split(',').map(str::to_owned).collect());
+        for name in configurations.iter().flatten() {
+            ensure!(
+                CONFIGURATIONS.iter().any(|(known, ..)| known == name),
+                "RACEGATE_SHADOW_CONFIGURATIONS: there is no configuration {name}"
+            );
+        }
+        Ok(Asked {
+            requests: number("RACEGATE_SHADOW_REQUESTS")?,
+            configurations,
+            seed: number("RACEGATE_SHADOW_SEED")?.unwrap_or(1),
+        })
+    }
+
+    /// A quick run takes every fourth configuration from `from` on.
+    fn has(&self, place: usize, name: &str, from: usize) -> bool {
+        match &self.configurations {
+            Some(names) => names.iter().any(|of| of == name),
+            None => self.requests.is_some() || place % 4 == from,
+        }
     }
 }
 
 fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result<()> {
-    let wanted = wanted()?;
+    let asked = Asked::read()?;
     let image = machine.image(256)?;
     let mut config = machine.guest(Which::Own, kernel, &image)?;
     config.backend.extra = vec!["--shadow".into()];
+    config.backend.seed = asked.seed;
     for (program, package) in [("stress-ng", "stress-ng"), ("fio", "fio")] {
         config.programs.push((program.to_owned(), package.to_owned()));
     }
@@ -86,16 +126,16 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
         config.backend.event_log = Some(log);
     }
     let mut guest = boot(&config)?;
-    let mut trial = 0;
+    let seconds = if asked.requests.is_some_and(|wanted| wanted >= LONG) { "30" } else { "2" };
+    let mut trial = asked.seed * 1000;
+    let mut delayed = delayed;
     let begun = Instant::now();
-    let seen = loop {
-        // A quick run takes every fourth configuration, the other kernel others.
-        let step = if wanted.is_some() { 1 } else { 4 };
-        let from = if wanted.is_some() { 0 } else { from };
-        for (name, mkfs, options) in CONFIGURATIONS.iter().skip(from).step_by(step) {
-            if delayed {
-                guest.load(&RuleSet::parse("", "none")?)?;
+    let (made, seen) = loop {
+        for (place, (name, mkfs, options)) in CONFIGURATIONS.iter().enumerate() {
+            if !asked.has(place, name, from) {
+                continue;
             }
+            guest.load(&RuleSet::parse("", "none")?)?;
             let args: Vec<&str> =
                 ["-q", "-F"].iter().chain(*mkfs).copied().chain(["/dev/{disk}"]).collect();
             must(&mut guest, "/bin/mkfs.ext4", &args).with_context(|| (*name).to_owned())?;
@@ -103,12 +143,13 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
                 guest.load(&RuleSet::parse(DELAYS, "shadow")?)?;
             }
             trial += 1;
-            work(&mut guest, trial, options, wanted.is_some_and(|wanted| wanted >= LONG))
-                .with_context(|| (*name).to_owned())?;
+            work(&mut guest, trial, options, seconds).with_context(|| (*name).to_owned())?;
             let stats = shadow(&mut guest)?;
             eprintln!(
-                "shadow: {kernel} {name}: {} requests, {} commits, {} checked, {} unknown, {} KiB, \
-                 {} findings",
+                "shadow: {kernel} {name}, seed {trial}, {}: {} requests by the guest, {} looked at, \
+                 {} commits, {} checked, {} unknown, {} KiB, {} findings",
+                if delayed { "delayed" } else { "not delayed" },
+                made(&mut guest)?,
                 stats.requests,
                 stats.commits,
                 stats.checked,
@@ -116,21 +157,35 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
                 stats.heap_bytes / 1024,
                 stats.findings
             );
-            ensure!(stats.findings == 0, "{kernel} {name}: {:?}\n{}", stats.rules, told(&guest));
+            ensure!(
+                stats.findings == 0,
+                "{kernel} {name}: {:?}\n{}",
+                stats.rules,
+                guest.backend_stderr()
+            );
         }
-        let stats = shadow(&mut guest)?;
-        if wanted.is_none_or(|wanted| stats.requests >= wanted) {
-            break stats;
+        let (made, seen) = (made(&mut guest)?, shadow(&mut guest)?);
+        if asked.requests.is_none_or(|wanted| made >= wanted) {
+            break (made, seen);
         }
+        delayed = !delayed;
     };
     ensure!(seen.requests > 500 && seen.commits > 20, "the shadow saw nothing: {seen:?}");
     guest.shutdown()?;
-    eprintln!(
-        "shadow: {kernel}: {} requests in {:.0?}, 0 findings",
-        seen.requests,
-        begun.elapsed()
-    );
+    eprintln!("shadow: {kernel}: {made} requests in {:.0?}, 0 findings", begun.elapsed());
     Ok(())
+}
+
+/// Requests that the guest's disk has completed (`Documentation/block/stat.rst`: reads, writes,
+/// discards, flushes).
+fn made(guest: &mut Guest) -> Result<u64> {
+    let stat = must(guest, "/bin/cat", &["/sys/block/{disk}/stat"])?.stdout;
+    let fields: Vec<u64> = stat.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    [0, 4, 11, 15]
+        .map(|place| fields.get(place).copied())
+        .into_iter()
+        .sum::<Option<u64>>()
+        .context(stat)
 }
 
 fn shadow(guest: &mut Guest) -> Result<ShadowStats> {
@@ -140,22 +195,19 @@ fn shadow(guest: &mut Guest) -> Result<ShadowStats> {
     stats.shadow.context("the disk has no shadow")
 }
 
-/// What the daemon said of findings.
-fn told(guest: &Guest) -> String {
-    guest.backend_stderr()
-}
-
-fn work(guest: &mut Guest, trial: u64, options: &str, long: bool) -> Result<()> {
-    run(guest, trial * 10, workload(options))?;
+fn work(guest: &mut Guest, trial: u64, options: &str, seconds: &str) -> Result<()> {
+    run(guest, trial, workload(options), LIMIT)?;
     let mounted = format!("rw,{}", options.split_once('+').map_or(options, |(_, rest)| rest));
     let mounted = mounted.trim_end_matches(',');
     must(guest, "/bin/mount", &["-t", "ext4", "-o", mounted, "/dev/{disk}", "/mnt"])?;
-    let seconds = if long { "30" } else { "2" };
+    let seed = trial.to_string();
     let stress: Vec<&str> = [
         "--temp-path",
         "/mnt",
         "--timeout",
         seconds,
+        "--seed",
+        &seed,
         "--quiet",
         "--oom-avoid",
         "--dentry",
@@ -182,6 +234,7 @@ fn work(guest: &mut Guest, trial: u64, options: &str, long: bool) -> Result<()> 
     .to_vec();
     must(guest, "/bin/stress-ng", &stress)?;
     let runtime = format!("--runtime={seconds}");
+    let seed = format!("--randseed={seed}");
     let fio = [
         "--name=mixed",
         "--directory=/mnt",
@@ -195,6 +248,7 @@ fn work(guest: &mut Guest, trial: u64, options: &str, long: bool) -> Result<()> 
         "--thread",
         "--time_based",
         &runtime,
+        &seed,
         "--output-format=terse",
         "--fallocate=none",
         "--file_append=1",
@@ -202,17 +256,6 @@ fn work(guest: &mut Guest, trial: u64, options: &str, long: bool) -> Result<()> 
     must(guest, "/bin/fio", &fio)?;
     must(guest, "/bin/umount", &["/mnt"])?;
     must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
-    Ok(())
-}
-
-fn run(guest: &mut Guest, trial: u64, workload: Workload) -> Result<()> {
-    let observed = guest.run(Order { trial, seed: trial, workload }, LIMIT)?;
-    let failed = observed.result.steps.iter().find(|step| step.errno.is_some());
-    ensure!(
-        observed.result.error.is_none() && failed.is_none(),
-        "trial {trial}: {:?}, {failed:?}",
-        observed.result.error
-    );
     Ok(())
 }
 
@@ -330,15 +373,16 @@ fn catches(machine: &Machine, kernel: &str, stale: bool) -> Result<()> {
 /// `RACEGATE_SHADOW_RECORD=FOLDER` the logs are kept there: those of the canaries are made so.
 fn recorded(machine: &Machine) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for (name, mkfs) in RECORDED {
-        let mkfs: Vec<String> = mkfs.iter().map(ToString::to_string).collect();
+    for (name, features, options) in RECORDED {
+        let mkfs =
+            SMALL.iter().chain(&["-O", features]).map(ToString::to_string).collect::<Vec<_>>();
         let image = machine.made(8 * MIB, &mkfs)?;
         let mut config = machine.guest(Which::Own, "debian-6.12.107", &image)?;
         let log = folder.path().join(format!("{name}.jsonl"));
         config.backend.extra = vec!["--shadow".into()];
         config.backend.event_log = Some(log.clone());
         let mut guest = boot(&config)?;
-        run(&mut guest, 1, short())?;
+        run(&mut guest, 1, short(options), LIMIT)?;
         let live = shadow(&mut guest)?;
         guest.shutdown()?;
 
@@ -360,7 +404,7 @@ fn recorded(machine: &Machine) -> Result<()> {
 }
 
 /// A little of everything that the rules are about, over two mounts.
-fn short() -> Workload {
+fn short(options: &str) -> Workload {
     let open = |file: &str, create| Op::Open {
         file: file.into(),
         path: file.into(),
@@ -370,7 +414,7 @@ fn short() -> Workload {
     let write = |file: &str, offset, bytes| Op::Write { file: file.into(), offset, bytes, fill: 7 };
     let fsync = |file: &str| Op::Fsync { file: file.into() };
     let close = |file: &str| Op::Close { file: file.into() };
-    let mount = || Op::Mount { options: "noatime".into() };
+    let mount = || Op::Mount { options: options.into() };
     let mut ops = vec![mount()];
     for file in ["a", "b", "d"] {
         ops.extend([open(file, true), write(file, 0, 5000), fsync(file)]);

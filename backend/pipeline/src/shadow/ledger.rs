@@ -32,6 +32,8 @@ const INCOMPAT_EA_INODE: u32 = 0x400;
 #[derive(Clone, Copy, Debug)]
 struct Known {
     generation: u32,
+    /// No name leads to it.
+    unlinked: bool,
     /// Blocks within its size, if no written block may lie beyond.
     size_blocks: Option<u64>,
     content: Content,
@@ -184,6 +186,7 @@ impl Ledger {
         let block_bytes = case.facts.block_bytes as u64;
         let known = Known {
             generation: raw.generation(),
+            unlinked: raw.links() == 0,
             size_blocks: raw.size_blocks(ino, block_bytes).filter(|_| raw.links() > 0),
             content: raw.content(ino, case.facts.journal_inode),
         };
@@ -310,7 +313,7 @@ impl Ledger {
                 match known.content {
                     Content::Data if extent.written => {
                         changes.written.push((at, next));
-                        self.stored(case, ino, (at, next), lblk, old, findings);
+                        self.stored(case, (ino, known), (at, next), lblk, old, findings);
                     }
                     Content::Directory => {
                         (at..next).for_each(|block| self.has_content(case, ino, block, findings));
@@ -326,7 +329,7 @@ impl Ledger {
     fn stored(
         &mut self,
         case: &Case<'_>,
-        ino: Ino,
+        (ino, known): (Ino, Known),
         (first, end): (u64, u64),
         lblk: u32,
         old: Result<Home, u32>,
@@ -359,24 +362,40 @@ impl Ledger {
         else {
             return;
         };
-        if how == Data::Unknown {
-            self.unknown += end - first;
+        let lblk = |block: u64| lblk + (block - first) as u32;
+        let readable = self.readable_lblks(ino, known);
+        let unread = |block: u64| u64::from(lblk(block)) >= readable;
+        if how == Data::Unknown || unread(from) {
+            self.unknown += end - from;
             return;
         }
-        let to = (from..end).take_while(|block| missing(*block) == Some(how)).last();
-        let to = to.unwrap_or(from);
+        let to = (from..end).take_while(|block| missing(*block) == Some(how) && !unread(*block));
+        let to = to.last().unwrap_or(from);
         let seen = match how {
             Data::Late => "its data was written after the commit record",
             Data::NotFlushed => "its data was not flushed before the commit record",
             _ => "nothing was written there since the block was free",
         };
-        let lblk = |block: u64| lblk + (block - first) as u32;
         findings.push(Finding {
             inode: Some(ino),
             blocks: Some((from, to)),
             lblks: Some((lblk(from), lblk(to))),
             ..Finding::of(Rule::StaleData, seen.to_owned())
         });
+    }
+
+    /// Logical blocks of the inode that can be read after a power cut: recovery deletes an orphan
+    /// without a name, and cuts any other to its size, before anybody reads it. ext4 counts on that:
+    /// truncation and eviction drop pages whose blocks stay mapped until a later transaction, and
+    /// with `data=journal` jbd2 drops their copies from the running one (`journal_unmap_buffer`,
+    /// fs/jbd2/transaction.c), so that their blocks are committed as written without ever having
+    /// been.
+    fn readable_lblks(&self, ino: Ino, known: Known) -> u64 {
+        match known.size_blocks {
+            _ if known.unlinked => 0,
+            Some(blocks) if self.orphans.has(ino) => blocks,
+            _ => u64::MAX,
+        }
     }
 
     /// D3 for metadata: a block that was not the inode's has a copy in the transaction.

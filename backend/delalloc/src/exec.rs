@@ -8,73 +8,24 @@
 #![allow(clippy::unused_self, reason = "instructions share one calling convention")]
 
 use crate::footprint::{self, Footprints};
-use crate::geometry::{Geometry, each};
+use crate::geometry::Geometry;
 use crate::kernel::{Flag, Kernel};
 use crate::program::{Asm, Instr};
-use crate::state::{IoState, Locks, Mode, Rwsem, SLOTS, State, Wait};
+use crate::state::{Locks, Mode, Rwsem, SLOTS, State, Wait};
 
 mod alloc;
 mod cache;
 mod device;
+mod fault;
 mod free;
 mod map;
 mod meta;
 mod reserve;
+mod step;
 mod writeback;
 
 pub use device::{DEVICE_FAILS, DEVICE_IO};
-
-/// What may be made to fail, or happen without the threads' doing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[repr(u8)]
-pub enum Fault {
-    /// An allocation finds no space (transient for writeback).
-    AllocEnospc = 1,
-    /// An allocation finds no memory (transient for writeback).
-    AllocEnomem,
-    /// An allocation meets a broken block (fatal for writeback).
-    AllocEio,
-    /// Splitting an unwritten extent finds no memory for a tree block.
-    SplitEnomem,
-    /// Splitting an unwritten extent finds no space for a tree block.
-    SplitEnospc,
-    /// The second half of a three-way split fails after the first has zeroed its tail.
-    SplitSecond,
-    /// No memory for an extent status entry.
-    EsEnomem,
-    /// No memory for a pending cluster.
-    PendingEnomem,
-    /// The device fails a data write.
-    WriteEio,
-    /// A handle cannot be extended: `i_data_sem` is dropped between leaves.
-    Restart,
-}
-
-impl Fault {
-    /// Every fault, in order of number.
-    pub const ALL: [Fault; 10] = [
-        Fault::AllocEnospc,
-        Fault::AllocEnomem,
-        Fault::AllocEio,
-        Fault::SplitEnomem,
-        Fault::SplitEnospc,
-        Fault::SplitSecond,
-        Fault::EsEnomem,
-        Fault::PendingEnomem,
-        Fault::WriteEio,
-        Fault::Restart,
-    ];
-
-    /// The fault that a choice of a step stands for; 0 is none.
-    pub fn of_choice(choice: u8) -> Option<Fault> {
-        Fault::ALL.get(usize::from(choice).checked_sub(1)?).copied()
-    }
-
-    const fn bit(self) -> u16 {
-        1 << self as u8
-    }
-}
+pub use fault::Fault;
 
 /// How a thread goes on after an instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,194 +180,6 @@ impl Engine {
         }
     }
 
-    /// Calls `f` with each step possible: thread and choice. A choice of a user's thread is a
-    /// fault's number or 0; of the device, which request and how it ends; of the shrinker, which
-    /// entry.
-    #[inline]
-    pub fn enabled(&self, state: &State, mut f: impl FnMut(u8, u8)) {
-        let mut waiting = 0_u8;
-        for (slot, (program, t)) in self.programs.iter().zip(&state.threads).enumerate() {
-            if t.wait != Wait::None {
-                waiting |= 1 << slot;
-                continue;
-            }
-            let instr = program[usize::from(t.pc)];
-            if self.unblocked(state, slot, instr) {
-                f(slot as u8, 0);
-                if state.fs.faults != 0 && self.faults != 0 {
-                    for fault in Fault::ALL {
-                        if self.faults & fault.bit() != 0
-                            && self.can_fail(state, slot, instr, fault)
-                        {
-                            f(slot as u8, fault as u8);
-                        }
-                    }
-                }
-            }
-        }
-        let device = self.device() as u8;
-        let can_fail = state.fs.faults != 0 && self.faults & Fault::WriteEio.bit() != 0;
-        while waiting != 0 {
-            let slot = waiting.trailing_zeros() as u8;
-            waiting &= waiting - 1;
-            f(device, slot);
-            if can_fail && state.threads[usize::from(slot)].wait == Wait::DirectWrite {
-                f(device, slot | DEVICE_FAILS);
-            }
-        }
-        for (index, io) in state.io.iter().enumerate() {
-            if io.state == IoState::AtDevice {
-                f(device, index as u8 | DEVICE_IO);
-                if can_fail {
-                    f(device, index as u8 | DEVICE_IO | DEVICE_FAILS);
-                }
-            }
-        }
-        if state.fs.shrinks != 0 && !self.users_done(state) {
-            for block in each(state.es.present() & !state.es.delayed) {
-                if state.es.entry_start(block) == block {
-                    f(self.shrinker() as u8, block);
-                }
-            }
-        }
-    }
-
-    /// Takes a step that [`Engine::enabled`] has named.
-    #[inline]
-    pub fn apply(&self, state: &mut State, thread: u8, choice: u8) {
-        let slot = usize::from(thread);
-        if slot < self.programs.len() {
-            let fault = Fault::of_choice(choice);
-            if fault.is_some() {
-                state.fs.faults -= 1;
-            }
-            self.run(state, slot, true, fault);
-        } else if slot == self.device() {
-            self.complete(state, choice);
-        } else {
-            self.shrink(state, choice);
-        }
-    }
-
-    /// Runs the silent instructions at which a thread is, and passes those that have nothing to
-    /// do.
-    fn settle(&self, state: &mut State, slot: usize) {
-        self.run(state, slot, false, None);
-    }
-
-    /// Runs the instruction at which a thread is if it is to take a `step`, then those at which it
-    /// does not stop.
-    fn run(&self, state: &mut State, slot: usize, mut step: bool, mut fault: Option<Fault>) {
-        let mut instr = self.at(state, slot);
-        // Taking i_data_sem shared moves to the right of other threads' steps, so the walk behind
-        // it belongs to the same step.
-        let mut walks = step && matches!(instr, Instr::Lock(Rwsem::Data, Mode::Read));
-        loop {
-            if step || instr.silent() {
-                step = false;
-                let flow = self.exec(state, slot, instr, fault.take());
-                let t = &mut state.threads[slot];
-                match flow {
-                    Flow::Next => t.pc += 1,
-                    Flow::Goto(to) => t.pc = to,
-                    Flow::Stay => {}
-                }
-                if t.wait != Wait::None {
-                    return;
-                }
-            } else if let Some(instructions) = self.passes(state, slot, instr) {
-                state.threads[slot].pc += instructions;
-            } else if walks && matches!(instr, Instr::Walk { .. }) {
-                walks = false;
-                step = true;
-                continue;
-            } else {
-                return;
-            }
-            instr = self.at(state, slot);
-        }
-    }
-
-    /// How many instructions to skip if the one at hand has nothing to do.
-    #[inline]
-    fn passes(&self, state: &mut State, slot: usize, instr: Instr) -> Option<u16> {
-        let t = &state.threads[slot];
-        match instr {
-            Instr::LeafRead => self.leaf_in_memory(state, t.cur).then_some(2),
-            Instr::LeafCache { nocache } => nocache.then_some(1),
-            Instr::BitmapRead => (state.fs.bitmap || !self.needs_bitmap(state, slot)).then_some(1),
-            Instr::UpdateReserve(need) => (self.reserve_used(state, slot, need) == 0).then_some(1),
-            Instr::Fill => self.fill_without_device(state, slot).then_some(2),
-            Instr::WbWait => (state.cache.writeback & (1 << t.wb) == 0).then_some(1),
-            Instr::WaitWriteback(blocks) => {
-                (state.cache.writeback & self.geo.folios_of(blocks) == 0).then_some(1)
-            }
-            Instr::DioDrain => (state.inode.dio == 0).then_some(1),
-            Instr::DropFolios { blocks, why } => {
-                if state.cache.present & self.geo.folios_of(blocks) != 0 {
-                    return None;
-                }
-                self.dropped(state, slot, blocks, why);
-                Some(1)
-            }
-            Instr::DioRead => {
-                (t.map.pblk == 0 || t.map.has(crate::state::Map::UNWRITTEN)).then_some(1)
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether the thread can take its instruction now.
-    #[inline]
-    fn unblocked(&self, state: &State, slot: usize, instr: Instr) -> bool {
-        let t = &state.threads[slot];
-        match instr {
-            Instr::End => false,
-            Instr::Lock(lock, mode) => state.locks.can_step(lock, mode, slot, self.geo.fair),
-            Instr::HandleStart | Instr::CommitLock => !state.fs.locked,
-            Instr::CommitLog => state.locks.handles == 0,
-            Instr::Allocate(_) | Instr::RemoveLeaf { .. } => {
-                !state.fs.shadow || !self.changes_bitmap(state, slot, instr)
-            }
-            Instr::FolioCreate | Instr::FolioLock => {
-                state.cache.locked & (1 << self.geo.folio(t.cur)) == 0
-            }
-            Instr::WbLock(_) => state.cache.locked & (1 << t.wb) == 0,
-            Instr::WbWait => state.cache.writeback & (1 << t.wb) == 0,
-            Instr::WaitWriteback(blocks) => state.cache.writeback & self.geo.folios_of(blocks) == 0,
-            Instr::DioDrain => state.inode.dio == 0,
-            Instr::WbSubmit { .. } => self.can_submit(state),
-            Instr::DropFolios { blocks, .. } => self.can_drop(state, blocks),
-            Instr::EndIoWait => {
-                state.io.iter().any(|io| matches!(io.state, IoState::ToConvert | IoState::Failed))
-            }
-            Instr::EvictWait => {
-                (0..self.users).all(|other| other == slot || self.done(state, other))
-                    && state.io.iter().all(|io| io.state == IoState::Idle)
-                    && matches!(self.at(state, self.worker()), Instr::EndIoWait)
-            }
-            _ => true,
-        }
-    }
-
-    /// Whether an instruction has a way to fail by this fault.
-    fn can_fail(&self, state: &State, slot: usize, instr: Instr, fault: Fault) -> bool {
-        match (instr, fault) {
-            (Instr::Allocate(need), _) => self.allocation_can_fail(state, slot, need, fault),
-            (Instr::InsertDelayed, Fault::EsEnomem) => !self.has(Flag::EsNofail),
-            (Instr::InsertDelayed, Fault::PendingEnomem) => {
-                !self.has(Flag::PendingNofail) && self.adds_pending(state, slot)
-            }
-            (Instr::EsRemove(first, end), Fault::EsEnomem) => {
-                !self.has(Flag::EsNofail) && free::splits_delayed(state, first, end)
-            }
-            (Instr::RemoveLeaf { leaf, first, .. }, Fault::Restart) => {
-                first > 0 && leaf > 0 && state.disk.mapped & self.geo.leaf_set(leaf) != 0
-            }
-            _ => false,
-        }
-    }
-
     #[allow(clippy::too_many_lines, reason = "one line an instruction")]
     #[inline(never)] // With this in it, the loop around it keeps nothing in registers.
     fn exec(&self, state: &mut State, slot: usize, instr: Instr, fault: Option<Fault>) -> Flow {
@@ -442,6 +205,8 @@ impl Engine {
             Instr::IfInline(to) => meta::jump_if(state.inode.inline_data, to),
             Instr::IfSizeCovers(size, to) => meta::jump_if(state.inode.i_size >= size, to),
             Instr::IfDisksizeReaches(size, to) => meta::jump_if(state.inode.i_disksize >= size, to),
+            Instr::Modified => meta::modified(state),
+            Instr::IfUnmodified(to) => meta::jump_if(!state.inode.nosec, to),
             Instr::IfNotBeyond(size, to) => meta::jump_if(state.inode.i_size <= size, to),
             Instr::IfNoBlocks(to) => meta::jump_if(state.inode.i_blocks == 0, to),
             Instr::Lock(lock, mode) => self.lock(state, slot, lock, mode),
@@ -486,6 +251,8 @@ impl Engine {
             Instr::Store { first, end, content, size } => {
                 self.store(state, slot, first..end, content, size)
             }
+            Instr::StoreBehindEof(block) => self.store_behind_eof(state, slot, block),
+            Instr::ZeroEof => self.zero_eof(state),
             Instr::IfDisksizeCovers { size, last, skip } => {
                 cache::if_disksize_covers(state, size, last, skip)
             }
@@ -514,7 +281,7 @@ impl Engine {
                 self.remove_leaf(state, slot, first, end, fault.map(|_| restart))
             }
             Instr::RefreshPath => self.refresh_path(state, slot),
-            Instr::InsertHole(first, end) => free::insert_hole(state, first, end),
+            Instr::InsertHole(first, end) => self.insert_hole(state, first, end),
             Instr::Shift { first, by } => self.shift(state, first, by),
             Instr::Orphan(on) => meta::orphan(state, on),
             Instr::CutOrphan => self.cut_orphan(state),

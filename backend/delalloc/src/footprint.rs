@@ -71,6 +71,8 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::ClipToSize(_)
         | Instr::IfDisksizeBehind(_)
         | Instr::IfPunchCovers(..) => touches(SIZES, 0),
+        Instr::Modified => touches(0, SIZES),
+        Instr::IfUnmodified(_) => touches(SIZES, 0),
         Instr::IfNonda(_) | Instr::IfNoBlocks(_) => touches(COUNTERS, 0),
         Instr::IfBuffer(_)
         | Instr::IfCached { .. }
@@ -112,8 +114,10 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::WaitWriteback(_)
         | Instr::Unguard
         | Instr::DioLost => touches(0, CACHE | SIZES),
-        Instr::FolioLock | Instr::Store { .. } => touches(0, SIZES | CACHE),
-        Instr::ZeroTail => touches(SIZES, CACHE),
+        Instr::FolioLock | Instr::Store { .. } | Instr::StoreBehindEof(_) => {
+            touches(0, SIZES | CACHE)
+        }
+        Instr::ZeroTail | Instr::ZeroEof => touches(SIZES, CACHE),
         Instr::Fill | Instr::Filled => touches(DISK, CACHE),
         Instr::WbSubmit { .. } | Instr::Reclaim(_) => touches(SIZES, CACHE | IO),
         Instr::WbDisksize | Instr::SetSize { .. } | Instr::PunchDisksize(_) | Instr::Orphan(_) => {

@@ -188,6 +188,13 @@ impl Geometry {
         blocks as u32 * self.block_bytes
     }
 
+    /// The blocks of which `bytes` bytes fill all, at most [`BLOCKS_MAX`].
+    #[inline]
+    pub const fn whole_blocks(&self, bytes: u32) -> Set {
+        let blocks = bytes / self.block_bytes;
+        span(0, if blocks > BLOCKS_MAX as u32 { BLOCKS_MAX } else { blocks as u8 })
+    }
+
     /// Blocks needed for `bytes`, rounded up, at most [`BLOCKS_MAX`].
     #[inline]
     pub const fn blocks_for(&self, bytes: u32) -> u8 {

@@ -2,21 +2,28 @@
 //!
 //! In: a state after a step. Out: the first rule that it breaks, and the block at fault.
 //!
-//! Judged: A1-A6 and A8 whenever nobody holds `i_data_sem` W ("lock-stable"); A7 always; D2 and D3
-//! whenever moreover no handle is open, that is in every state a commit could freeze; G1 and G3
-//! whenever moreover nobody changes the file's layout; B1-B5 at the end of a run, when every
+//! Judged: A1-A6, A8 and A9 whenever nobody holds `i_data_sem` W ("lock-stable"); A7 always; D2 and D3
+//! whenever moreover no handle is open, that is in every state a commit could freeze; G1, G2 and
+//! G3 whenever moreover nobody changes the file's layout; B1-B5 at the end of a run, when every
 //! thread is done. A10, A11, C1-C3, G4 and a stale read (D3) are judged by the step that would
 //! break them.
 //!
-//! Not judged: A9 (`i_es_seq`: a number that only grows would make every state new, and nothing
-//! modelled reads it), G2 (bytes behind the end of file inside a block: the model knows whole
-//! blocks only), D4-D7 and P1 (crash cuts and order on the wire are the shadow's).
+//! Not judged: D4-D7 and P1 (crash cuts and order on the wire are the shadow's).
+//!
+//! A9 without its number: one that only grows would make every state new. All that anybody asks of
+//! it is whether it is still the same, so each mapping carries a mark that every change of extent
+//! status takes away ([`Map::SEQ`]); a change that forgets to leaves the mark on a mapping that is
+//! no longer true. Not covered: mappings made without the lock of a folio.
+//!
+//! G2 knows one bit a block: whether a store through a mapping has left bytes behind the end of the
+//! file in it, in the page cache. On disk there are none before G2 is broken, because writeback
+//! zeroes them. A store in the middle of an extension counts as one behind it.
 
 use crate::exec::Engine;
 use crate::geometry::{Set, bit, each, span};
 use crate::kernel::Flag;
 use crate::program::Instr;
-use crate::state::{ANY, Disk, IoState, Rwsem, STALE, State, ZERO};
+use crate::state::{ANY, Disk, IoState, Map, Rwsem, STALE, State, Thread, ZERO};
 
 /// Declares the rules with their statements, in order of number.
 macro_rules! invariants {
@@ -52,6 +59,7 @@ invariants! {
     A6 = "i_disksize is at most i_size",
     A7 = "a folio dropped before its blocks are removed stays away until they are",
     A8 = "an entry of extent status has a legal set of types",
+    A9 = "a mapping of a locked folio that carries the i_es_seq of now is still true",
     A10 = "the shrinker never takes a delayed entry",
     A11 = "no more is released than was reserved",
     B1 = "s_dirtyclusters_counter is the sum of the reservations",
@@ -66,6 +74,7 @@ invariants! {
     D2 = "no written block lies beyond i_disksize unless the inode is an orphan",
     D3 = "a written block never shows an earlier owner's data",
     G1 = "what was written last is what is read",
+    G2 = "what lay behind the end of the file reads as zeroes when the file has grown",
     G3 = "what was punched, zeroed or cut off reads as zeroes",
     G4 = "no hole is reported where data is delayed",
 }
@@ -105,6 +114,9 @@ impl Engine {
             return Ok(());
         }
         self.extent_status(state)?;
+        if self.has(Flag::EsSeq) {
+            self.mappings(state)?;
+        }
         self.reservations(state)?;
         Self::sizes(state)?;
         if state.locks.handles == 0 {
@@ -141,6 +153,32 @@ impl Engine {
             illegal |= es.delayed & es.written;
         }
         empty(illegal, Invariant::A8)
+    }
+
+    /// Mappings that carry the `i_es_seq` of now, as far as their folios are locked.
+    #[inline]
+    fn mappings(&self, state: &State) -> Result<(), Finding> {
+        for t in &state.threads {
+            if t.map.has(Map::SEQ) {
+                empty(self.untrue(state, t), Invariant::A9)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks of a thread's locked folios of which its mapping is not true.
+    fn untrue(&self, state: &State, thread: &Thread) -> Set {
+        let (map, disk) = (thread.map, &state.disk);
+        let set = span(map.lblk, map.end) & self.geo.blocks_of(thread.folios);
+        if map.pblk == 0 {
+            let delayed = if map.has(Map::DELAYED) { !state.es.delayed } else { 0 };
+            return set & (disk.mapped | delayed);
+        }
+        let unwritten = if map.has(Map::UNWRITTEN) { !disk.unwritten } else { disk.unwritten };
+        let moved = each(set)
+            .filter(|&b| disk.pblk[usize::from(b)] != map.pblk + (b - map.lblk))
+            .fold(0, |set, b| set | bit(b));
+        set & (!disk.mapped | unwritten) | moved
     }
 
     #[inline]
@@ -236,6 +274,10 @@ impl Engine {
         let locked = geo.blocks_of(cache.locked);
         let inside = span(0, geo.blocks_for(state.inode.i_size)) & !locked;
         let cached = geo.blocks_of(cache.present) & cache.uptodate;
+        if cache.behind_eof != 0 {
+            let whole = geo.whole_blocks(state.inode.i_size);
+            empty(cache.behind_eof & whole & !locked, Invariant::G2)?;
+        }
         let differs = cache.data.0 ^ state.want.0;
         if differs != 0 {
             for b in each(inside & cached) {

@@ -47,7 +47,8 @@ flags! {
     /// A buffered write waits for direct I/O in flight.
     WriteDrainsDio = "write-drains-dio" [0 0 1 0 1],
     /// A direct write inside the file looks its first blocks up before it writes anything back
-    /// (`ext4_overwrite_io`), even if it lies behind `i_disksize`.
+    /// (`ext4_overwrite_io`), even if it lies behind `i_disksize`, or is the first to write to the
+    /// inode.
     DioLooksFirst = "dio-looks-first" [0 0 0 1 1],
     /// A lookup's result goes through `ext4_es_cache_extent`, which never changes a type.
     CacheKeepsType = "cache-keeps-type" [0 0 0 0 1],
@@ -68,6 +69,11 @@ flags! {
     NolockSmallBlocks = "nolock-small-blocks" [0 0 0 1 1],
     /// Memory reclaim may call `->writepage`.
     ReclaimWritepage = "reclaim-writepage" [1 1 1 0 0],
+    /// Every change of extent status takes a new number (`i_es_seq`), and a mapping carries the
+    /// number at which it was made (`m_seq`).
+    EsSeq = "es-seq" [0 0 0 0 1],
+    /// A direct write that extends the file zeroes what lies behind its end (`ext4_write_checks`).
+    DioZeroesEof = "dio-zeroes-eof" [0 0 0 0 1],
 
     // Fixes: each has a mutant.
     /// M01: the extent status is looked up again under `i_data_sem` W before a delayed insert.
@@ -109,6 +115,8 @@ flags! {
     SplitNocache = "split-nocache" [0 1 1 1 1],
     /// M24: writeback that gives up half way submits what it has mapped.
     PartialSubmit = "partial-submit" [0 0 0 0 1],
+    /// M25: whoever extends a file that ends inside a block zeroes the rest of that block.
+    EofZeroed = "eof-zeroed" [0 0 0 1 1],
     /// M28: a page that keeps an unwritable dirty buffer stays dirty.
     RedirtyKept = "redirty-kept" [0 1 1 1 1],
     /// M30: unwritten extents are not converted when their data could not be written.
@@ -127,6 +135,8 @@ flags! {
     PathRefreshed = "path-refreshed" [1 1 1 1 1],
     /// M45: giving up on a folio removes the extent status of all of its blocks.
     GiveUpWholeFolio = "give-up-whole-folio" [0 0 0 0 1],
+    /// M48s: `ext4_es_insert_extent` takes a new `i_es_seq`.
+    InsertNewSeq = "insert-new-seq" [0 0 0 0 1],
 }
 
 /// A set of flags: one kernel's behaviour.

@@ -191,6 +191,9 @@ fn instruction(engine: &Engine, before: &State, after: &State, slot: usize) -> S
         Instr::Store { first, end, .. } => {
             format!("copy to blocks {}, mark dirty", range_text(first, end))
         }
+        Instr::StoreBehindEof(block) => {
+            format!("mark dirty, store behind the end of the file in block {block}")
+        }
         Instr::DropFolios { blocks, .. } => {
             format!("truncate_pagecache_range({})", State::blocks_text(blocks))
         }
@@ -306,6 +309,7 @@ pub(crate) fn changed(engine: &Engine, before: &State, after: &State) -> String 
     };
     set("cached", before.cache.present, after.cache.present);
     set("dirty", before.cache.dirty, after.cache.dirty);
+    set("stored behind the end", before.cache.behind_eof, after.cache.behind_eof);
     set("writeback", before.cache.writeback, after.cache.writeback);
     set("pending", before.es.pending, after.es.pending);
     parts.join(", ")

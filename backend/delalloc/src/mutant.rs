@@ -6,7 +6,9 @@
 
 use std::fmt;
 
-use crate::invariant::Invariant::{self, A1, A2, A3, A4, A5, A7, B1, C1, D1, D2, D3, G1, G3, G4};
+use crate::invariant::Invariant::{
+    self, A1, A2, A3, A4, A5, A7, A9, B1, C1, D1, D2, D3, G1, G2, G3, G4,
+};
 use crate::kernel::Flag;
 
 /// One historical bug.
@@ -228,6 +230,15 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &[D2, D3, G1],
     },
     Mutant {
+        id: "M25",
+        subject: "ext4: partial zero eof block on unaligned inode size extension",
+        base: "linux-6.12.107",
+        flag: Flag::EofZeroed,
+        also: &[],
+        scenario: "truncate-behind-eof",
+        caught_by: &[G2],
+    },
+    Mutant {
         id: "M28",
         subject: "ext4: handle redirtying in ext4_bio_write_page()",
         base: "linux-6.1.192",
@@ -307,5 +318,14 @@ const MUTANTS: &[Mutant] = &[
         also: &[],
         scenario: "writeback-gives-up",
         caught_by: &[A4],
+    },
+    Mutant {
+        id: "M48s",
+        subject: "(mutant only) ext4_es_insert_extent() leaves i_es_seq as it was",
+        base: "linux-7.3.4",
+        flag: Flag::InsertNewSeq,
+        also: &[],
+        scenario: "writeback-fallocate",
+        caught_by: &[A9],
     },
 ];

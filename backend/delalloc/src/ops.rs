@@ -72,6 +72,9 @@ pub enum Op {
         at: u8,
         /// What is stored, 1 to 13.
         data: Content,
+        /// Store to the bytes of the block that lie behind the end of the file, if it ends there.
+        #[serde(default)]
+        behind_eof: bool,
     },
     /// `read(2)` or a read fault.
     Read {
@@ -187,6 +190,7 @@ impl Op {
     pub fn label(&self) -> String {
         match *self {
             Op::Write { at, len, .. } => format!("write({at}, {len})"),
+            Op::Mkwrite { at, behind_eof: true, .. } => format!("page_mkwrite({at}, behind EOF)"),
             Op::Mkwrite { at, .. } => format!("page_mkwrite({at})"),
             Op::Read { at, len } => format!("read({at}, {len})"),
             Op::Fallocate { at, len, keep_size } if keep_size => {
@@ -261,7 +265,7 @@ impl Op {
         let range = self.range().unwrap_or(Range { at: 0, len: 0 });
         match self {
             Op::Write { data, partial, .. } => write::buffered(a, range, data, partial),
-            Op::Mkwrite { at, data } => write::page_mkwrite(a, at, data),
+            Op::Mkwrite { at, data, behind_eof } => write::page_mkwrite(a, at, data, behind_eof),
             Op::Read { .. } => read::buffered(a, range),
             Op::Fallocate { keep_size, .. } => fallocate::allocate(a, range, keep_size),
             Op::ZeroRange { keep_size, .. } => fallocate::zero_range(a, range, keep_size),

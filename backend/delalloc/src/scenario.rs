@@ -87,6 +87,8 @@ pub struct FileSpec {
     pub blocks: u8,
     /// Size in blocks.
     pub size: u8,
+    /// The last block of the size is half full.
+    pub half: bool,
     /// `i_disksize` in blocks, if it is behind.
     pub disksize: Option<u8>,
     /// Written extents.
@@ -174,6 +176,7 @@ built_in! {
     "punch-read",
     "reclaim-half-mapped",
     "remount-nodelalloc",
+    "truncate-behind-eof",
     "truncate-fiemap",
     "truncate-inline",
     "truncate-precache",
@@ -182,6 +185,7 @@ built_in! {
     "writeback-bails-out",
     "writeback-eio",
     "writeback-error-bigalloc",
+    "writeback-fallocate",
     "writeback-gives-up",
 }
 
@@ -285,6 +289,12 @@ impl Scenario {
             &"a range beyond the file",
             "keep every range within file.blocks",
         )?;
+        self.refuse(
+            !file.half || file.size > 0,
+            "file.half",
+            &file.half,
+            "a file without blocks has no last one",
+        )?;
         for op in self.thread.iter().flat_map(|thread| &thread.ops) {
             let fits = op.range().is_none_or(|range| within(&range));
             let size_fits = !matches!(op, Op::Truncate { size } if *size > blocks);
@@ -343,10 +353,12 @@ impl Scenario {
         state.es.pending = if geo.cluster_shift == 0 { 0 } else { allocated };
         state.inode.reserved = state.reservation_due(&geo);
         state.fs.dirty = state.inode.reserved;
-        let size = geo.bytes(file.size);
+        let size = geo.bytes(file.size) - if file.half { geo.block_bytes / 2 } else { 0 };
         state.inode.i_size = size;
         state.inode.i_disksize = file.disksize.map_or(size, |blocks| geo.bytes(blocks));
         state.inode.inline_data = file.inline;
+        // Whoever has written the file has been through `file_modified`.
+        state.inode.nosec = true;
         for &folio in &file.cached {
             self.fill_folio(&mut state, &geo, folio);
         }

@@ -73,8 +73,10 @@ pub struct Inode {
     pub orphan: bool,
     /// Evicted.
     pub gone: bool,
+    /// A system call has written to the inode, or changed its blocks (`S_NOSEC`).
+    pub nosec: bool,
     /// Fills the struct up.
-    gap: u16,
+    gap: u8,
 }
 
 /// Page cache: folio bits by folio number, buffer bits by block.
@@ -105,8 +107,8 @@ pub struct Cache {
     pub in_flight: Set,
     /// Blocks whose data a commit writes first (`jbd2_inode_add_write`).
     pub ordered: Set,
-    /// Fills the struct up.
-    gap: Set,
+    /// Blocks in which a store through a mapping has left bytes behind the end of the file.
+    pub behind_eof: Set,
 }
 
 impl Cache {
@@ -119,6 +121,7 @@ impl Cache {
         self.delay &= keep;
         self.unwritten &= keep;
         self.in_flight &= keep;
+        self.behind_eof &= keep;
         self.data.fill(blocks, ZERO);
     }
 }
@@ -196,6 +199,8 @@ impl Map {
     pub const NO_CACHE: u8 = 8;
     /// The hole found has delayed blocks in it.
     pub const HIDES: u8 = 16;
+    /// Extent status has not changed since the mapping was made: its `m_seq` is `i_es_seq`.
+    pub const SEQ: u8 = 32;
 
     /// Whether a flag is set.
     #[inline]

@@ -66,6 +66,7 @@ const PRESENT: &[(&str, [bool; 5])] = &[
     ("M20", [true, false, false, false, false]),
     ("M22", [true, false, false, false, false]),
     ("M24", [true, true, true, true, false]),
+    ("M25", [true, true, true, false, false]),
     ("M28", [true, false, false, false, false]),
     ("M30", [true, true, true, false, false]),
     ("M32", [true, true, false, false, false]),

@@ -269,6 +269,7 @@ impl Engine {
                 if self.has(Flag::FailedSplitDropsEs) {
                     let first = state.disk.extent_start(block);
                     state.es.remove(span(first, extent_end));
+                    self.new_seq(state);
                 }
                 Some(Errno::Enospc)
             }

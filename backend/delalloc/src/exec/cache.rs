@@ -10,8 +10,11 @@ use crate::state::{ANY, Content, Errno, IO_ENDS, IoState, Map, State, ZERO};
 
 #[inline]
 pub(super) fn folio_unlock(state: &mut State, slot: usize) -> Flow {
-    state.cache.locked &= !state.threads[slot].folios;
-    state.threads[slot].folios = 0;
+    let t = &mut state.threads[slot];
+    state.cache.locked &= !t.folios;
+    t.folios = 0;
+    // Without its folio nobody relies on it.
+    t.map.flags &= !Map::SEQ;
     Flow::Next
 }
 
@@ -167,11 +170,32 @@ impl Engine {
             // The range of the operation, which a partial write stores nothing into.
             span(data.start, self.geo.blocks_for(size))
         };
+        state.cache.behind_eof &= !stored;
         state.cache.uptodate |= dirtied;
         state.cache.buf_dirty |= dirtied;
         state.cache.dirty |= bit(folio);
         state.threads[slot].map = Map::default();
         Flow::Next
+    }
+
+    /// A store through a mapping behind the end of the file: it dirties the folio as any other.
+    pub(super) fn store_behind_eof(&self, state: &mut State, slot: usize, block: u8) -> Flow {
+        let inside = span(0, self.geo.blocks_for(state.inode.i_size));
+        let partial = inside & !self.geo.whole_blocks(state.inode.i_size);
+        self.store(state, slot, block..block, ZERO, 0);
+        state.cache.behind_eof |= bit(block) & partial;
+        Flow::Next
+    }
+
+    /// `ext4_block_truncate_page` at the old end of a file that has grown.
+    pub(super) fn zero_eof(&self, state: &mut State) -> Flow {
+        state.cache.behind_eof &= !self.geo.whole_blocks(state.inode.i_size);
+        Flow::Next
+    }
+
+    /// What writeback does before it submits blocks: bytes behind the end of the file are zeroed.
+    pub(super) fn zero_behind_eof(&self, state: &mut State, blocks: Set) {
+        state.cache.behind_eof &= !blocks | self.geo.whole_blocks(state.inode.i_size);
     }
 
     /// Whether the first folio in the way can be removed.
@@ -274,6 +298,7 @@ impl Engine {
         if unwritable == 0 || !self.has(Flag::RedirtyKept) {
             state.cache.dirty &= !f;
         }
+        self.zero_behind_eof(state, blocks);
         self.start_io(state, io, writable, 0);
         Flow::Next
     }

@@ -15,17 +15,20 @@ pub(super) fn splits_delayed(state: &State, first: u8, end: u8) -> bool {
         && state.es.entry_end(first, 16) > end
 }
 
-pub(super) fn insert_hole(state: &mut State, first: u8, end: u8) -> Flow {
-    let set = span(first, end);
-    let delayed = state.es.delayed_only() & set;
-    if delayed != 0 {
-        state.break_rule(Invariant::A2, delayed.trailing_zeros() as u8);
-    }
-    state.es.insert_hole(set);
-    Flow::Next
-}
-
 impl Engine {
+    pub(super) fn insert_hole(&self, state: &mut State, first: u8, end: u8) -> Flow {
+        let set = span(first, end);
+        let delayed = state.es.delayed_only() & set;
+        if delayed != 0 {
+            state.break_rule(Invariant::A2, delayed.trailing_zeros() as u8);
+        }
+        state.es.insert_hole(set);
+        if self.has(Flag::InsertNewSeq) {
+            self.new_seq(state);
+        }
+        Flow::Next
+    }
+
     pub(super) fn es_remove_step(
         &self,
         state: &mut State,
@@ -49,6 +52,7 @@ impl Engine {
         let released = self.count_reserved(state, set);
         let before = state.es.delayed_only();
         state.es.remove(set);
+        self.new_seq(state);
         if self.geo.cluster_shift != 0 {
             // A cluster that has lost its last delayed block has nothing pending.
             let lost = self.geo.clusters_of(before & set);
@@ -184,6 +188,7 @@ impl Engine {
             // Insertion walks to where it cuts; what that caches from there on is removed.
             self.find_extent(state);
             state.es.remove(span(first, blocks));
+            self.new_seq(state);
         }
         let lost = if by < 0 { 0 } else { span(blocks - by.unsigned_abs().min(blocks), blocks) };
         self.free_blocks(state, state.disk.mapped & lost);

@@ -40,7 +40,28 @@ impl Engine {
             let end = state.es.entry_end(block, self.geo.blocks);
             state.es.referenced |= span(first, end);
         }
+        self.mark_seq(state, slot);
         status
+    }
+
+    /// The mapping at hand takes the `i_es_seq` of now, if its folio is locked: no other use of the
+    /// number is modelled.
+    #[inline]
+    pub(super) fn mark_seq(&self, state: &mut State, slot: usize) {
+        let t = &mut state.threads[slot];
+        if t.folios != 0 && self.has(Flag::EsSeq) {
+            t.map.flags |= Map::SEQ;
+        }
+    }
+
+    /// Extent status changes: `i_es_seq` is no longer what mappings made so far carry.
+    #[inline]
+    pub(super) fn new_seq(&self, state: &mut State) {
+        if self.has(Flag::EsSeq) {
+            for t in &mut state.threads {
+                t.map.flags &= !Map::SEQ;
+            }
+        }
     }
 
     #[inline]
@@ -215,6 +236,7 @@ impl Engine {
         self.find_extent(state);
         if map.pblk != 0 {
             self.insert_found(state, map.lblk, map.end);
+            self.mark_seq(state, slot);
             return Flow::Next;
         }
         // Holes of indirect-mapped files are not cached.
@@ -233,6 +255,7 @@ impl Engine {
         let map = &mut state.threads[slot].map;
         map.lblk = t.cur;
         map.end = map.end.min(t.end);
+        self.mark_seq(state, slot);
         Flow::Next
     }
 

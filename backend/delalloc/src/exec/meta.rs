@@ -93,6 +93,13 @@ pub(super) fn nonda(state: &State) -> bool {
     !state.fs.delalloc || 2 * i16::from(state.fs.free) < 3 * i16::from(state.fs.dirty)
 }
 
+/// `file_modified`.
+#[inline]
+pub(super) fn modified(state: &mut State) -> Flow {
+    state.inode.nosec = true;
+    Flow::Next
+}
+
 pub(super) fn set_size(state: &mut State, size: u32, disksize: bool, grow: bool) -> Flow {
     let inode = &mut state.inode;
     if !grow || size > inode.i_size {

@@ -58,6 +58,10 @@ impl Engine {
         let with_delayed = !(need == Need::Writeback && map.has(Map::DELAYED))
             && self.joins_delayed(state, set, unwritten);
         state.es.insert_mapped(map.lblk, map.end, map.pblk, unwritten, with_delayed);
+        if self.has(Flag::InsertNewSeq) {
+            self.new_seq(state);
+        }
+        self.mark_seq(state, slot);
         if self.geo.cluster_shift != 0 {
             self.revise_pending(state, set);
         }
@@ -127,6 +131,7 @@ impl Engine {
             return meta::fail(state, slot, Errno::Enomem);
         }
         state.es.insert_delayed(bit(block));
+        self.new_seq(state);
         if map.has(Map::NEW) && fault != Some(Fault::PendingEnomem) {
             state.es.pending |= bit(self.geo.cluster(block));
         }

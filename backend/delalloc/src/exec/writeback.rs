@@ -117,6 +117,7 @@ impl Engine {
         t.end = 0;
         t.map = Map::default();
         state.cache.locked &= !folio;
+        self.zero_behind_eof(state, blocks);
         let cache = &mut state.cache;
         let inside = span(0, self.geo.blocks_for(state.inode.i_size));
         let submit = cache.buf_dirty & cache.mapped & !cache.delay & !cache.unwritten & blocks;

@@ -12,17 +12,8 @@ use crate::state::{Content, Mode, Rwsem};
 pub fn write(a: &mut Asm, range: Range, data: Content) {
     let (out, ready, lost) = (a.label(), a.label(), a.label());
     a.lock(Rwsem::Inode, Mode::Write);
-    if a.has(Flag::DioLooksFirst) {
-        let (inside, looked) = (a.label(), a.label());
-        a.emit(Instr::IfSizeCovers(a.geo.bytes(range.end()), inside));
-        a.emit(Instr::Jump(looked));
-        a.place(inside);
-        a.emit(Instr::Range(range.at, range.end()));
-        map_blocks(a, Need::Lookup, false);
-        a.place(looked);
-        // Registers that nobody reads any more.
-        a.emit(Instr::Range(0, 0));
-    }
+    look_first(a, range);
+    a.modified();
     write_and_wait(a, range);
     a.emit(Instr::IfErr(ready));
     a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Before });
@@ -56,6 +47,9 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     a.emit(Instr::SetSize { size, disksize: true, grow: true });
+    if a.has(Flag::DioZeroesEof) {
+        a.zero_eof();
+    }
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::Orphan(false));
     a.emit(Instr::HandleStop);
@@ -79,6 +73,26 @@ pub fn write(a: &mut Asm, range: Range, data: Content) {
     a.emit(Instr::DioEnd);
     a.place(ready);
     a.unlock(Rwsem::Inode, Mode::Write);
+}
+
+/// `ext4_overwrite_io`: a write inside the file looks its first blocks up before anything is
+/// written back. Older kernels first ask for reasons to need `i_rwsem` alone anyway: a write that
+/// extends the file on disk, or an inode whose privileges may have to be taken away.
+fn look_first(a: &mut Asm, range: Range) {
+    let (inside, looked, size) = (a.label(), a.label(), a.geo.bytes(range.end()));
+    if a.has(Flag::DioLooksFirst) {
+        a.emit(Instr::IfSizeCovers(size, inside));
+    } else {
+        a.emit(Instr::IfUnmodified(looked));
+        a.emit(Instr::IfDisksizeReaches(size, inside));
+    }
+    a.emit(Instr::Jump(looked));
+    a.place(inside);
+    a.emit(Instr::Range(range.at, range.end()));
+    map_blocks(a, Need::Lookup, false);
+    a.place(looked);
+    // Registers that nobody reads any more.
+    a.emit(Instr::Range(0, 0));
 }
 
 /// `ext4_dio_read_iter`: writes the range back, then reads what is mapped.

@@ -30,6 +30,7 @@ fn extend_size(a: &mut Asm, range: Range) {
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
     a.emit(Instr::SetSize { size, disksize: true, grow: true });
+    a.zero_eof();
     a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(covered);
@@ -39,6 +40,7 @@ fn extend_size(a: &mut Asm, range: Range) {
 pub fn allocate(a: &mut Asm, range: Range, keep_size: bool) {
     a.lock(Rwsem::Inode, Mode::Write);
     drain(a);
+    a.modified();
     alloc_file_blocks(a, range, Need::Unwritten);
     if !keep_size {
         extend_size(a, range);
@@ -55,6 +57,7 @@ fn drain(a: &mut Asm) {
 pub fn zero_range(a: &mut Asm, range: Range, keep_size: bool) {
     a.lock(Rwsem::Inode, Mode::Write);
     drain(a);
+    a.modified();
     a.lock(Rwsem::Invalidate, Mode::Write);
     disksize_before_punch(a, range);
     a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Remove });
@@ -96,6 +99,7 @@ pub fn punch_hole(a: &mut Asm, range: Range) {
     a.lock(Rwsem::Inode, Mode::Write);
     drain(a);
     a.emit(Instr::IfNotBeyond(a.geo.bytes(range.at), out));
+    a.modified();
     a.emit(Instr::IfSizeCovers(a.geo.bytes(range.end()), inside));
     // A hole that reaches beyond the end of the file ends with a page there.
     let page = 1 << a.geo.page_shift;
@@ -184,6 +188,7 @@ fn shift(a: &mut Asm, range: Range, refuse: Refuse, work: impl Fn(&mut Asm)) {
         }
     }
     drain(a);
+    a.modified();
     a.lock(Rwsem::Invalidate, Mode::Write);
     write_and_wait(a, tail);
     a.emit(Instr::IfErr(out));

@@ -20,7 +20,9 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
     a.lock(Rwsem::Invalidate, Mode::Write);
     a.emit(Instr::HandleStart);
     a.emit(Instr::Orphan(true));
-    set_size(a, size);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::SetSize { size, disksize: true, grow: false });
+    a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.emit(Instr::DropFolios { blocks: span(blocks, a.geo.blocks), why: Drop::Remove });
     truncate(a, blocks);
@@ -31,19 +33,16 @@ pub fn setattr_size(a: &mut Asm, blocks: u8) {
     a.lock(Rwsem::Invalidate, Mode::Write);
     a.emit(Instr::IfSizeCovers(size, same));
     a.emit(Instr::HandleStart);
-    set_size(a, size);
+    a.lock(Rwsem::Data, Mode::Write);
+    a.emit(Instr::SetSize { size, disksize: true, grow: false });
+    a.zero_eof();
+    a.unlock(Rwsem::Data, Mode::Write);
     a.emit(Instr::HandleStop);
     a.place(same);
 
     a.place(out);
     a.unlock(Rwsem::Invalidate, Mode::Write);
     a.unlock(Rwsem::Inode, Mode::Write);
-}
-
-fn set_size(a: &mut Asm, size: u32) {
-    a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::SetSize { size, disksize: true, grow: false });
-    a.unlock(Rwsem::Data, Mode::Write);
 }
 
 /// `ext4_truncate`: frees everything from block `first` on.

@@ -12,6 +12,7 @@ pub fn buffered(a: &mut Asm, range: Range, data: Content, partial: bool) {
     if a.has(Flag::WriteDrainsDio) {
         a.emit(Instr::DioDrain);
     }
+    a.modified();
     let out = a.label();
     for folio in a.geo.folio(range.at)..=a.geo.folio(range.end() - 1) {
         let blocks = a.geo.folio_blocks(folio) & range.set();
@@ -34,6 +35,7 @@ fn write_folio(a: &mut Asm, part: Range, data: Content, partial: bool, out: u16)
     let failed = a.label();
     instantiate(a, part, partial, failed, da_map_blocks);
     a.emit(store(part, data, partial, size));
+    a.zero_eof();
     disksize(a, part, size);
     a.place(failed);
     a.emit(Instr::FolioUnlock);
@@ -48,6 +50,7 @@ fn write_folio(a: &mut Asm, part: Range, data: Content, partial: bool, out: u16)
     a.emit(Instr::HandleStart);
     instantiate(a, part, partial, failed, allocate_now);
     a.emit(store(part, data, partial, size));
+    a.zero_eof();
     let covered = a.label();
     a.emit(Instr::IfDisksizeCovers { size, last: part.end() - 1, skip: covered });
     set_disksize(a, size);
@@ -106,11 +109,15 @@ fn set_disksize(a: &mut Asm, size: u32) {
 }
 
 /// `ext4_page_mkwrite`, then the store. The page was faulted in before.
-pub fn page_mkwrite(a: &mut Asm, at: u8, data: Content) {
+pub fn page_mkwrite(a: &mut Asm, at: u8, data: Content, behind_eof: bool) {
     let (nonda, out) = (a.label(), a.label());
     let folio = a.geo.folio(at);
     let (first, end) = (a.geo.folio_first(folio), a.geo.folio_first(folio + 1));
-    let store = Instr::Store { first: at, end: at + 1, content: data, size: 0 };
+    let store = if behind_eof {
+        Instr::StoreBehindEof(at)
+    } else {
+        Instr::Store { first: at, end: at + 1, content: data, size: 0 }
+    };
     a.lock(Rwsem::Invalidate, Mode::Read);
     a.emit(Instr::Range(first, end));
     a.emit(Instr::IfNonda(nonda));

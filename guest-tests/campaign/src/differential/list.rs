@@ -57,7 +57,7 @@ fn operation(draws: &mut Draws, geo: &Geometry) -> Op {
     let keep_size = draws.below(2) == 0;
     match draws.below(100) {
         0..17 => Op::Write { at, len, data, partial: false },
-        17..29 => Op::Mkwrite { at, data },
+        17..29 => Op::Mkwrite { at, data, behind_eof: false },
         29..35 => Op::Read { at, len },
         35..46 => Op::Fallocate { at, len, keep_size },
         46..54 => Op::ZeroRange { at, len, keep_size },

@@ -19,10 +19,11 @@ const PARKED: u8 = 4;
 /// It is in the queue of pages to be thrown out.
 const QUEUED: u8 = 8;
 
-/// For so long after a READ of a page was failed no other is. A fault retries once, within
-/// microseconds; if another thread took the retry's place and the page was thrown out again
-/// meanwhile, a second failure would be a SIGBUS.
-const SAFE_NS: u64 = 20_000_000;
+/// For so long after a READ of a page was failed no other is. A fault retries once; if the page was
+/// thrown out before it came to that, a second failure would be a SIGBUS, which ends the VMM. On a
+/// busy host a thread can wait for its processor for tens of milliseconds. Until then whoever reads
+/// around is taken for a toucher.
+const SAFE_NS: u64 = 150_000_000;
 
 /// All pages of a file.
 #[derive(Debug)]

@@ -271,18 +271,18 @@ impl Requests {
         if let Some(id) = id {
             self.engine.complete(id, outcome_of(result), Op::Fault, sector, sectors, None);
         }
+        let page = offset / PAGE_BYTES;
         if !direct {
-            let (page, cached) = (offset / PAGE_BYTES, result.is_ok());
-            // First cached, then asked for: whoever changes the rules meanwhile sees one or the
-            // other.
-            self.rearm.pages().answer(page, cached);
-            if cached && self.engine.watch(page * PAGE_SECTORS, PAGE_SECTORS) != Watch::Nothing {
-                self.rearm.soon(page);
-            }
+            self.rearm.pages().answer(page, result.is_ok());
         }
         match result {
             Ok(()) => reply.data(bytes),
-            Err(errno) => reply.error(fuse_errno(errno)),
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        }
+        // After the answer, which need not wait for it. First cached, then asked for: whoever
+        // changes the rules meanwhile sees one or the other.
+        if !direct && self.engine.watch(page * PAGE_SECTORS, PAGE_SECTORS) != Watch::Nothing {
+            self.rearm.soon(page);
         }
     }
 

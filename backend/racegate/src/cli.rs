@@ -34,6 +34,8 @@ enum Mode {
     Inspect(crate::inspect::Args),
     /// List and fetch Debian's kernels
     Kernels(crate::kernels::Args),
+    /// Measure how exact delays of persistent memory are on this machine, in a guest
+    Latency(crate::latency::Args),
     /// Steer a running disk: rules, statistics, events
     Ctl(crate::ctl::Args),
     /// Check a rules file
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),
         Mode::Kernels(args) => crate::kernels::run(args),
+        Mode::Latency(args) => crate::latency::run(&args),
         Mode::Ctl(args) => crate::ctl::run(args),
         Mode::Rules(args) => crate::rules::run(args),
         Mode::Check(args) => crate::check::run(&args),

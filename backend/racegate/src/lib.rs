@@ -13,6 +13,7 @@ pub mod differential;
 pub mod explore;
 pub mod inspect;
 pub mod kernels;
+pub mod latency;
 pub mod pmem;
 pub mod pmem_vhost;
 pub mod reproduce;

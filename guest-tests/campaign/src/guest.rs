@@ -6,6 +6,7 @@
 mod error;
 
 use std::io::Write as _;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use agent::wire::{
@@ -97,6 +98,15 @@ pub struct Executed {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
+}
+
+/// A part of a guest that has ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// QEMU.
+    Machine(ExitStatus),
+    /// A process of the backend, with the last lines of its standard error.
+    Backend(ExitStatus, String),
 }
 
 /// A running guest. Dropping it kills QEMU, then the backend.
@@ -219,6 +229,29 @@ impl Guest {
     /// The backend's control socket, for whatever this type does not do.
     pub fn control(&mut self) -> &mut ControlClient {
         &mut self.control
+    }
+
+    /// The processes that serve the disk.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// The machine's process id.
+    pub fn machine_pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Waits until the machine or a process of the backend has ended by itself. To be called
+    /// again for the next one.
+    pub fn wait_ended(&mut self, limit: Duration) -> Result<Ended, GuestError> {
+        let ended = |notice: &Notice| match notice {
+            Notice::VmExited(status) => Some(Ended::Machine(*status)),
+            Notice::BackendExited { status, stderr } => {
+                Some(Ended::Backend(*status, stderr.clone()))
+            }
+            _ => None,
+        };
+        Ok(self.inbox.wait_for("waiting for a process to end", limit, ended)?)
     }
 
     /// The console so far, one line of text per line.

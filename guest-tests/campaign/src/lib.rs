@@ -10,6 +10,7 @@ pub mod image;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernels;
+pub mod latency;
 pub mod link;
 pub mod notice;
 pub mod oracle;

@@ -1,16 +1,20 @@
-//! Load: many writes to a device, and a processor that counts.
+//! Load: many writes to a device, reads and flushes of it that are timed, and a processor that
+//! counts.
 //!
 //! In: what to write, what to wait for. Out: how far it came.
 //! Must not know: who wants to know.
 
-use std::fs::OpenOptions;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
 use agent::random_writes::{BLOCK_BYTES, RandomWrites};
+use rustix::fs::OFlags;
 
 use crate::clock;
+use crate::link::Aligned;
 use crate::meeting::{Meeting, Missed};
 
 /// Carries out `writes` on the file at `path`; `durable` hears how many are after each fsync.
@@ -32,6 +36,44 @@ pub(super) fn write(
     }
     file.sync_all()?;
     durable(last)
+}
+
+/// Reads pages past the page cache, with a pause before each, and says how long each took.
+pub(super) fn time_reads(
+    path: &str,
+    offsets: impl Iterator<Item = u64>,
+    pause: Duration,
+) -> io::Result<String> {
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(direct).open(path)?;
+    let mut buffer = Aligned::new();
+    let page = buffer.bytes(BLOCK_BYTES);
+    let mut times = String::new();
+    for offset in offsets {
+        clock::sleep(pause);
+        time(&mut times, || file.read_exact_at(page, offset))?;
+    }
+    Ok(times)
+}
+
+/// Flushes a device, and says how long each flush took.
+pub(super) fn time_syncs(path: &str, count: u32) -> io::Result<String> {
+    let file = File::open(path)?;
+    let mut times = String::new();
+    for _ in 0..count {
+        time(&mut times, || file.sync_all())?;
+    }
+    Ok(times)
+}
+
+/// Adds how long a call took, in nanoseconds.
+fn time(times: &mut String, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let began_ns = clock::now_ns();
+    call()?;
+    let separator = if times.is_empty() { "" } else { " " };
+    // Writing to a String does not fail.
+    let _ = write!(times, "{separator}{}", clock::now_ns() - began_ns);
+    Ok(())
 }
 
 /// How far a counting processor came.

@@ -172,8 +172,11 @@ impl<'a> Performer<'a> {
             }
             Op::Store { file, offset, value } => {
                 let open = files.get(file)?;
-                let unmapped = || io::Error::new(io::ErrorKind::NotFound, "no `map` before it");
                 open.mapping.get().ok_or_else(unmapped)?.store(*offset, *value)
+            }
+            Op::Msync { file, bytes } => {
+                let open = files.get(file)?;
+                open.mapping.get().ok_or_else(unmapped)?.sync(0, *bytes)
             }
             Op::Write { file, offset, bytes, fill } => {
                 let data = vec![*fill; *bytes as usize];
@@ -213,6 +216,18 @@ impl<'a> Performer<'a> {
                 let path = path.replace("{disk}", &stage.disk);
                 let writes = RandomWrites::new(self.draws.clone(), *blocks, *writes);
                 load::write(&path, writes, *fsync_every, |done| self.mark(&synced(done)))
+            }
+            Op::TimeReads { path, offset, step, count, pause_us, name } => {
+                let path = path.replace("{disk}", &stage.disk);
+                let pages = (0..u64::from(*count)).map(|page| offset + page * step);
+                let times = load::time_reads(&path, pages, Duration::from_micros(*pause_us))?;
+                self.value(name, &times);
+                Ok(())
+            }
+            Op::TimeSyncs { path, count, name } => {
+                let times = load::time_syncs(&path.replace("{disk}", &stage.disk), *count)?;
+                self.value(name, &times);
+                Ok(())
             }
             Op::ReadValue { path, name } => {
                 let value = fs::read_to_string(path.replace("{disk}", &stage.disk))?;
@@ -267,6 +282,10 @@ impl<'a> Performer<'a> {
         let watch = Watch::new(tid.ok_or_else(not_yet)?)?;
         watch.wait(within, limit, || self.shared.stage.meeting.given_up())
     }
+}
+
+fn unmapped() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "no `map` before it")
 }
 
 fn missed(missed: Missed) -> (io::Error, bool) {

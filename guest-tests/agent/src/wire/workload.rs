@@ -160,6 +160,13 @@ pub enum Op {
         /// Which file.
         file: String,
     },
+    /// msync(MS_SYNC) of a mapping, from its start.
+    Msync {
+        /// Which file.
+        file: String,
+        /// Length.
+        bytes: u64,
+    },
     /// syncfs of the mount point.
     Syncfs {},
     /// Sleep for a time drawn evenly from a range by the trial's seed.
@@ -213,6 +220,32 @@ pub enum Op {
         writes: u64,
         /// Writes between two fsync calls.
         fsync_every: u64,
+    },
+    /// Read pages of 4096 bytes of a device one after the other, past the page cache, and enter
+    /// into the result how long each took, in nanoseconds, separated by spaces.
+    TimeReads {
+        /// Absolute path; `{disk}` becomes the kernel name of the main disk.
+        path: String,
+        /// Offset of the first page.
+        offset: u64,
+        /// From one page to the next.
+        step: u64,
+        /// How many pages.
+        count: u32,
+        /// Sleep between two of them, in microseconds.
+        pause_us: u64,
+        /// Name of the value in the result.
+        name: String,
+    },
+    /// fsync a device again and again, and enter into the result how long each took, in
+    /// nanoseconds, separated by spaces.
+    TimeSyncs {
+        /// Absolute path; `{disk}` becomes the kernel name of the main disk.
+        path: String,
+        /// How often.
+        count: u32,
+        /// Name of the value in the result.
+        name: String,
     },
     /// Count until a signal comes: shows that this processor runs. The result has the count under
     /// the name, and the longest pause between two counts under `NAME_gap_us`.
@@ -269,6 +302,8 @@ const LONGEST_BUFFER: u64 = 16 << 20;
 const MOST_BLOCKS: u64 = 1 << 32;
 /// Most writes of one `write_randomly`.
 const MOST_WRITES: u64 = 10_000_000;
+/// Most latencies of one `time_reads` or `time_syncs`: what fits a frame.
+const MOST_TIMES: u64 = 4096;
 /// Names that [`super::Step::thread`] uses for the parts outside threads.
 const PARTS: [&str; 3] = ["setup", "finish", "cleanup"];
 
@@ -405,6 +440,7 @@ impl Op {
             Op::Write { file, offset, bytes, .. } => format!("write {file} {offset}+{bytes}"),
             Op::Read { file, offset, bytes, .. } => format!("read {file} {offset}+{bytes}"),
             Op::Fsync { file } => format!("fsync {file}"),
+            Op::Msync { file, bytes } => format!("msync {file} 0+{bytes}"),
             Op::Syncfs {} => "syncfs".into(),
             Op::Delay { min_us, max_us } => format!("delay {min_us}..{max_us} us"),
             Op::Barrier { name } => format!("barrier {name}"),
@@ -413,6 +449,10 @@ impl Op {
             Op::Mark { name } => format!("mark {name}"),
             Op::AwaitParked { thread, .. } => format!("await_parked {thread}"),
             Op::WriteRandomly { path, writes, .. } => format!("write_randomly {path} {writes}"),
+            Op::TimeReads { path, offset, count, .. } => {
+                format!("time_reads {path} {offset} {count}")
+            }
+            Op::TimeSyncs { path, count, .. } => format!("time_syncs {path} {count}"),
             Op::CountUntil { signal, .. } => format!("count_until {signal}"),
             Op::ReadValue { name, .. } => format!("read_value {name}"),
             Op::WriteValue { path, value } => format!("write_value {path} {value}"),
@@ -460,6 +500,7 @@ impl Op {
             | Op::Fallocate { file, .. }
             | Op::Map { file, .. }
             | Op::Store { file, .. }
+            | Op::Msync { file, .. }
             | Op::Fsync { file } => known(file),
             Op::Delay { min_us, max_us } => {
                 if min_us > max_us {
@@ -478,6 +519,11 @@ impl Op {
                 at_most("blocks", *blocks, MOST_BLOCKS)?;
                 at_most("writes", *writes, MOST_WRITES)
             }
+            Op::TimeReads { count, pause_us, .. } => {
+                at_most("pause_us", *pause_us, LONGEST_WAIT_MS * 1000)?;
+                at_most("count", u64::from(*count), MOST_TIMES)
+            }
+            Op::TimeSyncs { count, .. } => at_most("count", u64::from(*count), MOST_TIMES),
             Op::AwaitParked { thread, limit_ms, .. } => {
                 if !in_thread {
                     return Err(WorkloadError::OutsideThread { place: place() });

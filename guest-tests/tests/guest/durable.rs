@@ -51,16 +51,7 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
     config.backend.device = device;
     config.backend.storage = Storage::File;
     let mut guest = boot(&config)?;
-    let op = Op::WriteRandomly {
-        path: "/dev/{disk}".into(),
-        blocks: BLOCKS,
-        // More than there is time for: the kill comes first.
-        writes: 10 * (WRITES + MORE),
-        fsync_every: FSYNC_EVERY,
-    };
-    let thread = Thread { name: THREAD.into(), ops: vec![op], ..Thread::default() };
-    let workload = Workload { threads: vec![thread], ..Workload::default() };
-    guest.begin(Order { trial: 1, seed: SEED, workload })?;
+    guest.begin(writing())?;
     let kill_at = WRITES + Draws::new(SEED, "kill").between(0, MORE);
     let mut durable =
         guest.wait_mark(LIMIT, |mark| parse_synced(mark).filter(|n| *n >= kill_at))?;
@@ -71,6 +62,23 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
     ensure!(canary.is_err(), "{MORE} writes that were never made were taken for durable");
     eprintln!("durable: {device}: killed after {durable} writes, {checked} blocks compared");
     Ok(())
+}
+
+/// Random writes to the whole device, for longer than anybody waits.
+pub(crate) fn writing() -> Order {
+    let op = Op::WriteRandomly {
+        path: "/dev/{disk}".into(),
+        blocks: BLOCKS,
+        // More than there is time for: the kill comes first.
+        writes: 10 * (WRITES + MORE),
+        fsync_every: FSYNC_EVERY,
+    };
+    let thread = Thread { name: THREAD.into(), ops: vec![op], ..Thread::default() };
+    Order {
+        trial: 1,
+        seed: SEED,
+        workload: Workload { threads: vec![thread], ..Workload::default() },
+    }
 }
 
 fn read_blocks(disk: &Path) -> Result<Vec<u8>> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::wire::{Trial as Order, Workload};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use campaign::backend::{BackendConfig, Storage};
 use campaign::cache::Cache;
 use campaign::device::Device;
@@ -19,6 +19,7 @@ use campaign::kernels::{Kernel, Kernels, Spec};
 use campaign::plan::Plan;
 use campaign::qemu::{Accel, Qemu};
 use libtest_mimic::{Failed, Trial};
+use pipeline::control::{Request, Response};
 
 /// The suite whose QEMU is tried beside the machine's own.
 const OTHER_QEMU: &str = "bookworm-backports";
@@ -75,14 +76,25 @@ impl Machine {
         which: Which,
         body: impl FnOnce(&Machine) -> Result<()> + Send + 'static,
     ) -> Trial {
+        self.test_unless(None, name, which, body)
+    }
+
+    /// The same, and skipped as well for a reason that is known already.
+    pub(crate) fn test_unless(
+        &self,
+        why_not: Option<&str>,
+        name: &str,
+        which: Which,
+        body: impl FnOnce(&Machine) -> Result<()> + Send + 'static,
+    ) -> Trial {
         let machine = self.clone();
         let run = move || body(&machine).map_err(|error| Failed::from(format!("{error:#}")));
-        match self.qemu_of(which) {
-            Err(reason) => {
+        match why_not.or(self.qemu_of(which).err().map(String::as_str)) {
+            Some(reason) => {
                 eprintln!("guest tests: {name} is skipped: {reason}");
                 Trial::test(name, run).with_ignored_flag(true)
             }
-            Ok(_) => Trial::test(name, run),
+            None => Trial::test(name, run),
         }
     }
 
@@ -199,4 +211,12 @@ pub(crate) fn must(guest: &mut Guest, program: &str, args: &[&str]) -> Result<Ex
         done.stderr
     );
     Ok(done)
+}
+
+/// How often a rule has fired.
+pub(crate) fn fired(guest: &mut Guest, rule: &str) -> Result<u64> {
+    let Response::Rules { rules, .. } = guest.control().call(&Request::List)? else {
+        bail!("rules were asked for");
+    };
+    Ok(rules.iter().find(|known| known.name == rule).context("the rule")?.fired)
 }

@@ -14,6 +14,10 @@ mod founding;
 mod integrity;
 mod layout;
 mod machine;
+mod pmem_dax;
+mod pmem_ends;
+mod pmem_latency;
+mod pmem_pages;
 mod shadow;
 mod shadow_delalloc;
 
@@ -46,6 +50,10 @@ fn main() -> ExitCode {
     tests.extend(layout::tests(&machine));
     tests.extend(faults::tests(&machine));
     tests.extend(durable::tests(&machine));
+    tests.extend(pmem_ends::tests(&machine));
+    tests.extend(pmem_pages::tests(&machine));
+    tests.extend(pmem_dax::tests(&machine));
+    tests.extend(pmem_latency::tests(&machine));
     tests.extend(founding::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));

@@ -218,6 +218,10 @@ impl Engine {
             Instr::LeafRead => meta::issue(state, slot, Wait::Leaf),
             Instr::LeafCache { .. } => self.leaf_cache(state, slot),
             Instr::Walk { untrimmed } => self.walk(state, slot, untrimmed),
+            Instr::FindExtent => {
+                self.find_extent(state);
+                Flow::Next
+            }
             Instr::CacheFound => self.cache_found(state, slot),
             Instr::BitmapRead => meta::issue(state, slot, Wait::Bitmap),
             Instr::Allocate(need) => self.allocate(state, slot, need, fault),
@@ -286,7 +290,8 @@ impl Engine {
             Instr::Orphan(on) => meta::orphan(state, on),
             Instr::CutOrphan => self.cut_orphan(state),
             Instr::Remount => self.remount(state, slot),
-            Instr::DioLost => meta::dio_lost(state, slot),
+            Instr::DioLost => meta::undecided(state, state.threads[slot].aside),
+            Instr::Undecided(blocks) => meta::undecided(state, blocks),
             Instr::DioBegin => meta::dio_begin(state, slot),
             Instr::DioEnd => meta::dio_end(state, slot),
             Instr::DioWrite(content) => self.dio_write(state, slot, content),

@@ -95,7 +95,7 @@ fn instruction(instr: Instr) -> Footprint {
         Instr::LeafCache { nocache: true } => Footprint::NOTHING,
         Instr::LeafCache { nocache: false } => touches(DISK, ES),
         Instr::Walk { .. } => touches(ES | DISK, 0),
-        Instr::CacheFound => touches(DISK, ES | MEMORY),
+        Instr::CacheFound | Instr::FindExtent => touches(DISK, ES | MEMORY),
         Instr::Allocate(need) => {
             let io = if need == Need::Lookup { 0 } else { CACHE };
             touches(FAULTS | JOURNAL, ES | DISK | COUNTERS | io)
@@ -113,7 +113,8 @@ fn instruction(instr: Instr) -> Footprint {
         | Instr::DropFolios { .. }
         | Instr::WaitWriteback(_)
         | Instr::Unguard
-        | Instr::DioLost => touches(0, CACHE | SIZES),
+        | Instr::DioLost
+        | Instr::Undecided(_) => touches(0, CACHE | SIZES),
         Instr::FolioLock | Instr::Store { .. } | Instr::StoreBehindEof(_) => {
             touches(0, SIZES | CACHE)
         }
@@ -214,7 +215,10 @@ impl Footprints {
             reads: FAULTS,
             writes: MEMORY | DISK | CACHE | VERDICT | if fails { FAULTS } else { 0 },
         };
-        self.settle[usize::from(at)].with(device)
+        let at = usize::from(at);
+        let settle = self.settle[at].with(device);
+        // What takes the answer of a read is passed over if the read fails.
+        if fails { settle.with(self.settle[at + 1]) } else { settle }
     }
 
     /// Everything that a thread at an instruction may still do.

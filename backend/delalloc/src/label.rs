@@ -51,7 +51,7 @@ fn fault_text(fault: Fault) -> &'static str {
         Fault::AllocEnomem | Fault::SplitEnomem | Fault::EsEnomem | Fault::PendingEnomem => {
             "ENOMEM"
         }
-        Fault::AllocEio | Fault::WriteEio => "EIO",
+        Fault::AllocEio | Fault::WriteEio | Fault::ReadEio => "EIO",
         Fault::Restart => "no credits",
     }
 }
@@ -105,7 +105,9 @@ fn range_text(first: u8, end: u8) -> String {
 
 fn map_text(map: Map) -> String {
     let range = range_text(map.lblk, map.end);
-    if map.pblk == 0 {
+    if map.pblk == 0 && map.has(Map::DELAYED) {
+        format!("delayed {range}")
+    } else if map.pblk == 0 {
         format!("hole {range}")
     } else if map.has(Map::UNWRITTEN) {
         format!("unwritten {range} at {}", map.pblk)
@@ -347,6 +349,11 @@ pub(crate) fn explain(
         state.inode.reserved,
         state.reservation_due(&engine.geo),
     );
+    if invariant == Invariant::A9 {
+        for t in state.threads.iter().filter(|t| t.map.has(Map::SEQ)) {
+            let _ = writeln!(text, "mapping at the i_es_seq of now: {}", map_text(t.map));
+        }
+    }
     let conflict = conflicting(model, history, block);
     for (number, step, label) in &conflict {
         let thread = model.thread_name(step.thread);
@@ -368,6 +375,7 @@ fn conflicting(model: &DelallocModel, history: &[Step], block: u8) -> Vec<(usize
             (
                 state.cache.present & bit(folio),
                 state.cache.dirty & bit(folio),
+                state.cache.behind_eof & bit(block),
                 state.cache.data.get(block),
             ),
         )

@@ -3,6 +3,19 @@
 //! In: a mutant's name. Out: the kernel to start from, the flags to turn back, the scenario that
 //! shows it, and the invariants that catch it, as the catalogue has them.
 //! Must not know: states.
+//!
+//! Not here, of the catalogue, and why:
+//! - inline data beyond one flag is not modelled: M06, M07, M37, M38, M40;
+//! - nor are crashes and the order on the wire, which the shadow judges: M29, M31;
+//! - nor a second inode and the leaves of two files: M47, M48 (its `m_seq` half is M48s);
+//! - nor a failure of the journal, of quota or of a partial copy: M10, M18, M27;
+//! - nor zeroing in place of a split: M21;
+//! - nor mapped writes to half a page: M23; nor tags of the page cache: M43;
+//! - memory safety is no state: M13;
+//! - nothing here changes mount options but `delalloc`: M34;
+//! - the switch away from delayed allocation near the end of space zeroes whole blocks: M26;
+//! - a direct write that falls back to the page cache is another operation here: M39;
+//! - M41 is M32 with faults in place of reads; M46 needs two failures in one update.
 
 use std::fmt;
 

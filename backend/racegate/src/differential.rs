@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use campaign::cache::Cache;
-use campaign::differential::{self, Order, Report, Shape};
+use campaign::differential::{self, Lists, Order, Report, Shape};
 use campaign::kernels::{Kernels, Spec};
 use campaign::qemu::Qemu;
 use campaign::{interrupt, setup};
@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let accel = qemu.accel()?;
     let shapes = args.geometry.shapes();
-    let lists = match args.list {
+    let numbers = match args.list {
         Some(list) => list..list.checked_add(1).context("--list is too large")?,
         None => 0..args.lists.div_ceil(shapes.len() as u32),
     };
@@ -117,8 +117,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         accel,
         cache,
         shapes,
-        lists,
-        ops: args.ops,
+        lists: Lists::Drawn { numbers, ops: args.ops },
         seed: args.seed,
     };
     let mut meter = show::Meter::new(&order);

@@ -66,12 +66,44 @@ pub struct Order {
     pub cache: Cache,
     /// File systems to compare on.
     pub shapes: Vec<Shape>,
-    /// Lists for each of them: numbers, from 0.
-    pub lists: std::ops::Range<u32>,
-    /// Operations in a list.
-    pub ops: u32,
-    /// Decides every list.
+    /// Lists for each of them.
+    pub lists: Lists,
+    /// Decides every list that is drawn.
     pub seed: u64,
+}
+
+/// Lists of operations to run.
+#[derive(Clone, Debug)]
+pub enum Lists {
+    /// These of those that the seed decides.
+    Drawn {
+        /// Their numbers, from 0.
+        numbers: std::ops::Range<u32>,
+        /// Operations in each.
+        ops: u32,
+    },
+    /// These, written by hand.
+    Given(Vec<Script>),
+}
+
+impl Lists {
+    /// Their numbers.
+    pub fn numbers(&self) -> std::ops::Range<u32> {
+        match self {
+            Lists::Drawn { numbers, .. } => numbers.clone(),
+            Lists::Given(scripts) => 0..scripts.len() as u32,
+        }
+    }
+}
+
+impl Order {
+    /// The list of a number below the end of [`Lists::numbers`].
+    fn script(&self, geo: delalloc::Geometry, number: u32) -> Script {
+        match &self.lists {
+            Lists::Drawn { ops, .. } => draw(self.variant, geo, self.seed, number, *ops),
+            Lists::Given(scripts) => scripts[number as usize].clone(),
+        }
+    }
 }
 
 /// What came out.
@@ -154,11 +186,11 @@ fn on_shape(
         e2fsck: None,
         seconds: 0.0,
     };
-    let numbers: Vec<u32> = order.lists.clone().collect();
+    let numbers: Vec<u32> = order.lists.numbers().collect();
     let mut left = &numbers[..];
     while !left.is_empty() {
-        let draw = |&number| draw(order.variant, geo, order.seed, number, order.ops);
-        let scripts: Vec<Script> = left.iter().take(BATCH).map(draw).collect();
+        let batch = left.iter().take(BATCH);
+        let scripts: Vec<Script> = batch.map(|&number| order.script(geo, number)).collect();
         let results = lab.run(&scripts)?;
         let mut done = 0;
         for ((&list, script), result) in left.iter().zip(&scripts).zip(&results) {

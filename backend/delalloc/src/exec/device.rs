@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::geometry::{bit, each};
+use crate::program::Instr;
 use crate::state::{ANY, Errno, STALE, State, Wait};
 
 /// Choice bit of the device: the request is a data write of writeback, not of a thread.
@@ -10,6 +11,13 @@ pub const DEVICE_IO: u8 = 16;
 pub const DEVICE_FAILS: u8 = 32;
 
 impl Engine {
+    /// Whether a thread that waits for metadata goes on where a failure is looked for: lookups and
+    /// allocation do, removal does not.
+    #[inline]
+    pub(super) fn read_can_fail(&self, slot: usize, pc: u16) -> bool {
+        matches!(self.programs[slot].get(usize::from(pc) + 1), Some(Instr::IfErr(_)))
+    }
+
     pub(super) fn complete(&self, state: &mut State, choice: u8) {
         let failed = choice & DEVICE_FAILS != 0;
         let index = usize::from(choice & 15);
@@ -22,6 +30,13 @@ impl Engine {
         }
         let t = state.threads[index];
         match t.wait {
+            Wait::Bitmap | Wait::Leaf | Wait::Data | Wait::DirectRead if failed => {
+                state.threads[index].errno = Errno::Eio;
+                if t.wait != Wait::DirectRead {
+                    // Not what takes the answer.
+                    state.threads[index].pc += 1;
+                }
+            }
             Wait::None | Wait::Data | Wait::Log => {}
             Wait::Bitmap => state.fs.bitmap = true,
             Wait::Leaf => state.disk.leaves |= bit(self.geo.leaf(t.cur)),

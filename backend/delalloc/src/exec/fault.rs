@@ -26,13 +26,17 @@ pub enum Fault {
     PendingEnomem,
     /// The device fails a data write.
     WriteEio,
+    /// The device fails a read: of data, of a leaf that is looked up, of the bitmap that an
+    /// allocation needs. (Where blocks are removed a failed read is an error of the whole file
+    /// system, and so is a failed write of the log: not modelled.)
+    ReadEio,
     /// A handle cannot be extended: `i_data_sem` is dropped between leaves.
     Restart,
 }
 
 impl Fault {
     /// Every fault, in order of number.
-    pub const ALL: [Fault; 10] = [
+    pub const ALL: [Fault; 11] = [
         Fault::AllocEnospc,
         Fault::AllocEnomem,
         Fault::AllocEio,
@@ -42,6 +46,7 @@ impl Fault {
         Fault::EsEnomem,
         Fault::PendingEnomem,
         Fault::WriteEio,
+        Fault::ReadEio,
         Fault::Restart,
     ];
 

@@ -184,12 +184,6 @@ impl Engine {
     /// Moves extents, data and sizes of collapse and insert.
     pub(super) fn shift(&self, state: &mut State, first: u8, by: i8) -> Flow {
         let blocks = self.geo.blocks;
-        if by > 0 {
-            // Insertion walks to where it cuts; what that caches from there on is removed.
-            self.find_extent(state);
-            state.es.remove(span(first, blocks));
-            self.new_seq(state);
-        }
         let lost = if by < 0 { 0 } else { span(blocks - by.unsigned_abs().min(blocks), blocks) };
         self.free_blocks(state, state.disk.mapped & lost);
         let cut = by > 0

@@ -1,7 +1,7 @@
 //! Control flow, sizes, handles, the journal, direct I/O.
 
 use super::{Engine, Flow};
-use crate::geometry::{each, span};
+use crate::geometry::{Set, each, span};
 use crate::invariant::Invariant;
 use crate::kernel::Flag;
 use crate::state::{ANY, Content, Errno, Locks, Map, Mode, Rwsem, STALE, State, Thread, Wait};
@@ -138,9 +138,9 @@ pub(super) fn dio_end(state: &mut State, slot: usize) -> Flow {
     Flow::Next
 }
 
-/// The write's end has failed: the user is told, and anything may be read.
-pub(super) fn dio_lost(state: &mut State, slot: usize) -> Flow {
-    state.want.fill(state.threads[slot].aside, ANY);
+/// Something has failed half way: the user is told, and anything may be read.
+pub(super) fn undecided(state: &mut State, blocks: Set) -> Flow {
+    state.want.fill(blocks, ANY);
     Flow::Next
 }
 

@@ -36,19 +36,29 @@ impl Engine {
             }
         }
         let device = self.device() as u8;
-        let can_fail = state.fs.faults != 0 && self.faults & Fault::WriteEio.bit() != 0;
+        let injects = |fault: Fault| state.fs.faults != 0 && self.faults & fault.bit() != 0;
+        let (write_fails, read_fails) = (injects(Fault::WriteEio), injects(Fault::ReadEio));
         while waiting != 0 {
             let slot = waiting.trailing_zeros() as u8;
             waiting &= waiting - 1;
             f(device, slot);
-            if can_fail && state.threads[usize::from(slot)].wait == Wait::DirectWrite {
+            let t = &state.threads[usize::from(slot)];
+            let fails = match t.wait {
+                Wait::None | Wait::Log => false,
+                Wait::DirectWrite => write_fails,
+                Wait::Data | Wait::DirectRead => read_fails,
+                Wait::Bitmap | Wait::Leaf => {
+                    read_fails && self.read_can_fail(usize::from(slot), t.pc)
+                }
+            };
+            if fails {
                 f(device, slot | DEVICE_FAILS);
             }
         }
         for (index, io) in state.io.iter().enumerate() {
             if io.state == IoState::AtDevice {
                 f(device, index as u8 | DEVICE_IO);
-                if can_fail {
+                if write_fails {
                     f(device, index as u8 | DEVICE_IO | DEVICE_FAILS);
                 }
             }

@@ -90,6 +90,8 @@ fn look_first(a: &mut Asm, range: Range) {
     a.place(inside);
     a.emit(Instr::Range(range.at, range.end()));
     map_blocks(a, Need::Lookup, false);
+    // Not knowing is a no.
+    a.emit(Instr::ClearErr);
     a.place(looked);
     // Registers that nobody reads any more.
     a.emit(Instr::Range(0, 0));
@@ -104,9 +106,13 @@ pub fn read(a: &mut Asm, range: Range) {
     a.emit(Instr::DioBegin);
     a.emit(Instr::Range(range.at, range.end()));
     let again = a.here();
+    let failed = a.label();
     map_blocks(a, Need::Lookup, false);
+    a.emit(Instr::IfErr(failed));
     a.emit(Instr::DioRead);
+    a.emit(Instr::IfErr(failed));
     a.emit(Instr::Advance(again));
+    a.place(failed);
     a.emit(Instr::DioEnd);
     a.place(out);
     a.unlock(Rwsem::Inode, Mode::Read);

@@ -62,6 +62,12 @@ pub fn zero_range(a: &mut Asm, range: Range, keep_size: bool) {
     disksize_before_punch(a, range);
     a.emit(Instr::DropFolios { blocks: range.set(), why: Drop::Remove });
     alloc_file_blocks(a, range, Need::ToUnwritten);
+    let (failed, zeroed) = (a.label(), a.label());
+    a.emit(Instr::IfErr(failed));
+    a.emit(Instr::Jump(zeroed));
+    a.place(failed);
+    a.emit(Instr::Undecided(range.set()));
+    a.place(zeroed);
     a.emit(Instr::Unguard);
     if !a.has(Flag::ZeroKeepsInvalidate) {
         a.unlock(Rwsem::Invalidate, Mode::Write);
@@ -146,6 +152,7 @@ pub fn collapse_range(a: &mut Asm, range: Range) {
     // A range that reaches the end of the file is for truncate.
     let refuse = Refuse::UpTo(a.geo.bytes(range.end()));
     shift(a, range, refuse, |a| {
+        a.emit(Instr::EsRemove(range.at, a.geo.blocks));
         remove_extents(a, range.at, range.end());
         a.emit(Instr::Shift { first: range.end(), by: -range.len.cast_signed() });
     });
@@ -156,6 +163,9 @@ pub fn insert_range(a: &mut Asm, range: Range) {
     let refuse =
         Refuse::Outside(a.geo.bytes(range.at), a.geo.bytes(a.geo.blocks.saturating_sub(range.len)));
     shift(a, range, refuse, |a| {
+        // To where the extent has to be cut, before what lies behind is forgotten.
+        a.emit(Instr::FindExtent);
+        a.emit(Instr::EsRemove(range.at, a.geo.blocks));
         a.emit(Instr::Shift { first: range.at, by: range.len.cast_signed() });
     });
 }
@@ -195,7 +205,6 @@ fn shift(a: &mut Asm, range: Range, refuse: Refuse, work: impl Fn(&mut Asm)) {
     a.emit(Instr::DropFolios { blocks: tail.set(), why: Drop::Move });
     a.emit(Instr::HandleStart);
     a.lock(Rwsem::Data, Mode::Write);
-    a.emit(Instr::EsRemove(from, a.geo.blocks));
     work(a);
     a.emit(Instr::Unguard);
     a.unlock(Rwsem::Data, Mode::Write);

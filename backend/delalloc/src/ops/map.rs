@@ -1,7 +1,7 @@
 //! `ext4_map_blocks` and `ext4_da_map_blocks`, with the locks where the kernel takes them.
 
 use crate::kernel::Flag;
-use crate::program::{Asm, Instr, Need};
+use crate::program::{Asm, Instr, Label, Need};
 use crate::state::{Mode, Rwsem};
 
 /// Reads the extent leaf of the block at hand if it is not in memory.
@@ -12,11 +12,13 @@ pub fn leaf(a: &mut Asm, nocache: bool) {
     }
 }
 
-/// Walks the extent tree and puts what it finds into the extent status tree.
-fn query(a: &mut Asm, nocache: bool) {
+/// Walks the extent tree and puts what it finds into the extent status tree. A leaf that cannot be
+/// read is a failure, and a jump.
+fn query(a: &mut Asm, nocache: bool, failed: Label) {
     let untrimmed =
         if a.geo.indirect { !a.has(Flag::IndirectTrimmed) } else { !a.has(Flag::HoleTrimmed) };
     leaf(a, nocache);
+    a.emit(Instr::IfErr(failed));
     a.emit(Instr::Walk { untrimmed });
     a.emit(Instr::CacheFound);
 }
@@ -30,8 +32,11 @@ pub fn map_blocks(a: &mut Asm, need: Need, nocache: bool) {
     let create = if need == Need::Lookup { done } else { a.label() };
     a.emit(Instr::EsLookup { need, hit: done, gap: create });
     a.lock(Rwsem::Data, Mode::Read);
-    query(a, nocache);
+    let failed = a.label();
+    query(a, nocache, failed);
+    a.place(failed);
     a.unlock(Rwsem::Data, Mode::Read);
+    a.emit(Instr::IfErr(done));
     if need != Need::Lookup {
         a.emit(Instr::IfSatisfied(need, done));
         a.place(create);
@@ -45,6 +50,7 @@ fn create_blocks(a: &mut Asm, need: Need, nocache: bool) {
     let out = a.label();
     a.lock(Rwsem::Data, Mode::Write);
     leaf(a, nocache);
+    a.emit(Instr::IfErr(out));
     a.emit(Instr::BitmapRead);
     a.emit(Instr::Allocate(need));
     a.emit(Instr::IfErr(out));
@@ -61,18 +67,21 @@ pub fn da_map_blocks(a: &mut Asm) {
     let (delayed, mapped, hole, done) = (a.label(), a.label(), a.label(), a.label());
     a.emit(Instr::DaLookup { delayed, mapped, hole });
     a.lock(Rwsem::Data, Mode::Read);
-    query(a, false);
+    let failed = a.label();
+    query(a, false, failed);
+    a.place(failed);
     if a.has(Flag::InsertExclusive) {
         a.unlock(Rwsem::Data, Mode::Read);
+        a.emit(Instr::IfErr(done));
         a.emit(Instr::IfMapped(mapped));
         a.place(hole);
         a.lock(Rwsem::Data, Mode::Write);
-        let (delayed_now, mapped_now) = (a.label(), a.label());
+        let (delayed_now, mapped_now, failed_now) = (a.label(), a.label(), a.label());
         if a.has(Flag::EsRecheck) {
             let still_hole = a.label();
             a.emit(Instr::DaRecheck { delayed: delayed_now, mapped: mapped_now, hole: still_hole });
             if a.has(Flag::TreeRecheck) {
-                query(a, false);
+                query(a, false, failed_now);
                 a.emit(Instr::IfMapped(mapped_now));
             }
             a.place(still_hole);
@@ -83,6 +92,9 @@ pub fn da_map_blocks(a: &mut Asm) {
         a.place(delayed_now);
         a.unlock(Rwsem::Data, Mode::Write);
         a.emit(Instr::Jump(delayed));
+        a.place(failed_now);
+        a.unlock(Rwsem::Data, Mode::Write);
+        a.emit(Instr::Jump(done));
         a.place(mapped_now);
         a.unlock(Rwsem::Data, Mode::Write);
         a.emit(Instr::Jump(mapped));
@@ -110,7 +122,8 @@ fn insert(a: &mut Asm, mode: Mode) {
 
 /// The insert of kernels before M02's fix: all under `i_data_sem` R.
 fn insert_shared(a: &mut Asm, hole: u16, mapped: u16) {
-    let (found, add) = (a.label(), a.label());
+    let (found, add, failed, out) = (a.label(), a.label(), a.label(), a.label());
+    a.emit(Instr::IfErr(failed));
     a.emit(Instr::IfMapped(found));
     a.emit(Instr::Jump(add));
     a.place(found);
@@ -120,4 +133,8 @@ fn insert_shared(a: &mut Asm, hole: u16, mapped: u16) {
     a.lock(Rwsem::Data, Mode::Read);
     a.place(add);
     insert(a, Mode::Read);
+    a.emit(Instr::Jump(out));
+    a.place(failed);
+    a.unlock(Rwsem::Data, Mode::Read);
+    a.place(out);
 }

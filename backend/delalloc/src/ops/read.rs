@@ -54,6 +54,7 @@ fn fill(a: &mut Asm, failed: Label) {
     let (again, next) = (a.here(), a.label());
     a.emit(Instr::IfUptodate(next));
     map_blocks(a, Need::Lookup, false);
+    a.emit(Instr::IfErr(failed));
     a.emit(Instr::Fill);
     a.emit(Instr::Filled);
     a.emit(Instr::IfErr(failed));
@@ -68,10 +69,12 @@ pub fn fiemap(a: &mut Asm, range: Range) {
         a.lock(Rwsem::Inode, Mode::Read);
     }
     a.emit(Instr::Range(range.at, range.end()));
-    let again = a.here();
+    let (again, out) = (a.here(), a.label());
     map_blocks(a, Need::Lookup, false);
+    a.emit(Instr::IfErr(out));
     a.emit(Instr::ReportHole);
     a.emit(Instr::Advance(again));
+    a.place(out);
     if locked {
         a.unlock(Rwsem::Inode, Mode::Read);
     }
@@ -93,16 +96,18 @@ pub fn precache(a: &mut Asm) {
     if locked {
         a.lock(Rwsem::Inode, Mode::Read);
     }
-    let leaves = a.geo.leaf(a.geo.blocks - 1) + 1;
+    let (leaves, out) = (a.geo.leaf(a.geo.blocks - 1) + 1, a.label());
     a.lock(Rwsem::Data, Mode::Read);
     for leaf in 0..leaves {
         let first = a.geo.leaf_set(leaf).trailing_zeros() as u8;
         a.emit(Instr::Range(first, first + 1));
         a.emit(Instr::LeafRead);
         a.emit(Instr::LeafCache { nocache: true });
+        a.emit(Instr::IfErr(out));
         // EXT4_EX_FORCE_CACHE: also what was in memory before.
         a.emit(Instr::LeafCache { nocache: false });
     }
+    a.place(out);
     a.unlock(Rwsem::Data, Mode::Read);
     if locked {
         a.unlock(Rwsem::Inode, Mode::Read);

@@ -84,6 +84,8 @@ pub enum Instr {
     },
     /// Put what the walk found into the extent status tree.
     CacheFound,
+    /// Silent: walk to a block for another reason than to map it.
+    FindExtent,
     /// Read the block bitmap if allocation needs it. Silent if not.
     BitmapRead,
     /// Allocate, split or convert in the extent tree.
@@ -270,6 +272,8 @@ pub enum Instr {
     DioEnd,
     /// Silent: a direct write was not converted.
     DioLost,
+    /// Silent: the user has been told of a failure, and any data may be read of these blocks.
+    Undecided(Set),
     /// Submit a direct write of the mapping at hand.
     DioWrite(Content),
     /// Submit a direct read of the mapping at hand. Silent if nothing is mapped.
@@ -346,6 +350,8 @@ impl Instr {
                 | Instr::DioBegin
                 | Instr::DioEnd
                 | Instr::DioLost
+                | Instr::FindExtent
+                | Instr::Undecided(_)
         )
     }
 

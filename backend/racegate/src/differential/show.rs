@@ -16,7 +16,7 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn new(order: &Order) -> Meter {
-        let of = order.lists.len() as u64;
+        let of = order.lists.numbers().len() as u64;
         let bar = ProgressBar::new(of * order.shapes.len() as u64);
         // A constant; the default style serves if it were wrong.
         let style = "{bar:24} {pos}/{len} [{elapsed}, {eta} left] {msg}";

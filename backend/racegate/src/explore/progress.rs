@@ -1,5 +1,7 @@
-//! Progress of a search on standard error, once it takes longer than two seconds.
+//! Progress of a search on standard error, once it takes longer than two seconds: one line that
+//! changes on a terminal, else a line every ten seconds.
 
+use std::io::{self, IsTerminal as _};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -9,21 +11,32 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 /// A search that ends sooner shows nothing.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Shows how far a search is. Nothing appears if standard error is no terminal.
+/// Time between two lines where nothing can be written over.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// Shows how far a search is.
 pub(super) struct Meter {
     started: Instant,
     bar: Option<ProgressBar>,
+    terminal: bool,
+    next_line: Duration,
 }
 
 impl Meter {
     pub(super) fn new() -> Meter {
-        Meter { started: Instant::now(), bar: None }
+        let terminal = io::stderr().is_terminal();
+        Meter { started: Instant::now(), bar: None, terminal, next_line: BETWEEN_LINES }
     }
 
     /// Takes the figures of a moment. Never ends the search.
     pub(super) fn update(&mut self, now: Progress) -> ControlFlow<()> {
         let elapsed = self.started.elapsed();
-        if elapsed >= QUIET {
+        if !self.terminal {
+            if elapsed >= self.next_line {
+                eprintln!("{}", message(now, elapsed));
+                self.next_line = elapsed + BETWEEN_LINES;
+            }
+        } else if elapsed >= QUIET {
             let bar = self.bar.get_or_insert_with(spinner);
             bar.set_message(message(now, elapsed));
             bar.tick();

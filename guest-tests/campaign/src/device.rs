@@ -7,6 +7,9 @@ use std::fmt;
 
 use pipeline::Op;
 
+/// Bytes of a huge page.
+const PMEM_BYTES: u64 = 2 << 20;
+
 /// A way of attaching the image to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -56,6 +59,17 @@ impl Device {
         ops.iter().fold(0, |bits, op| bits | op.bit())
     }
 
+    /// The next size that it can have, if it cannot have this one: QEMU takes whole huge pages for
+    /// memory in a slot, and a power of two for a PCI region (`pci_register_bar`).
+    pub fn next_fit(self, bytes: u64) -> Option<u64> {
+        let fit = match self {
+            Device::Blk => bytes,
+            Device::Nvdimm | Device::VirtioPmem => bytes.next_multiple_of(PMEM_BYTES),
+            Device::VhostUserPmem => bytes.max(PMEM_BYTES).next_power_of_two(),
+        };
+        (fit != bytes).then_some(fit)
+    }
+
     /// Modules that a guest needs for it and for the link disk, whatever the kernel has built in.
     pub fn modules(self) -> &'static [&'static str] {
         match self {
@@ -77,6 +91,17 @@ impl fmt::Display for Device {
 #[cfg(test)]
 mod tests {
     use super::Device;
+
+    #[test]
+    fn sizes_that_fit() {
+        let mib = 1 << 20;
+        assert_eq!(Device::Nvdimm.next_fit(66 * mib), None);
+        assert_eq!(Device::Nvdimm.next_fit(67 * mib), Some(68 * mib));
+        assert_eq!(Device::VirtioPmem.next_fit(4096), Some(2 * mib));
+        assert_eq!(Device::VhostUserPmem.next_fit(66 * mib), Some(128 * mib));
+        assert_eq!(Device::VhostUserPmem.next_fit(64 * mib), None);
+        assert_eq!(Device::Blk.next_fit(512), None);
+    }
 
     #[test]
     fn names_read_back() {

@@ -130,8 +130,16 @@ impl Guest {
     /// agent is ready is booted again, up to three times in all.
     ///
     /// # Errors
-    /// A part that does not start, and a guest that does not boot, with its last console lines.
+    /// An image or a QEMU that does not fit the device, a part that does not start, and a guest
+    /// that does not boot, with its last console lines.
     pub fn boot(config: &GuestConfig) -> Result<Guest, GuestError> {
+        let BackendConfig { device, image, .. } = &config.backend;
+        config.qemu.check(*device)?;
+        let bytes = image_bytes(&config.backend)?;
+        if let Some(next) = device.next_fit(bytes) {
+            let (path, device) = (image.clone(), *device);
+            return Err(GuestError::Size { path, bytes, device, next });
+        }
         let mut failed = Vec::new();
         loop {
             match Guest::boot_once(config) {

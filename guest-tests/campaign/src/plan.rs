@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use agent::wire::Workload;
+use agent::wire::{Op, Workload};
 use pipeline::RuleSet;
 use serde::Deserialize;
 use toml::Spanned;
@@ -186,6 +186,18 @@ impl Plan {
         let text = fs::read_to_string(name)
             .map_err(|source| PlanError::Read { file: name.into(), source })?;
         Plan::parse(&text, name)
+    }
+
+    /// Adds an option to every mount of the workload.
+    pub fn mount_with(&mut self, option: &str) {
+        let Workload { setup, threads, finish, cleanup } = &mut self.workload;
+        let ops = threads.iter_mut().flat_map(|thread| &mut thread.ops);
+        for op in setup.iter_mut().chain(ops).chain(finish).chain(cleanup) {
+            if let Op::Mount { options } | Op::EnsureMounted { options } = op {
+                // Empty parts are skipped.
+                *options = format!("{options},{option}");
+            }
+        }
     }
 
     /// Parses and checks the text of a plan file; `file` is its name, for messages.

@@ -86,6 +86,22 @@ pub enum QemuError {
         /// Where it was looked for.
         suites: String,
     },
+    /// This one does not have the device.
+    #[error(
+        "{} (QEMU {version}) has no {model}, which {device} needs; give another QEMU (--qemu PATH; \
+         without it one that has the device is looked for), or take another device",
+        path.display()
+    )]
+    Lacks {
+        /// Its path.
+        path: PathBuf,
+        /// Its version.
+        version: Version,
+        /// What QEMU calls the device.
+        model: &'static str,
+        /// What we call it.
+        device: Device,
+    },
     /// Its packages cannot be had.
     #[error(transparent)]
     Apt(#[from] AptError),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::backend::{BackendError, ControlError};
+use crate::device::Device;
 use crate::initramfs::InitramfsError;
 use crate::kernels::KernelError;
 use crate::notice::WaitError;
@@ -34,6 +35,22 @@ pub enum GuestError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The device cannot have that size.
+    #[error(
+        "{} has {bytes} bytes, which {device} cannot have: enlarge it to {next} (`bytes` of the \
+         plan's [filesystem], or truncate -s {next})",
+        path.display()
+    )]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The device.
+        device: Device,
+        /// The next size that it can have.
+        next: u64,
     },
     /// The backend does not start.
     #[error(transparent)]

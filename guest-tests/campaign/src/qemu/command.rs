@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use super::{Disk, Pmem, VmConfig};
+use super::{Disk, Pmem, VHOST_USER_DEVICE, VmConfig};
 use crate::device::Device;
 
 /// Parameters for a guest that boots fast, says everything on its serial console, and ends QEMU
@@ -28,10 +28,20 @@ const CMDLINE: &[&str] = &[
 /// MiB of address space above the guest's memory, besides the pmem itself.
 const PMEM_ROOM_MIB: u64 = 1024;
 
-/// QEMU 11's device for any vhost-user device type; 27 is virtio-pmem (virtio 1.3, section 5), with
-/// one queue and `struct virtio_pmem_config` of 16 bytes.
-const VHOST_USER_PMEM: &str = "vhost-user-test-device-pci,id=pmem0,chardev=pmem0-socket,\
-                               virtio-id=27,num_vqs=1,vq_size=64,config_size=16";
+/// What [`VHOST_USER_DEVICE`] needs to know: 27 is virtio-pmem (virtio 1.3, section 5), with one
+/// queue and `struct virtio_pmem_config` of 16 bytes.
+const VHOST_USER_PMEM: &str = "id=pmem0,chardev=pmem0-socket,virtio-id=27,num_vqs=1,vq_size=64,\
+                               config_size=16";
+
+/// What QEMU calls a device.
+pub(super) fn model(device: Device) -> &'static str {
+    match device {
+        Device::Blk => "vhost-user-blk-pci",
+        Device::Nvdimm => "nvdimm",
+        Device::VirtioPmem => "virtio-pmem-pci",
+        Device::VhostUserPmem => VHOST_USER_DEVICE,
+    }
+}
 
 /// The arguments for `config`, without the program.
 pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
@@ -63,8 +73,8 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
         add(&[
             "-device",
             &format!(
-                "vhost-user-blk-pci,id={id},chardev={id}-socket,num-queues={queues},\
-                 queue-size={queue_size}"
+                "{},id={id},chardev={id}-socket,num-queues={queues},queue-size={queue_size}",
+                model(Device::Blk)
             ),
         ]);
     }
@@ -75,13 +85,12 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
                 "-object",
                 &format!("memory-backend-file,id=pmem,share=on,mem-path={path},size={bytes}"),
             ]);
-            let model = if *device == Device::Nvdimm { "nvdimm" } else { "virtio-pmem-pci" };
-            add(&["-device", &format!("{model},id=pmem0,memdev=pmem")]);
+            add(&["-device", &format!("{},id=pmem0,memdev=pmem", model(*device))]);
         }
         Some(Pmem::VhostUser { socket }) => {
             let socket = escape(&socket.to_string_lossy());
             add(&["-chardev", &format!("socket,id=pmem0-socket,path={socket}")]);
-            add(&["-device", VHOST_USER_PMEM]);
+            add(&["-device", &format!("{VHOST_USER_DEVICE},{VHOST_USER_PMEM}")]);
         }
         None => {}
     }

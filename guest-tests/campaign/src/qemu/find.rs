@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::QemuError;
+use crate::device::Device;
 use crate::process;
 
 /// The program that is looked up in `PATH`.
@@ -114,6 +115,19 @@ impl Qemu {
         let output = process::capture(command, Duration::from_secs(20), |_| {})?;
         // The status is 0 for an unknown device too (seen with 7.2).
         Ok(output.text().starts_with(&format!("{name} options:")))
+    }
+
+    /// Checks that it can give a guest that device.
+    ///
+    /// # Errors
+    /// It cannot, or cannot be asked.
+    pub fn check(&self, device: Device) -> Result<(), QemuError> {
+        let model = super::command::model(device);
+        if self.has_device(model)? {
+            return Ok(());
+        }
+        let (path, version) = (self.program.clone(), self.version);
+        Err(QemuError::Lacks { path, version, model, device })
     }
 
     /// A command that runs it, in a process group of its own.

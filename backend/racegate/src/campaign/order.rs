@@ -39,6 +39,10 @@ pub struct Options {
     /// What the guest keeps its file system on
     #[arg(long, default_value = "blk", value_parser = device_parser())]
     pub device: Device,
+    /// Mount with `-o dax`: the guest's programs map the memory itself, and no allocation is
+    /// delayed
+    #[arg(long)]
+    pub dax: bool,
     /// Virtual CPUs of each guest
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub vcpus: u32,
@@ -87,7 +91,22 @@ pub(crate) struct Finished {
 
 /// Runs a plan and reports. `command` is what the operator typed so far, for the line that
 /// replays a failure.
-pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::Result<Finished> {
+pub(crate) fn run_plan(
+    mut plan: Plan,
+    options: &Options,
+    command: &str,
+) -> anyhow::Result<Finished> {
+    if options.dax {
+        // A label-less NVDIMM is a raw namespace, for which the kernel makes no page structs.
+        if !matches!(options.device, Device::VirtioPmem | Device::VhostUserPmem) {
+            bail!(
+                "--dax does not go with {}: only memory with page structs can be mapped; take \
+                 --device virtio-pmem or --device vhost-user-pmem",
+                options.device
+            );
+        }
+        plan.mount_with("dax");
+    }
     interrupt::install().context("Could not take over the interrupt signals")?;
     let installed = setup::ensure(true)?;
     if !installed.is_empty() {
@@ -124,10 +143,11 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
         qemu,
     };
     eprintln!(
-        "plan {}: {} on {}, QEMU {} ({}), {} vCPU, seed {seed}",
+        "plan {}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {seed}",
         order.plan.name,
         names(&order.kernels),
         order.device,
+        if options.dax { " with -o dax" } else { "" },
         order.qemu.version(),
         order.accel.name(),
         order.vcpus,
@@ -212,9 +232,13 @@ fn replayable(error: RunError, order: &Order, options: &Options, command: &str) 
     let modules = options.modules.as_ref();
     let modules = modules.map_or_else(String::new, |path| format!(" --modules {}", path.display()));
     let line = format!(
-        "{command} --kernel {given}{modules}{what} --seed {} --device {} --vcpus {} \
+        "{command} --kernel {given}{modules}{what} --seed {} --device {}{} --vcpus {} \
          --queues {} --keep",
-        order.seed, order.device, order.vcpus, order.queues
+        order.seed,
+        order.device,
+        if options.dax { " --dax" } else { "" },
+        order.vcpus,
+        order.queues
     );
     let error = anyhow::Error::new(error);
     anyhow::anyhow!("{error:#}\nrepeat with: {line}")

@@ -7,6 +7,7 @@ use std::process::Command;
 use device::dax::{Domain, Writer};
 use rustix::process::Signal;
 use serde_json::json;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use crate::server::{PAGE, PAGES, Server, is_mounted, place_behind, until, word};
 
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("pages::stores_reach_the_image", stores_reach_the_image),
     ("pages::throwing_dirty_pages_out_loses_nothing", throwing_dirty_pages_out_loses_nothing),
     ("pages::a_reset_shows_the_image_again", a_reset_shows_the_image_again),
+    ("pages::mapped_as_cloud_hypervisor_does", mapped_as_cloud_hypervisor_does),
     ("pages::read_only", read_only),
     ("pages::the_layout_follows_stores", the_layout_follows_stores),
 ];
@@ -62,6 +64,39 @@ fn stores_reach_the_image() {
     let at = |offset: u64, len: usize| &image[offset as usize..offset as usize + len];
     assert_eq!(at(7 * PAGE - 3, 7), b"written");
     assert_eq!(at(9 * PAGE, 7), b"neither");
+}
+
+/// cloud-hypervisor's `--pmem file=` (`vmm/src/device_manager.rs`, `make_virtio_pmem_device`): the
+/// whole file, with its own library and flags; a guest's flush is sync_all().
+fn mapped_as_cloud_hypervisor_does() {
+    let server = Server::start(&[]);
+    let file = fs::File::options().read(true).write(true).open(&server.file).expect("opens");
+    let bytes = file.metadata().expect("its size").len();
+    assert_eq!(bytes % (2 << 20), 0, "which cloud-hypervisor asks for");
+    let region = MmapRegion::<()>::build(
+        Some(FileOffset::new(file.try_clone().expect("a descriptor"), 0)),
+        bytes as usize,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_NORESERVE | libc::MAP_SHARED,
+    )
+    .expect("mapped");
+    let image = fs::read(server.place.path("image")).expect("image");
+    let memory = region.as_volatile_slice();
+    let mut found = vec![0; image.len()];
+    memory.copy_to(&mut found);
+    assert!(found == image, "the memory is not the image");
+    for page in 0..PAGES {
+        let at = (page * PAGE) as usize;
+        memory.get_ref::<u64>(at + 8).expect("inside").store(page + 1);
+    }
+    file.sync_all().expect("flushed");
+    let image = fs::read(server.place.path("image")).expect("image");
+    for page in 0..PAGES {
+        let at = (page * PAGE) as usize + 8;
+        assert_eq!(image[at..at + 8], (page + 1).to_ne_bytes(), "page {page}");
+    }
+    drop((region, file));
+    server.terminate();
 }
 
 /// Every page is watched, and thrown out while it is stored to.

@@ -16,6 +16,7 @@ mod layout;
 mod machine;
 mod pmem_dax;
 mod pmem_ends;
+mod pmem_errors;
 mod pmem_latency;
 mod pmem_pages;
 mod shadow;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     tests.extend(layout::tests(&machine));
     tests.extend(faults::tests(&machine));
     tests.extend(durable::tests(&machine));
+    tests.extend(pmem_errors::tests(&machine));
     tests.extend(pmem_ends::tests(&machine));
     tests.extend(pmem_pages::tests(&machine));
     tests.extend(pmem_dax::tests(&machine));

@@ -3,7 +3,9 @@
 //! Method: a file is made and its blocks are committed; in a second trial, with the file system
 //! mounted with `dax`, its mapping is stored to and msynced, under rules that let everything pass
 //! and count it by class. QEMU is killed, the journal is replayed by e2fsck, and the file is
-//! compared. An NVDIMM without a label has no page structs and refuses `dax`.
+//! compared. The founding bug's plan with `dax` must not hit on the kernel that has the bug: nothing
+//! is delayed there that could be allocated twice. An NVDIMM without a label has no page structs and
+//! refuses `dax`.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,6 +17,8 @@ use campaign::backend::Storage;
 use campaign::device::Device;
 use campaign::guest::{Guest, Observed};
 use campaign::image;
+use campaign::plan::Plan;
+use campaign::runner::{self, Order as Campaign};
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
 
@@ -27,6 +31,7 @@ const FILE_BYTES: u64 = 16 * PAGE;
 const FILL: u8 = 0x11;
 const LIMIT: Duration = Duration::from_secs(60);
 const EINVAL: i32 = 22;
+const TRIALS: u32 = 4;
 
 /// The first file of a fresh file system is inode 12.
 const RULES: &str = r#"
@@ -55,6 +60,8 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
             tests.push(machine.test(&name, Which::for_device(device), body));
         }
     }
+    let no_delay = "pmem_dax::founding_plan_misses::virtio-pmem";
+    tests.push(machine.test(no_delay, Which::Own, founding_plan_misses));
     tests.push(machine.test("pmem_dax::refused::nvdimm", Which::Own, refused));
     tests
 }
@@ -138,6 +145,36 @@ fn tool(name: &str, args: &[&str]) -> Result<std::process::Output> {
     let mut command = Command::new(name);
     command.args(args).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").env("LC_ALL", "C");
     command.output().with_context(|| name.to_owned())
+}
+
+fn founding_plan_misses(machine: &Machine) -> Result<()> {
+    let mut plan = Plan::find("mkwrite-fallocate")?;
+    plan.mount_with("dax");
+    let device = Device::VirtioPmem;
+    let campaign = runner::run(
+        &Campaign {
+            device,
+            image: machine.image_of(&plan)?,
+            kernels: vec![machine.kernel(KERNELS[0])?],
+            qemu: machine.qemu_for(device),
+            accel: machine.accel(),
+            vcpus: 2,
+            queues: 1,
+            trials: TRIALS,
+            only_trial: None,
+            only_arms: vec!["rules".to_owned()],
+            seed: 1,
+            keep: None,
+            shadow: false,
+            jobs: 1,
+            plan,
+        },
+        &|_| (),
+    )?;
+    let tally = campaign.arms.first().context("an arm")?.tally();
+    // A trial whose mount is refused, or whose bitmap nobody reads, would not count.
+    ensure!(tally.trials == u64::from(TRIALS) && tally.hits == 0, "{tally:?}");
+    Ok(())
 }
 
 fn refused(machine: &Machine) -> Result<()> {

@@ -228,6 +228,14 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// The set of the kinds of blocks of the log, its superblock included, that hold transactions.
+    pub const LOG: u32 = Kind::JournalSuperblock.bit()
+        | Kind::JournalDescriptor.bit()
+        | Kind::JournalCopy.bit()
+        | Kind::JournalCommit.bit()
+        | Kind::JournalRevoke.bit()
+        | Kind::JournalIdle.bit();
+
     /// The kind as a bit of a set of kinds.
     pub const fn bit(self) -> u32 {
         1 << self as u8

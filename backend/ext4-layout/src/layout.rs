@@ -148,7 +148,7 @@ impl Layout {
         let Some(tracker) = &mut self.tracker else {
             return Change::None;
         };
-        if tracker.journal.is_none() || self.map.kinds(sector, sectors) & LOG_KINDS == 0 {
+        if tracker.journal.is_none() || self.map.kinds(sector, sectors) & Kind::LOG == 0 {
             return Change::None;
         }
         let map = Arc::make_mut(&mut self.map);
@@ -228,21 +228,13 @@ impl Layout {
     }
 }
 
-/// Kinds of blocks of the log.
-const LOG_KINDS: u32 = Kind::JournalSuperblock.bit()
-    | Kind::JournalDescriptor.bit()
-    | Kind::JournalCopy.bit()
-    | Kind::JournalCommit.bit()
-    | Kind::JournalRevoke.bit()
-    | Kind::JournalIdle.bit();
-
 /// Kinds whose blocks, zeroed, leave the map without ground.
 const HELD_KINDS: u32 = Kind::GroupDescriptors.bit()
     | Kind::BlockBitmap.bit()
     | Kind::InodeTable.bit()
     | Kind::ExtentNode.bit()
     | Kind::IndirectBlock.bit()
-    | (LOG_KINDS & !Kind::JournalIdle.bit());
+    | (Kind::LOG & !Kind::JournalIdle.bit());
 
 /// The blocks of the file system that a write touches, with what it writes to each.
 fn parts(

@@ -38,6 +38,8 @@ mod superblock;
 pub use audit::{Commit, Contest, Facts, LogBlock, LogFormat, LogTag};
 pub use class::{Class, Group, Home, Ino, Kind, Span, Tid, Written};
 pub use error::OpenError;
+pub use extent::{ExtentNode, NotANode};
 pub use layout::{Change, Layout};
 pub use map::LayoutMap;
+pub use mapping::{Child, Extent};
 pub use reader::{ReadAt, ReadError};

@@ -335,9 +335,4 @@ const WANTED: u32 = Kind::Superblock.bit()
     | Kind::InodeTable.bit()
     | Kind::ExtentNode.bit()
     | Kind::IndirectBlock.bit()
-    | Kind::JournalSuperblock.bit()
-    | Kind::JournalDescriptor.bit()
-    | Kind::JournalCopy.bit()
-    | Kind::JournalCommit.bit()
-    | Kind::JournalRevoke.bit()
-    | Kind::JournalIdle.bit();
+    | Kind::LOG;

@@ -7,22 +7,26 @@ use crate::class::Written;
 
 /// A range of data blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) lblk: u32,
-    /// Blocks; never 0.
-    pub(crate) len: u32,
-    pub(crate) pblk: u64,
-    pub(crate) state: Written,
+pub struct Extent {
+    /// First logical block.
+    pub lblk: u32,
+    /// Blocks; 0 only in an entry of a node that cannot be.
+    pub len: u32,
+    /// First block.
+    pub pblk: u64,
+    /// Whether the blocks have data.
+    pub state: Written,
 }
 
 /// A further block of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Child {
-    pub(crate) pblk: u64,
+pub struct Child {
+    /// The block.
+    pub pblk: u64,
     /// First logical block below it.
-    pub(crate) lblk: u32,
+    pub lblk: u32,
     /// 0: the block maps data.
-    pub(crate) depth: u16,
+    pub depth: u16,
 }
 
 /// Entries in the order in which the bytes have them.

@@ -9,7 +9,7 @@
 use std::fs;
 use std::path::Path;
 
-use ext4_layout::{Kind, Layout};
+use ext4_layout::{Class, Home, Kind, Layout};
 use proptest::prelude::*;
 
 #[path = "support"]
@@ -99,10 +99,15 @@ fn logged_change(version: u32) -> (Vec<u8>, Vec<u8>) {
     };
     let image = Image::make(24 * MIB, options);
     image.fill(1024, true);
-    let clean = bytes(&image.path());
+    let commands = restless_commands(&image, 1024);
+    logged(version, options, &image, &commands)
+}
+
+/// `image`, made with these options, without what the commands do and with it in its log.
+fn logged(version: u32, options: &[&str], image: &Image, commands: &str) -> (Vec<u8>, Vec<u8>) {
     let scratch = Image::make(24 * MIB, options);
-    fs::write(scratch.path(), &clean).unwrap();
-    let (before, after) = change(&scratch, &restless_commands(&image, 1024));
+    fs::write(scratch.path(), bytes(&image.path())).unwrap();
+    let (before, after) = change(&scratch, commands);
     let mut commands = match version {
         1 => "journal_open\n".to_owned(),
         _ => format!("journal_open -c -v {version}\n"),
@@ -117,7 +122,7 @@ fn logged_change(version: u32) -> (Vec<u8>, Vec<u8>) {
         commands += &format!("journal_write -b {} {}\n", list.join(","), host.display());
     }
     commands += "journal_write -r 7000,7001\njournal_close\n";
-    change(&image, &commands)
+    change(image, &commands)
 }
 
 fn write_file(path: &Path, content: &[u8]) {
@@ -148,6 +153,41 @@ fn transactions_take_effect_at_their_commit_record() {
         assert_eq!(kinds & journal, journal);
         assert!(device.reopened <= 1, "{} openings", device.reopened);
     }
+}
+
+/// The deepest node of an extent tree, by its depth.
+fn deepest(image: &[u8]) -> Option<u16> {
+    let map = Layout::open(&mut &image[..], image.len() as u64).unwrap().map();
+    let depths = spans(&map).into_iter().filter_map(|span| match span.class {
+        Class::Home(Home::ExtentNode { depth, .. }) => Some(depth),
+        _ => None,
+    });
+    depths.max()
+}
+
+/// A tree that gets a level takes its leaves in anew; what the same transaction changed in them must
+/// not be what they held before.
+#[test]
+fn a_tree_grows_a_level_in_a_transaction_that_changes_its_leaves() {
+    let options = &["-b", "1024"];
+    let image = Image::make(24 * MIB, options);
+    let host = image.host_file("holes", 0);
+    // Four leaves of 84 extents are all that the root of a tree of one level can name.
+    let mut content = vec![b'x'; 320 * 4 * 1024];
+    content.chunks_exact_mut(1024).skip(3).step_by(4).for_each(|block| block.fill(0));
+    write_file(&host, &content);
+    image.debugfs(&format!("write {} grows\n", host.display()));
+    // An unwritten block in a hole is an extent of its own, and splits a leaf that is full.
+    let grow: Vec<String> =
+        (0..40).map(|at| format!("fallocate grows {0} {0}\n", at * 32 + 3)).collect();
+    let (before, after) = logged(3, options, &image, &grow.concat());
+    assert_eq!((deepest(&before), deepest(&after)), (Some(0), Some(1)), "the tree has not grown");
+    let mut device = Device::new(before.clone());
+    for offset in differing(&before, &after, 1024) {
+        device.write(offset, &after[offset..offset + 1024]);
+    }
+    assert_eq!(device.reopened, 0, "it was followed from the writes alone");
+    device.check("after the commit record");
 }
 
 #[test]

@@ -124,6 +124,9 @@ pub struct ShadowStats {
     pub rules: BTreeMap<String, u64>,
     /// Bytes of memory, the map of the disk not included.
     pub heap_bytes: u64,
+    /// Bytes of memory of the map and what keeps it current; 0 where nobody has counted them.
+    #[serde(default)]
+    pub layout_bytes: u64,
     /// What a power cut would leave.
     pub survivors: Survivors,
 }
@@ -373,7 +376,8 @@ impl Shadow {
             needs_flush: self.cache.barriers == Barriers::On,
             ordered: self.options.ordered,
         };
-        let changes = self.ledger.commit(&case, &mut findings);
+        let changes = self.ledger.commit(&case);
+        findings.extend(changes.findings);
         for finding in &mut findings {
             finding.tid.get_or_insert(commit.tid);
             if let Some(effect) = &effect

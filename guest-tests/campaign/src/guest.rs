@@ -267,6 +267,11 @@ impl Guest {
         self.vm.transcript().iter().fold(String::new(), |text, line| text + &line.text + "\n")
     }
 
+    /// The backend's process.
+    pub fn backend_pid(&self) -> u32 {
+        self.backend.pid()
+    }
+
     /// The last lines of the backend's standard error.
     pub fn backend_stderr(&self) -> String {
         self.backend.stderr()

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use ext4_layout::{Kind, LayoutMap};
+use ext4_layout::{Kind, Layout, LayoutMap};
 use pipeline::control::RuleInfo;
 use pipeline::event::{LayoutChange, RulesText, SpanRecord};
-use pipeline::shadow::Shadow;
+use pipeline::shadow::{Shadow, ShadowStats};
 use pipeline::{Input, RuleSet, RulesError, Stats, UnknownRule, What};
 use thiserror::Error;
 
@@ -73,7 +73,9 @@ impl Engine {
     /// Counts and latencies of the rules.
     pub fn stats(&self) -> Stats {
         let state = self.state();
+        let layout_bytes = state.layout.as_ref().map_or(0, Layout::heap_bytes) as u64;
         let shadow = state.shadow.as_ref().map(Shadow::stats);
+        let shadow = shadow.map(|stats| ShadowStats { layout_bytes, ..stats });
         Stats { shadow, ..state.core.stats() }
     }
 

@@ -47,6 +47,11 @@ impl Candidates {
         }
     }
 
+    /// Bytes on the heap, nearly.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.bytes + self.order.capacity() * size_of::<u64>()
+    }
+
     pub(crate) fn take(&mut self, pblk: u64) -> Option<Box<[u8]>> {
         let block = self.blocks.remove(&pblk)?;
         self.bytes -= block.len();

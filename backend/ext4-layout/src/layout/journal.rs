@@ -20,7 +20,7 @@ use crate::layout::transaction::{Piece, Transaction};
 use crate::log::{Entry, Log, not_older};
 
 /// Bytes of copies kept at most.
-const HELD_BYTES_MAX: usize = 64 << 20;
+const HELD_BYTES_MAX: usize = 24 << 20;
 /// Transactions without a commit record followed at most; jbd2 has one.
 const TRANSACTIONS_MAX: usize = 4;
 
@@ -343,6 +343,15 @@ impl Journal {
     /// The superblock of the log.
     pub(crate) fn superblock(&self) -> Option<JournalSuperblock> {
         self.superblock
+    }
+
+    /// Bytes on the heap, nearly.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let pieces: usize = self.transactions.values().map(|of| of.pieces.len()).sum();
+        self.held_bytes
+            + self.stored.len() * size_of::<(u32, Stored)>() * 3 / 2
+            + self.covers.len() * size_of::<(u64, Cover)>() * 3 / 2
+            + pieces * size_of::<(u32, Piece)>() * 3 / 2
     }
 
     /// A block is written at its own place; returns whether the log has something newer.

@@ -317,7 +317,10 @@ impl Tracker {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.descriptors.capacity() * size_of::<Option<Descriptor>>() + self.forest.heap_bytes()
+        self.descriptors.capacity() * size_of::<Option<Descriptor>>()
+            + self.forest.heap_bytes()
+            + self.candidates.heap_bytes()
+            + self.journal.as_ref().map_or(0, Journal::heap_bytes)
     }
 }
 

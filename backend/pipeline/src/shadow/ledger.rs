@@ -12,11 +12,11 @@ mod orphans;
 
 use std::collections::{BTreeMap, HashMap};
 
-use ext4_layout::{Commit, Facts, Home, Ino, LayoutMap, Written};
+use ext4_layout::{Child, Commit, Extent, ExtentNode, Facts, Home, Ino, LayoutMap, Written};
 
 use super::finding::{Finding, Rule};
 use super::fresh::{Data, Fresh};
-use super::inode::{Content, Extent, Node, RawInode};
+use super::inode::{Content, RawInode};
 use super::log::Effect;
 use groups::{Groups, changed_bits};
 use orphans::Orphans;
@@ -54,9 +54,10 @@ pub(super) struct Case<'a> {
     pub(super) ordered: bool,
 }
 
-/// Blocks that changed hands in a commit: first, one past the last.
+/// What a commit comes to: findings, and blocks that changed hands (first, one past the last).
 #[derive(Clone, Debug, Default)]
-pub(super) struct Changes {
+pub(super) struct Verdict {
+    pub(super) findings: Vec<Finding>,
     /// Not in use any more.
     pub(super) freed: Vec<(u64, u64)>,
     /// File data is written there now.
@@ -88,8 +89,8 @@ impl Ledger {
     }
 
     /// Checks a transaction that took effect.
-    pub(super) fn commit(&mut self, case: &Case<'_>, findings: &mut Vec<Finding>) -> Changes {
-        let mut changes = Changes::default();
+    pub(super) fn commit(&mut self, case: &Case<'_>) -> Verdict {
+        let mut out = Verdict::default();
         let mut bitmaps = BTreeMap::new();
         let blocks = &case.commit.blocks;
         self.orphans.note(case, blocks);
@@ -98,11 +99,11 @@ impl Ledger {
             match home {
                 Ok(Home::BlockBitmap { group }) => {
                     bitmaps.insert(group, &bytes[..]);
-                    changed_bits(case, group, bytes, &mut changes, findings);
+                    changed_bits(case, group, bytes, &mut out);
                 }
                 Ok(Home::InodeBitmap { group }) => self.groups.inode_bitmap(case, group, bytes),
                 Ok(Home::InodeTable { first_inode, .. }) => {
-                    self.table(case, *pblk, first_inode, bytes, &mut changes, findings);
+                    self.table(case, *pblk, first_inode, bytes, &mut out);
                 }
                 _ => {}
             }
@@ -111,42 +112,34 @@ impl Ledger {
         for (pblk, bytes) in blocks {
             match case.new.block(*pblk, pblk.saturating_add(1)).0 {
                 Ok(Home::ExtentNode { inode, .. }) => {
-                    self.node(case, *pblk, inode, bytes, &mut changes, findings);
+                    self.node(case, *pblk, inode, bytes, &mut out);
                 }
                 Ok(Home::GroupDescriptors { .. }) => {
                     let groups = &mut self.groups;
-                    self.checked += groups.descriptors(case, *pblk, bytes, &mut bitmaps, findings);
+                    self.checked += groups.descriptors(case, *pblk, bytes, &mut bitmaps, &mut out);
                 }
                 _ => {}
             }
         }
         // Bitmaps of groups whose descriptors are not in the transaction.
         for group in bitmaps.into_keys() {
-            if self.groups.check(case, group, findings) {
+            if self.groups.check(case, group, &mut out) {
                 self.checked += 1;
             } else {
                 self.unknown += 1;
             }
         }
         for contest in case.new.contests().take(16) {
-            findings.push(Finding {
+            out.findings.push(Finding {
                 inode: Some(contest.other),
                 blocks: Some((contest.first, contest.end - 1)),
                 ..Finding::of(Rule::TwoOwners, format!("inode {} maps it too", contest.holder))
             });
         }
-        changes
+        out
     }
 
-    fn table(
-        &mut self,
-        case: &Case<'_>,
-        pblk: u64,
-        first: Ino,
-        bytes: &[u8],
-        changes: &mut Changes,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn table(&mut self, case: &Case<'_>, pblk: u64, first: Ino, bytes: &[u8], out: &mut Verdict) {
         if self.tables.len() >= TABLES_MAX && !self.tables.contains_key(&pblk) {
             self.tables.clear();
         }
@@ -156,19 +149,12 @@ impl Ledger {
         let inodes = bytes.chunks_exact(case.facts.inode_bytes).zip(first..).enumerate();
         for (place, (raw, ino)) in inodes {
             if old.as_ref().and_then(|old| old.get(place)) != sums.get(place) {
-                self.inode(case, ino, RawInode(raw), changes, findings);
+                self.inode(case, ino, RawInode(raw), out);
             }
         }
     }
 
-    fn inode(
-        &mut self,
-        case: &Case<'_>,
-        ino: Ino,
-        raw: RawInode<'_>,
-        changes: &mut Changes,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn inode(&mut self, case: &Case<'_>, ino: Ino, raw: RawInode<'_>, out: &mut Verdict) {
         if raw.is_blank() {
             self.inodes.remove(&ino);
             return;
@@ -176,7 +162,7 @@ impl Ledger {
         self.checked += 1;
         if !case.new.inode_fits(ino, raw.0) {
             let seen = "the inode has a wrong checksum".to_owned();
-            findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Checksum, seen) });
+            out.findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Checksum, seen) });
             return;
         }
         if !raw.has_tree() {
@@ -197,26 +183,19 @@ impl Ledger {
         if known.content == Content::Special {
             return;
         }
-        let node = match Node::parse(raw.root()) {
+        let node = match ExtentNode::parse(raw.root()) {
             Ok(node) => node,
-            Err(seen) => {
-                findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Tree, seen) });
+            Err(bad) => {
+                let seen = format!("its extent node has {bad}");
+                out.findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Tree, seen) });
                 return;
             }
         };
-        self.entries(case, ino, known, node, changes, findings);
-        block_count(case, ino, raw, node, findings);
+        self.entries(case, ino, known, node, out);
+        block_count(case, ino, raw, node, out);
     }
 
-    fn node(
-        &mut self,
-        case: &Case<'_>,
-        pblk: u64,
-        ino: Ino,
-        bytes: &[u8],
-        changes: &mut Changes,
-        findings: &mut Vec<Finding>,
-    ) {
+    fn node(&mut self, case: &Case<'_>, pblk: u64, ino: Ino, bytes: &[u8], out: &mut Verdict) {
         let Some(known) = self.inodes.get(&ino).copied() else {
             self.unknown += 1;
             return;
@@ -225,16 +204,15 @@ impl Ledger {
         if !case.new.node_fits(ino, known.generation, bytes) {
             let seen = "the extent node has a wrong checksum".to_owned();
             let finding = Finding::of(Rule::Checksum, seen);
-            findings.push(Finding { inode: Some(ino), blocks: at, ..finding });
+            out.findings.push(Finding { inode: Some(ino), blocks: at, ..finding });
             return;
         }
-        match Node::parse(bytes) {
-            Ok(node) => self.entries(case, ino, known, node, changes, findings),
-            Err(seen) => findings.push(Finding {
-                inode: Some(ino),
-                blocks: at,
-                ..Finding::of(Rule::Tree, seen)
-            }),
+        match ExtentNode::parse(bytes) {
+            Ok(node) => self.entries(case, ino, known, node, out),
+            Err(bad) => {
+                let finding = Finding::of(Rule::Tree, format!("its extent node has {bad}"));
+                out.findings.push(Finding { inode: Some(ino), blocks: at, ..finding });
+            }
         }
     }
 
@@ -243,24 +221,23 @@ impl Ledger {
         case: &Case<'_>,
         ino: Ino,
         known: Known,
-        node: Node<'_>,
-        changes: &mut Changes,
-        findings: &mut Vec<Finding>,
+        node: ExtentNode<'_>,
+        out: &mut Verdict,
     ) {
         if let Some(seen) = node.fault(case.facts.first_block, case.facts.blocks) {
-            findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Tree, seen) });
+            out.findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::Tree, seen) });
             return;
         }
-        for (_, child) in node.children() {
-            claimed(case, ino, (child, child + 1), None, findings);
-            self.has_content(case, ino, child, findings);
+        for Child { pblk: child, .. } in node.children() {
+            claimed(case, ino, (child, child + 1), None, out);
+            self.has_content(case, ino, child, out);
         }
         let mut last_written = None;
         for extent in node.extents() {
-            if extent.written {
+            if extent.state == Written::Written {
                 last_written = Some(extent);
             }
-            self.extent(case, ino, known, extent, changes, findings);
+            self.extent(case, ino, known, extent, out);
         }
         if let (Some(last), Some(size_blocks)) = (last_written, known.size_blocks)
             && u64::from(last.lblk) + u64::from(last.len) > size_blocks
@@ -270,7 +247,7 @@ impl Ledger {
             let over = u64::from(last.lblk).max(size_blocks);
             let seen =
                 format!("written up to lblk {last_lblk}, and its size is {size_blocks} blocks");
-            findings.push(Finding {
+            out.findings.push(Finding {
                 inode: Some(ino),
                 lblks: Some((over as u32, last_lblk)),
                 blocks: Some((
@@ -288,8 +265,7 @@ impl Ledger {
         ino: Ino,
         known: Known,
         extent: Extent,
-        changes: &mut Changes,
-        findings: &mut Vec<Finding>,
+        out: &mut Verdict,
     ) {
         self.checked += 1;
         let end = extent.pblk + u64::from(extent.len);
@@ -303,20 +279,21 @@ impl Ledger {
                 ) => inode == ino,
                 _ => false,
             };
-            if !extent.written && matches!(old, Ok(Home::FileData { state: Written::Written, .. }))
+            if extent.state == Written::Unwritten
+                && matches!(old, Ok(Home::FileData { state: Written::Written, .. }))
             {
-                changes.doubtful.push((at, next));
+                out.doubtful.push((at, next));
             }
             if !same {
                 let lblk = extent.lblk + (at - extent.pblk) as u32;
-                claimed(case, ino, (at, next), Some(lblk), findings);
+                claimed(case, ino, (at, next), Some(lblk), out);
                 match known.content {
-                    Content::Data if extent.written => {
-                        changes.written.push((at, next));
-                        self.stored(case, (ino, known), (at, next), lblk, old, findings);
+                    Content::Data if extent.state == Written::Written => {
+                        out.written.push((at, next));
+                        self.stored(case, (ino, known), (at, next), lblk, old, out);
                     }
                     Content::Directory => {
-                        (at..next).for_each(|block| self.has_content(case, ino, block, findings));
+                        (at..next).for_each(|block| self.has_content(case, ino, block, out));
                     }
                     Content::Data | Content::Special => {}
                 }
@@ -333,7 +310,7 @@ impl Ledger {
         (first, end): (u64, u64),
         lblk: u32,
         old: Result<Home, u32>,
-        findings: &mut Vec<Finding>,
+        out: &mut Verdict,
     ) {
         let Some(effect) = case.effect.filter(|_| case.ordered) else {
             self.unknown += end - first;
@@ -376,7 +353,7 @@ impl Ledger {
             Data::NotFlushed => "its data was not flushed before the commit record",
             _ => "nothing was written there since the block was free",
         };
-        findings.push(Finding {
+        out.findings.push(Finding {
             inode: Some(ino),
             blocks: Some((from, to)),
             lblks: Some((lblk(from), lblk(to))),
@@ -399,7 +376,7 @@ impl Ledger {
     }
 
     /// D3 for metadata: a block that was not the inode's has a copy in the transaction.
-    fn has_content(&mut self, case: &Case<'_>, ino: Ino, pblk: u64, findings: &mut Vec<Finding>) {
+    fn has_content(&mut self, case: &Case<'_>, ino: Ino, pblk: u64, out: &mut Verdict) {
         let Some(effect) = case.effect else {
             self.unknown += 1;
             return;
@@ -408,7 +385,7 @@ impl Ledger {
         let new_block = matches!(was, Ok(Home::Free));
         if new_block && !effect.copies.contains_key(&pblk) {
             let seen = "it was free, and the transaction has no copy of it".to_owned();
-            findings.push(Finding {
+            out.findings.push(Finding {
                 inode: Some(ino),
                 blocks: Some((pblk, pblk)),
                 ..Finding::of(Rule::NoContent, seen)
@@ -431,8 +408,8 @@ fn block_count(
     case: &Case<'_>,
     ino: Ino,
     raw: RawInode<'_>,
-    node: Node<'_>,
-    findings: &mut Vec<Finding>,
+    node: ExtentNode<'_>,
+    out: &mut Verdict,
 ) {
     if case.facts.cluster_bits != 0 || case.facts.features[1] & INCOMPAT_EA_INODE != 0 {
         return;
@@ -444,7 +421,7 @@ fn block_count(
     let wrong = if node.depth == 0 { counted != mapped } else { counted < mapped };
     if wrong {
         let seen = format!("i_blocks counts {counted} blocks, and the inode maps {mapped}");
-        findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::BlockCount, seen) });
+        out.findings.push(Finding { inode: Some(ino), ..Finding::of(Rule::BlockCount, seen) });
     }
 }
 
@@ -454,7 +431,7 @@ fn claimed(
     ino: Ino,
     (first, end): (u64, u64),
     lblk: Option<u32>,
-    findings: &mut Vec<Finding>,
+    out: &mut Verdict,
 ) {
     let mut at = first;
     while at < end {
@@ -475,7 +452,7 @@ fn claimed(
         };
         if let Some((rule, seen)) = rule {
             let lblk = |block: u64| lblk.map(|lblk| lblk + (block - first) as u32);
-            findings.push(Finding {
+            out.findings.push(Finding {
                 inode: Some(ino),
                 blocks: Some((at, next - 1)),
                 lblks: lblk(at).zip(lblk(next - 1)),

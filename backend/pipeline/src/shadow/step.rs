@@ -5,10 +5,10 @@
 //! what has to be remembered until the write completes.
 //! Must not know: what a commit changes.
 
-use ext4_layout::{Facts, Home, LayoutMap, LogFormat, Written};
+use ext4_layout::{ExtentNode, Facts, Home, LayoutMap, LogFormat, Written};
 
 use super::finding::{Finding, Rule};
-use super::inode::{Node, word};
+use super::inode::word;
 use super::log::{Arrived, InPlace};
 use super::{Flight, Shadow};
 use crate::request::RequestId;
@@ -158,7 +158,9 @@ impl Step<'_> {
             Home::FileData { .. } | Home::Free | Home::Unknown => {
                 self.not_a_ghost(block, bytes);
                 // Without a journal a tree's block is written before what points at it.
-                if self.facts.journal_inode.is_none() && bytes.is_some_and(Node::is_likely) {
+                if self.facts.journal_inode.is_none()
+                    && bytes.is_some_and(|bytes| ExtentNode::parse(bytes).is_ok())
+                {
                     self.fly(flight, block, "extent_node");
                 }
                 if home == Home::Free {

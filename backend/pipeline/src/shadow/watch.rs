@@ -45,12 +45,7 @@ const METADATA: u32 = Kind::Superblock.bit()
     | Kind::Directory.bit()
     | Kind::Xattr.bit()
     | Kind::OrphanFile.bit()
-    | Kind::JournalSuperblock.bit()
-    | Kind::JournalDescriptor.bit()
-    | Kind::JournalCopy.bit()
-    | Kind::JournalCommit.bit()
-    | Kind::JournalRevoke.bit()
-    | Kind::JournalIdle.bit();
+    | Kind::LOG;
 
 impl Default for Watch {
     fn default() -> Watch {

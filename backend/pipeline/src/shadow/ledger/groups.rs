@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ext4_layout::{Facts, Home};
 
-use super::{Case, Changes};
+use super::{Case, Verdict};
 use crate::shadow::finding::{Finding, Rule};
 use crate::shadow::inode::word;
 
@@ -49,7 +49,7 @@ impl Groups {
         pblk: u64,
         bytes: &[u8],
         bitmaps: &mut BTreeMap<u32, &[u8]>,
-        findings: &mut Vec<Finding>,
+        out: &mut Verdict,
     ) -> u64 {
         let mut checked = 0;
         let Some(groups) = case.new.groups_of_descriptors(pblk) else {
@@ -59,7 +59,7 @@ impl Groups {
             if !case.new.descriptor_fits(group, raw) {
                 let seen = format!("the descriptor of group {group} has a wrong checksum or place");
                 let blocks = Some((pblk, pblk));
-                findings.push(Finding { blocks, ..Finding::of(Rule::Checksum, seen) });
+                out.findings.push(Finding { blocks, ..Finding::of(Rule::Checksum, seen) });
                 continue;
             }
             let counts = Counts::parse(raw, case.facts.uninit_groups);
@@ -69,17 +69,17 @@ impl Groups {
                 && !case.new.bitmap_fits(raw, bitmap)
             {
                 let seen = format!("the block bitmap of group {group} has a wrong checksum");
-                findings.push(Finding::of(Rule::Checksum, seen));
+                out.findings.push(Finding::of(Rule::Checksum, seen));
             }
             if self.counts.insert(group, counts) != Some(counts) || bitmap.is_some() {
-                checked += u64::from(self.check(case, group, findings));
+                checked += u64::from(self.check(case, group, out));
             }
         }
         checked
     }
 
     /// Compares a group's counts with its bitmaps; false if its descriptor is not known.
-    pub(super) fn check(&self, case: &Case<'_>, group: u32, findings: &mut Vec<Finding>) -> bool {
+    pub(super) fn check(&self, case: &Case<'_>, group: u32, out: &mut Verdict) -> bool {
         let Some(of) = self.counts.get(&group).filter(|of| of.has_bitmap()) else {
             return false;
         };
@@ -87,7 +87,7 @@ impl Groups {
             if let Some(shown) = shown.filter(|shown| *shown != counted) {
                 let seen =
                     format!("group {group}: {counted} free {what} counted, {shown} in the bitmap");
-                findings.push(Finding::of(Rule::Counts, seen));
+                out.findings.push(Finding::of(Rule::Counts, seen));
             }
         };
         compare("clusters", of.free_clusters, case.new.free_clusters(group));
@@ -124,23 +124,17 @@ impl Counts {
 
 /// The bits of a bitmap that changed: blocks that are mapped are not freed, and blocks in use have
 /// an owner.
-pub(super) fn changed_bits(
-    case: &Case<'_>,
-    group: u32,
-    bytes: &[u8],
-    changes: &mut Changes,
-    findings: &mut Vec<Finding>,
-) {
+pub(super) fn changed_bits(case: &Case<'_>, group: u32, bytes: &[u8], out: &mut Verdict) {
     case.old.bitmap_changes(group, bytes, &mut |first, end, used| {
         if !used {
-            changes.freed.push((first, end));
+            out.freed.push((first, end));
         }
         let mut at = first;
         while at < end {
             let (owner, next) = case.new.claimant(at, end);
             if let (Some(ino), false) = (owner, used) {
                 let seen = "it was freed in the block bitmap, and the inode maps it".to_owned();
-                findings.push(Finding {
+                out.findings.push(Finding {
                     inode: Some(ino),
                     blocks: Some((at, next - 1)),
                     ..Finding::of(Rule::MappedFree, seen)
@@ -148,20 +142,20 @@ pub(super) fn changed_bits(
             }
             let whole = case.facts.cluster_bits == 0 && !case.new.has_gaps();
             if used && owner.is_none() && whole {
-                leak(case, at, next, findings);
+                leak(case, at, next, out);
             }
             at = next;
         }
     });
 }
 
-fn leak(case: &Case<'_>, first: u64, end: u64, findings: &mut Vec<Finding>) {
+fn leak(case: &Case<'_>, first: u64, end: u64, out: &mut Verdict) {
     let mut at = first;
     while at < end {
         let (home, next) = case.new.block(at, end);
         if home == Ok(Home::Unknown) {
             let seen = "it was taken in the block bitmap, and nothing maps it".to_owned();
-            findings
+            out.findings
                 .push(Finding { blocks: Some((at, next - 1)), ..Finding::of(Rule::Leak, seen) });
         }
         at = next;

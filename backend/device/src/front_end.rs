@@ -26,7 +26,7 @@ use crate::storage::StorageError;
 
 mod relay;
 
-pub(crate) use relay::send_config_change;
+pub(crate) use relay::{receive as receive_with_fds, send_config_change};
 
 /// How front-ends reach the device.
 #[derive(Debug)]

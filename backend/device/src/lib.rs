@@ -20,5 +20,6 @@ pub mod sink;
 pub mod socket;
 pub mod stop;
 pub mod storage;
+pub mod stores;
 pub mod timer;
 mod worker;

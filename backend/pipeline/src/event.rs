@@ -12,8 +12,9 @@
 //! `arm`, `tick` and `disconnect`. What the core made of them follows each: `decision`,
 //! `released`, `armed`, `told_agent`. A `request` that no `decision` follows matched no rule
 //! that fired, and was submitted at once. Notes, which replay passes over, are `agent`,
-//! `layout`, `finding`, `bytes` and `lost`. Times (`at`) are nanoseconds since the backend started; names ending in `_ns` are
-//! durations in nanoseconds; sectors have 512 bytes.
+//! `layout`, `finding`, `bytes`, `first_store`, `protected` and `lost`. Times (`at`) are
+//! nanoseconds since the backend started; names ending in `_ns` are durations in nanoseconds;
+//! sectors have 512 bytes.
 
 mod bytes;
 mod class;
@@ -199,6 +200,29 @@ pub enum What {
         /// Base64 without padding, zeroes at the end left out.
         data: String,
     },
+    /// Note of `racegate stores`: a store to a page of mapped memory, the first since the pages were
+    /// protected last. It waits until it is entered here.
+    FirstStore {
+        /// First byte of the file that is stored to.
+        offset: u64,
+        /// The thread that stores, as gettid() gives it.
+        thread: u32,
+        /// Name of that thread, if it is still there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<Arc<str>>,
+        /// Which virtual processor that thread is, if it is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vcpu: Option<u32>,
+        /// What the sector was when the layout was read last.
+        touches: ClassRecord,
+    },
+    /// Note of `racegate stores`: the next store to each page is a first one.
+    Protected {
+        /// Why.
+        cause: Protection,
+        /// First stores since the protection before this one.
+        stores: u64,
+    },
     /// Note, to one subscriber only: it was too slow, and this many events before the next one
     /// were dropped. Never in a log.
     Lost {
@@ -254,6 +278,20 @@ pub enum Cause {
     Disconnect,
 }
 
+/// Why the pages of mapped memory are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// They were mapped.
+    Mapped,
+    /// The process that maps them flushes the file: for the guest, or for itself.
+    Flush,
+    /// The time between two protections is over.
+    Interval,
+    /// The operator said so.
+    Control,
+}
+
 /// How the map from sectors to ext4 objects changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -292,6 +330,8 @@ impl What {
                 | What::Layout { .. }
                 | What::Finding(_)
                 | What::Bytes { .. }
+                | What::FirstStore { .. }
+                | What::Protected { .. }
                 | What::Lost { .. }
         )
     }

@@ -199,6 +199,8 @@ fn feed(
         | What::Layout { .. }
         | What::Finding(_)
         | What::Bytes { .. }
+        | What::FirstStore { .. }
+        | What::Protected { .. }
         | What::Lost { .. } => return Ok(()),
     };
     core.step(at, input, out);

@@ -42,6 +42,12 @@ enum Mode {
     Rules(crate::rules::Args),
     /// Check a recorded event log for what must not be on an ext4 disk
     Check(crate::check::Args),
+    /// Show the first store to each page of a guest's persistent memory
+    #[command(disable_help_flag = true)]
+    Stores {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check for, and install, what the other modes need
     Setup(crate::setup::Args),
     /// Print a completion script
@@ -100,6 +106,9 @@ pub fn main() -> ExitCode {
             return crate::pmem_vhost::main(
                 std::iter::once("racegate pmem-vhost".into()).chain(args),
             );
+        }
+        Mode::Stores { args } => {
+            return crate::stores::main(std::iter::once("racegate stores".into()).chain(args));
         }
         Mode::Blk { args } => {
             return crate::blk::main(std::iter::once("racegate-blk".into()).chain(args));

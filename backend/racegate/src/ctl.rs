@@ -4,7 +4,7 @@
 //! Must not know: how the backend carries a command out.
 
 mod client;
-mod show;
+pub(crate) mod show;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

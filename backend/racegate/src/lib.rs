@@ -19,3 +19,4 @@ pub mod pmem_vhost;
 pub mod reproduce;
 pub mod rules;
 pub mod setup;
+pub mod stores;

@@ -128,6 +128,9 @@ pub struct BackendConfig {
     pub link: bool,
     /// Where every event is written.
     pub event_log: Option<PathBuf>,
+    /// Where the first store to each page is written. The machine then maps the image itself, which
+    /// is on tmpfs, in the place of a page server's file.
+    pub stores_log: Option<PathBuf>,
     /// Arguments added at the end.
     pub extra: Vec<OsString>,
 }
@@ -146,14 +149,20 @@ impl BackendConfig {
             rules: None,
             link: true,
             event_log: None,
+            stores_log: None,
             extra: Vec::new(),
         }
+    }
+
+    /// Whether the machine maps the file of a page server.
+    fn has_page_server(&self) -> bool {
+        self.device.is_pmem() && self.stores_log.is_none()
     }
 
     fn arguments(&self, places: &Places) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: OsString| words.extend([name.into(), value]);
-        if self.device.is_pmem() {
+        if self.has_page_server() {
             add("--mount-point", places.mount.clone().into());
             add("--pmem-file", self.image.clone().into());
         } else {
@@ -190,6 +199,7 @@ struct Places {
     disk: PathBuf,
     link: PathBuf,
     control: PathBuf,
+    stores: PathBuf,
     mount: PathBuf,
 }
 
@@ -210,6 +220,7 @@ pub struct Backend {
     server: Child,
     device: Device,
     attachment: Attachment,
+    environment: Vec<(String, String)>,
     places: Places,
     link: bool,
     // Removed after the children are gone: fields are dropped in order.
@@ -229,11 +240,12 @@ impl Backend {
             disk: at("disk.sock"),
             link: at("link.sock"),
             control: at("control.sock"),
+            stores: at("stores.sock"),
             mount: at("mount"),
         };
         let device = config.device;
-        let mode = if device.is_pmem() { "pmem" } else { "blk" };
-        if device.is_pmem() {
+        let mode = if config.has_page_server() { "pmem" } else { "blk" };
+        if config.has_page_server() {
             std::fs::create_dir(&places.mount).map_err(failed)?;
         }
         let server = Child::start(mode, config.arguments(&places), notices)?;
@@ -242,12 +254,15 @@ impl Backend {
             server,
             device,
             attachment: Attachment::Socket(places.disk.clone()),
+            environment: Vec::new(),
             places,
             link: config.link,
             _folder: folder,
         };
         let said = backend.server.wait_ready()?;
-        if device.is_pmem() {
+        if let Some(log) = &config.stores_log {
+            backend.watch_stores(&config.image, log, notices)?;
+        } else if device.is_pmem() {
             let Some(file) = said.strip_prefix("ready ").map(PathBuf::from) else {
                 return Err(BackendError::NoExport { said });
             };
@@ -280,6 +295,36 @@ impl Backend {
         let front = self.front.insert(Child::start("pmem-vhost", arguments, notices)?);
         front.wait_ready()?;
         Ok(())
+    }
+
+    /// Starts the reader of stores; the process that serves the disk serves the link alone.
+    fn watch_stores(
+        &mut self,
+        image: &Path,
+        log: &Path,
+        notices: &Sender<Notice>,
+    ) -> Result<(), BackendError> {
+        let mut arguments: Vec<OsString> = vec!["watch".into(), "--quiet".into()];
+        let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        add("--pmem-file", image.into());
+        add("--event-log", log.into());
+        add("--socket", self.places.stores.clone().into());
+        add("--ready-fd", "1".into());
+        let reader = self.front.insert(Child::start("stores", arguments, notices)?);
+        let said = reader.wait_ready()?;
+        let variables = said.strip_prefix("ready ").map(serde_json::from_str);
+        let Some(Ok(variables)) = variables else {
+            return Err(BackendError::NoExport { said });
+        };
+        let variables: std::collections::BTreeMap<String, String> = variables;
+        self.environment = variables.into_iter().collect();
+        self.attachment = Attachment::File(image.to_owned());
+        Ok(())
+    }
+
+    /// What is to be added to the environment of the virtual machine.
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.environment
     }
 
     /// What the virtual machine is to be given.
@@ -328,7 +373,12 @@ impl Drop for Backend {
         // A page server that is killed leaves its mount to its supervisor; one that is asked to
         // end has unmounted when it is gone.
         if self.device.is_pmem() {
-            drop(self.front.take());
+            if let Some(front) = self.front.take()
+                && !self.environment.is_empty()
+            {
+                // The log of stores is to be complete.
+                front.end();
+            }
             self.server.end();
         }
     }

@@ -198,6 +198,7 @@ impl Guest {
         if let Some(socket) = backend.link_socket() {
             vm.disks.push(disk("link", socket, 1, LINK_QUEUE_SIZE));
         }
+        vm.environment = backend.environment().to_vec();
         let vm = Vm::start(&vm, &inbox.sender())?;
         let hello =
             inbox.wait_for(

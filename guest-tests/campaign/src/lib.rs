@@ -22,5 +22,6 @@ pub mod report;
 pub mod runner;
 pub mod setup;
 pub mod stats;
+pub mod stores;
 pub mod timeline;
 pub mod verdict;

@@ -166,6 +166,8 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// Persistent memory, if the guest has any.
     pub pmem: Option<Pmem>,
+    /// Variables added to QEMU's environment.
+    pub environment: Vec<(String, String)>,
     /// Arguments added at the end of QEMU's command line.
     pub extra: Vec<OsString>,
 }
@@ -183,6 +185,7 @@ impl VmConfig {
             vcpus: 2,
             disks: Vec::new(),
             pmem: None,
+            environment: Vec::new(),
             extra: Vec::new(),
         }
     }
@@ -204,6 +207,7 @@ impl Vm {
     pub fn start(config: &VmConfig, notices: &Sender<Notice>) -> Result<Vm, QemuError> {
         let mut command = config.qemu.command();
         command.args(command::arguments(config));
+        command.envs(config.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let command_line = command::printable(&command);
         tracing::debug!(command = %command_line, "starting QEMU");

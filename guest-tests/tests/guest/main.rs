@@ -21,6 +21,7 @@ mod pmem_latency;
 mod pmem_pages;
 mod shadow;
 mod shadow_delalloc;
+mod stores;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Some("blk") => return racegate::blk::main(own()),
         Some("pmem") => return racegate::pmem::main(own()),
         Some("pmem-vhost") => return racegate::pmem_vhost::main(own()),
+        Some("stores") => return racegate::stores::main(own()),
         _ => {}
     }
     let args = Arguments::from_args();
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
     tests.extend(founding::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));
+    tests.extend(stores::tests(&machine));
     tests.extend(differential::tests(&machine));
 
     let conclusion = libtest_mimic::run(&args, tests);

@@ -122,7 +122,7 @@ pub(crate) fn send_config_change(mut back_channel: &UnixStream) -> io::Result<()
 }
 
 /// Fills `buf` and gives the descriptors that came with it.
-fn receive(from: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
+pub(crate) fn receive(from: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     let mut filled = 0;
     while filled < buf.len() {

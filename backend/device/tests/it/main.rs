@@ -14,4 +14,5 @@ mod semantics;
 mod served;
 mod storage;
 mod storages;
+mod stores;
 mod virtio_driver_client;

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Event, LayoutChange, What};
+use super::{Event, LayoutChange, Protection, What};
 use crate::{Core, Input, Nanos, Op, Outbox, Outcome, Request, RequestId, RuleSet};
 use ext4_layout::{Class, Home, Span, Written};
 
@@ -80,6 +80,15 @@ pub(crate) fn log() -> Vec<String> {
     }
     let message = json!({ "mark": "go" });
     core.note(Nanos(900), What::Agent { message }, &mut out);
+    core.note(Nanos(910), What::Protected { cause: Protection::Flush, stores: 2 }, &mut out);
+    let store = What::FirstStore {
+        offset: 33 * 4096 + 13,
+        thread: 4711,
+        name: Some("CPU 1/TCG".into()),
+        vcpu: Some(1),
+        touches: Class::Home(Home::BlockBitmap { group: 0 }).into(),
+    };
+    core.note(Nanos(920), store, &mut out);
     let complete = |id, submitted| Input::Complete { id, outcome: Outcome::Ok, submitted };
     for (at, input) in [
         (1_000, Input::AgentMark { name: "go", guest_ns: 77 }),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ext4_layout::Written;
 use pipeline::control::{Response, RuleInfo};
-use pipeline::event::{Cause, ClassRecord, HomeRecord, SpanRecord, Verdict};
+use pipeline::event::{Cause, ClassRecord, HomeRecord, Protection, SpanRecord, Verdict};
 use pipeline::shadow::{ShadowStats, Survivors};
 use pipeline::{Event, Latency, Stats, What};
 
@@ -143,7 +143,7 @@ fn home(home: &HomeRecord) -> String {
 }
 
 /// Writes an event.
-pub(super) fn event(out: &mut impl Write, event: &Event) -> io::Result<()> {
+pub(crate) fn event(out: &mut impl Write, event: &Event) -> io::Result<()> {
     let at = event.at.0 as f64 / 1e9;
     writeln!(out, "{at:>14.6} {:>7}  {}", event.seq, what(&event.what))
 }
@@ -201,6 +201,24 @@ fn what(what: &What) -> String {
         What::Bytes { id: Some(id), len, .. } => format!("#{} brings {len} bytes", id.0),
         What::Bytes { id: None, offset, len, .. } => {
             format!("{len} bytes read at byte {offset}")
+        }
+        What::FirstStore { offset, thread, name, vcpu, touches } => {
+            let who = match (vcpu, name) {
+                (Some(vcpu), _) => format!("CPU {vcpu}"),
+                (None, Some(name)) => format!("{name} ({thread})"),
+                (None, None) => format!("thread {thread}"),
+            };
+            let page = offset / 4096;
+            format!("{who}: first store to page {page}, at byte {offset:#x}  {}", class(touches))
+        }
+        What::Protected { cause, stores } => {
+            let cause = match cause {
+                Protection::Mapped => "mapped",
+                Protection::Flush => "flush",
+                Protection::Interval => "interval",
+                Protection::Control => "the operator said so",
+            };
+            format!("{cause}: all pages protected; {stores} first stores before")
         }
         What::Lost { events } => format!("{events} events lost: this reader was too slow"),
     }

@@ -49,6 +49,8 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
 
     add(&["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    // Threads that say which virtual processor they are.
+    add(&["-name", "racegate,debug-threads=on"]);
     let nvdimm = matches!(config.pmem, Some(Pmem::Mapped { device: Device::Nvdimm, .. }));
     let machine = if nvdimm { ",nvdimm=on" } else { "" };
     add(&["-machine", &format!("q35,memory-backend=memory{machine}")]);

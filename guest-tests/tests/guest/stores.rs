@@ -85,7 +85,7 @@ fn in_turns(machine: &Machine) -> Result<()> {
     ensure!(trial.result.error.is_none(), "{:?}", trial.result.error);
     guest.shutdown()?;
 
-    let replay = "repeat with: cargo test --package guest-tests -- stores";
+    let replay = "repeat with: cargo test --package guest-tests -- stores::";
     let mut seen = file_stores(&log)?;
     let turns = turns_in(&seen).with_context(|| format!("out of order: {seen:?}; {replay}"))?;
     let after = &seen[turns + PAGES as usize..];

@@ -4,11 +4,11 @@
 //! Method: exhaustive search of each combination; any violation is either a bug of the model or a
 //! bug of the kernel that nobody has fixed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
 use delalloc::{DelallocModel, Kernel, Scenario};
-use explorer::{OneWorker, Options, Strategy, audit, explore};
+use explorer::{Model, OneWorker, Options, StepBuf, Strategy, audit, explore};
 
 const KINDS: &[&str] = &[
     r#"{ op = "write", at = 1, len = 2, data = 9 }"#,
@@ -146,6 +146,50 @@ fn reads_that_fail_break_no_rule_but_those_of_two_unfixed_bugs() {
         }
     }
     assert_eq!(seen, ["A4", "B5"].map(str::to_owned).into());
+}
+
+/// Labels of the failing requests that one thread alone can meet with this operation.
+fn failures(op: &str) -> BTreeSet<String> {
+    let fs = "faults = [\"read-eio\"]\nfaults-max = 1\n\
+              fs = { leaf-blocks = 2, bitmap-cached = false }";
+    let kind = KINDS.iter().position(|kind| kind.contains(op)).unwrap();
+    let scenario = scenario([fs, "leaves-on-disk = [0, 1]"], &[kind]);
+    let model = DelallocModel::new(scenario, Kernel::find("linux-7.3.4").unwrap(), None);
+    let (mut todo, mut seen) = (vec![model.initial()], HashSet::new());
+    let mut labels = BTreeSet::new();
+    while let Some(state) = todo.pop() {
+        let mut steps = StepBuf::default();
+        model.enabled(&state, &mut steps);
+        for &step in steps.as_slice() {
+            let label = model.step_label(&state, step);
+            if label.ends_with(" fails") {
+                labels.insert(label);
+            }
+            let mut next = state;
+            model.apply(&mut next, step);
+            if seen.insert(next) {
+                todo.push(next);
+            }
+        }
+    }
+    labels
+}
+
+#[test]
+fn every_kind_of_read_can_fail() {
+    let leaf = "read of extent leaf fails";
+    for (op, expected) in [
+        ("\"read\"", vec!["read of data fails", leaf]),
+        ("\"dio-read\"", vec!["direct read fails", "read of block bitmap fails", leaf]),
+        ("\"fallocate\"", vec!["read of block bitmap fails", leaf]),
+        ("\"writepages\"", vec!["read of block bitmap fails", leaf]),
+        ("\"mkwrite\"", vec![leaf]),
+        ("\"fiemap\"", vec![leaf]),
+        ("\"precache-extents\"", vec![leaf]),
+    ] {
+        let expected: BTreeSet<String> = expected.into_iter().map(str::to_owned).collect();
+        assert_eq!(failures(op), expected, "{op}");
+    }
 }
 
 fn triples() -> impl Iterator<Item = Vec<usize>> {

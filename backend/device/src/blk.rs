@@ -17,6 +17,7 @@ use crate::front_end::each_front_end;
 use crate::storage::{Storage, StorageError};
 
 mod connection;
+mod intercept;
 
 use connection::Connection;
 

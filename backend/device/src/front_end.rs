@@ -26,7 +26,7 @@ use crate::storage::StorageError;
 
 mod relay;
 
-pub(crate) use relay::{receive as receive_with_fds, send_config_change};
+pub(crate) use relay::{Answer, Fate, Message, receive as receive_with_fds, send_config_change};
 
 /// How front-ends reach the device.
 #[derive(Debug)]
@@ -110,6 +110,15 @@ pub(crate) trait BackEnd: VhostUserBackend<Bitmap = (), Vring = Vring> {
     /// The front-end opened a channel for messages from us.
     fn back_channel(&self, channel: UnixStream);
 
+    /// Sees every message before the library does, and may keep it.
+    ///
+    /// # Errors
+    /// The front-end says nonsense: the connection ends.
+    fn intercept(&self, message: &Message<'_>, fds: &mut Vec<OwnedFd>) -> io::Result<Fate> {
+        let _ = (message, fds);
+        Ok(Fate::Pass)
+    }
+
     /// Whether guest memory that is a file of a FUSE file system is to be left alone.
     fn spare_fuse(&self) -> bool {
         false
@@ -139,6 +148,7 @@ pub(crate) fn converse<B: BackEnd + 'static>(
     back_end.register_events(&daemon).map_err(ServeError::Setup)?;
     let (listener, library) = relay::private_listener().map_err(ServeError::Setup)?;
     daemon.start(&mut listener.into()).map_err(setup)?;
+    let owed = relay::Owed::default();
     let over =
         eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ServeError::Setup(errno.into()))?;
 
@@ -150,11 +160,16 @@ pub(crate) fn converse<B: BackEnd + 'static>(
             }
         });
         scope.spawn(|| {
-            relay::forward(front_end, &library, back_end.spare_fuse(), |channel| {
-                back_end.back_channel(channel);
-            });
+            relay::forward(
+                front_end,
+                &library,
+                &owed,
+                back_end.spare_fuse(),
+                |message, fds| back_end.intercept(message, fds),
+                |channel| back_end.back_channel(channel),
+            );
         });
-        scope.spawn(|| relay::backward(&library, front_end));
+        scope.spawn(|| relay::backward(&library, front_end, &owed));
         let ended = daemon.wait();
         let _ = front_end.shutdown(Shutdown::Both);
         let _ = library.shutdown(Shutdown::Both);

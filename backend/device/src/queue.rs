@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -19,6 +19,7 @@ use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT
 use virtio_queue::{Error as VirtqueueError, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::inflight::Tracker;
 use crate::segments::Snapshot;
 
 /// Guest memory that the front-end may change at any time.
@@ -83,14 +84,73 @@ pub(crate) struct TableAt {
     pub len: u16,
 }
 
+/// A ring that is set up and enabled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    /// What the used ring's index says.
+    pub used_idx: u16,
+    /// Descriptors.
+    pub size: u16,
+}
+
 /// One virtqueue, shared by the protocol thread (which sets it up) and its worker.
 #[derive(Clone)]
 pub(crate) struct Vring {
     ring: VringMutex<Memory>,
+    /// A worker has taken over the ring's indices.
+    begun: Arc<AtomicBool>,
     err: Arc<Mutex<Option<File>>>,
 }
 
 impl Vring {
+    /// The ring, once it may be served.
+    pub(crate) fn running(&self, memory: &Snapshot) -> Result<Option<Running>, RingFault> {
+        let state = self.ring.get_ref();
+        let queue = state.get_queue();
+        if !state.is_enabled() || !queue.ready() {
+            return Ok(None);
+        }
+        let used_idx = queue.used_idx(memory.memory(), Ordering::Acquire)?.0;
+        Ok(Some(Running { used_idx, size: queue.size() }))
+    }
+
+    /// Goes on in the used ring where that ring ends, and in the avail ring at `next_avail`
+    /// (where the front-end said without one).
+    pub(crate) fn begin_at(&self, used_idx: u16, next_avail: Option<u16>) {
+        let mut state = self.ring.get_mut();
+        self.begun.store(true, Ordering::Release);
+        let queue = state.get_queue_mut();
+        queue.set_next_used(used_idx);
+        if let Some(next_avail) = next_avail {
+            queue.set_next_avail(next_avail);
+        }
+    }
+
+    /// Where the descriptors are.
+    pub(crate) fn table(&self) -> TableAt {
+        let state = self.ring.get_ref();
+        let queue = state.get_queue();
+        TableAt { addr: GuestAddress(queue.desc_table()), len: queue.size() }
+    }
+
+    /// Where the used ring is, and how many bytes it has.
+    pub(crate) fn used_ring(&self) -> (u64, u64) {
+        let state = self.ring.get_ref();
+        let queue = state.get_queue();
+        // flags, idx, elements, avail_event.
+        (queue.used_ring(), 6 + 8 * u64::from(queue.size()))
+    }
+
+    /// Where the next used element goes.
+    pub(crate) fn next_used(&self) -> u16 {
+        self.ring.get_ref().get_queue().next_used()
+    }
+
+    /// Calls the driver, whatever it wants: one that was to be called may never have been.
+    pub(crate) fn call(&self) {
+        let _ = self.ring.signal_used_queue();
+    }
+
     /// Moves up to `most` available heads to `heads`. Nothing while the queue is stopped or
     /// disabled.
     pub(crate) fn take(
@@ -143,12 +203,25 @@ impl Vring {
         Ok(queue.enable_notification(memory.memory())? && enabled)
     }
 
-    /// Returns chains to the driver, in this order, and calls it once if it wants to be.
-    pub(crate) fn publish(&self, memory: &Snapshot, used: &[Used]) -> Result<(), RingFault> {
+    /// Returns chains to the driver, in this order, and calls it once if it wants to be. The
+    /// tracker hears of each before and after: the ring's index moves with every element.
+    pub(crate) fn publish(
+        &self,
+        memory: &Snapshot,
+        used: &[Used],
+        tracker: Option<&Tracker>,
+    ) -> Result<(), RingFault> {
         let mut state = self.ring.get_mut();
         let queue = state.get_queue_mut();
         for used in used {
+            let head = std::iter::once(used.head);
+            if let Some(tracker) = tracker {
+                tracker.returning(head.clone());
+            }
             queue.add_used(memory.memory(), used.head, used.len)?;
+            if let Some(tracker) = tracker {
+                tracker.returned(head, queue.next_used());
+            }
         }
         if queue.needs_notification(memory.memory())? {
             // A front-end that closed its end has no one to call.
@@ -178,7 +251,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Vring, VirtqueueError> {
         let ring = VringMutex::new(memory, max_queue_size)?;
-        Ok(Vring { ring, err: Arc::new(Mutex::new(None)) })
+        Ok(Vring { ring, begun: Arc::default(), err: Arc::new(Mutex::new(None)) })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -225,8 +298,12 @@ impl VringT<Memory> for Vring {
         self.ring.set_queue_next_avail(base);
     }
 
+    /// The library reads the used ring's index whenever it gets addresses, also again, while
+    /// the ring runs: a migration begins so. By now the worker may be further.
     fn set_queue_next_used(&self, idx: u16) {
-        self.ring.set_queue_next_used(idx);
+        if !self.begun.load(Ordering::Acquire) {
+            self.ring.set_queue_next_used(idx);
+        }
     }
 
     fn queue_used_idx(&self) -> Result<u16, VirtqueueError> {
@@ -242,6 +319,9 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_ready(&self, ready: bool) {
+        if !ready {
+            self.begun.store(false, Ordering::Release);
+        }
         self.ring.set_queue_ready(ready);
     }
 

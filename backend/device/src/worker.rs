@@ -7,22 +7,26 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pipeline::{Op, RequestId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use thiserror::Error;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::GuestAddressSpace;
 
+use crate::blk::lock;
 use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
 use crate::config::bit;
+use crate::dirty_log::DirtyLog;
 use crate::engine::{ArrivingRequest, Disposition, Engine, Inbox, Interest, Release};
-use crate::queue::{BadHead, Heads, Memory, RingFault, Used, Vring};
+use crate::inflight::{Area, BadArea, Tracker};
+use crate::queue::{BadHead, Heads, Memory, RingFault, TableAt, Used, Vring};
 use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
 use crate::segments::{AlignedBuf, Segments, Snapshot, StatusByte};
 use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, Storage, StorageError, Submitted};
@@ -49,6 +53,11 @@ impl Negotiated {
         self.write_through.load(Ordering::Acquire)
     }
 
+    /// The front-end migrates its guest, and wants to know what is written to its memory.
+    fn logging(&self) -> bool {
+        self.features.load(Ordering::Acquire) & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
+    }
+
     fn indirect(&self) -> bool {
         self.features.load(Ordering::Acquire) & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0
     }
@@ -61,6 +70,11 @@ pub(crate) struct Surroundings {
     pub engine: Option<Arc<Engine>>,
     pub negotiated: Arc<Negotiated>,
     pub memory: Memory,
+    /// Where heads in flight are kept, if the front-end gave room for it; looked at when a ring
+    /// starts.
+    pub inflight: Arc<Mutex<Option<Arc<Area>>>>,
+    /// Where pages that were written to are marked while [`Negotiated::logging`].
+    pub dirty_log: Arc<Mutex<Option<Arc<DirtyLog>>>>,
     /// The serial number, padded with zeroes.
     pub serial: [u8; crate::blk::SERIAL_BYTES],
 }
@@ -85,6 +99,8 @@ enum QueueFault {
     Chain { head: u16, source: BrokenChain },
     #[error(transparent)]
     Head(#[from] BadHead),
+    #[error("the in-flight area says what cannot be")]
+    Area(#[from] BadArea),
 }
 
 /// What one queue's thread owns.
@@ -93,8 +109,12 @@ pub(crate) struct Worker {
     around: Surroundings,
     channel: Box<dyn Channel>,
     inbox: Option<Arc<Inbox>>,
-    /// The ring, once it was started.
+    /// The ring, once there was an event for it.
     vring: Option<Vring>,
+    /// The ring was started, and not stopped since.
+    begun: bool,
+    /// Where the heads in flight are kept beyond our own death.
+    tracker: Option<Tracker>,
     memory: Snapshot,
     requests: Slab<InFlight>,
     parts: Slab<Part>,
@@ -123,6 +143,8 @@ impl Worker {
             channel,
             inbox,
             vring: None,
+            begun: false,
+            tracker: None,
             memory,
             requests: Slab::new(),
             parts: Slab::new(),
@@ -156,10 +178,43 @@ impl Worker {
         }
         self.settle();
         if !self.broken
-            && let Err(fault) = self.drain(vring)
+            && let Err(fault) = self.begin(vring).and_then(|()| self.drain(vring))
         {
             self.break_queue(vring, &fault);
         }
+    }
+
+    /// The first time that a started ring is seen: goes on where it was left, by whomever. What
+    /// was in flight when an earlier daemon died is done (again), in the order in which it was
+    /// taken, before anything new.
+    fn begin(&mut self, vring: &Vring) -> Result<(), QueueFault> {
+        if self.begun {
+            return Ok(());
+        }
+        self.follow_memory();
+        let Some(ring) = vring.running(&self.memory)? else {
+            return Ok(());
+        };
+        self.begun = true;
+        let area = lock(&self.around.inflight).clone();
+        let tracker = area.map(|area| Tracker::new(&area, self.queue, ring.size)).transpose()?;
+        let Some(mut tracker) = tracker.flatten() else {
+            vring.begin_at(ring.used_idx, None);
+            return Ok(());
+        };
+        let heads = tracker.recover(ring.used_idx)?;
+        // Not where the front-end says: cloud-hypervisor gives the avail index of now.
+        vring.begin_at(ring.used_idx, Some(ring.used_idx.wrapping_add(heads.len() as u16)));
+        self.tracker = Some(tracker);
+        if ring.used_idx != 0 {
+            vring.call();
+        }
+        if !heads.is_empty() {
+            info!(queue = self.queue, requests = heads.len(), "doing again what was in flight");
+            self.serve_heads(&heads, vring.table())?;
+        }
+        self.settle();
+        Ok(())
     }
 
     /// Serves the ring until the driver has nothing more, and is known to kick when it has.
@@ -177,22 +232,29 @@ impl Worker {
     /// Serves up to [`BATCH`] chains. False if there were none.
     fn serve_batch(&mut self, vring: &Vring) -> Result<bool, QueueFault> {
         let mut heads = std::mem::take(&mut self.heads);
-        let memory = self.memory.clone();
-        let taken = vring.take(&memory, &mut heads, BATCH);
+        let taken = vring.take(&self.memory, &mut heads, BATCH);
         let result = taken.map_err(QueueFault::from).and_then(|at| {
             if heads.is_empty() {
                 return Ok(());
             }
-            let limits = self.limits();
-            let table = Table::new(&memory, at.addr, usize::from(at.len))
-                .map_err(|source| QueueFault::Chain { head: heads[0], source })?;
-            heads.iter().try_for_each(|head| self.serve(&memory, &table, *head, limits))
+            if let Some(tracker) = &mut self.tracker {
+                tracker.taken(&heads);
+            }
+            self.serve_heads(&heads, at)
         });
         let any = !heads.is_empty();
         heads.clear();
         self.heads = heads;
         self.settle();
         result.map(|()| any)
+    }
+
+    fn serve_heads(&mut self, heads: &[u16], at: TableAt) -> Result<(), QueueFault> {
+        let memory = self.memory.clone();
+        let limits = self.limits();
+        let table = Table::new(&memory, at.addr, usize::from(at.len))
+            .map_err(|source| QueueFault::Chain { head: heads[0], source })?;
+        heads.iter().try_for_each(|head| self.serve(&memory, &table, *head, limits))
     }
 
     /// Moves on what storage has finished and the engine has released, and tells the driver.
@@ -408,12 +470,35 @@ impl Worker {
             return;
         }
         self.follow_memory();
+        let log = if self.around.negotiated.logging() { self.mark_chains() } else { None };
         if let Some(vring) = self.vring.clone()
-            && let Err(fault) = vring.publish(&self.memory, &self.used)
+            && let Err(fault) = vring.publish(&self.memory, &self.used, self.tracker.as_ref())
         {
             self.break_queue(&vring, &fault.into());
         }
+        if let (Some(log), Some(vring)) = (log, &self.vring) {
+            let (addr, bytes) = vring.used_ring();
+            log.mark(addr, bytes);
+        }
         self.used.clear();
+    }
+
+    /// Marks what the device may have written to in the chains that are about to be returned.
+    /// They are walked again: until then they are the device's, and those that were taken before
+    /// the log was asked for are marked too.
+    #[cold]
+    fn mark_chains(&self) -> Option<Arc<DirtyLog>> {
+        let log = lock(&self.around.dirty_log).clone()?;
+        let at = self.vring.as_ref()?.table();
+        let table = Table::new(&self.memory, at.addr, usize::from(at.len)).ok()?;
+        let indirect = self.around.negotiated.indirect();
+        for used in &self.used {
+            // A chain that is broken now was whole before: its driver has no claim.
+            if let Ok(chain) = Chain::walk(&self.memory, &table, used.head, indirect) {
+                log.mark_segments(self.memory.memory(), &chain.writable);
+            }
+        }
+        Some(log)
     }
 
     /// This queue is of no use until it is set up anew; everything else goes on.
@@ -444,6 +529,10 @@ impl Worker {
         }
         self.busy.clear();
         self.broken = false;
+        self.begun = false;
+        if let (Some(tracker), Some(vring)) = (self.tracker.take(), &self.vring) {
+            tracker.begin(vring.next_used());
+        }
     }
 
     /// Waits for storage or the engine, at most a second: what comes without an eventfd is then

@@ -6,9 +6,9 @@
 //! Must not know: requests, chains.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tracing::{debug, warn};
@@ -18,10 +18,12 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use super::{DeviceOptions, SERIAL_BYTES, ServeError, lock};
+use super::{DeviceOptions, SERIAL_BYTES, ServeError, intercept, lock};
 use crate::config::{WRITEBACK_OFFSET, config_space, features, is_writeback};
+use crate::dirty_log::DirtyLog;
 use crate::engine::Engine;
-use crate::front_end::{BackEnd, ExitEvents, converse, send_config_change};
+use crate::front_end::{BackEnd, ExitEvents, Fate, Message, converse, send_config_change};
+use crate::inflight::Area;
 use crate::queue::{Memory, Vring};
 use crate::storage::Storage;
 use crate::worker::{Negotiated, Surroundings, Wake, Worker};
@@ -37,7 +39,7 @@ const fn inbox_event(num_queues: u16) -> u16 {
 
 /// What the library calls.
 pub(super) struct Connection {
-    num_queues: u16,
+    pub(super) num_queues: u16,
     queue_size: u16,
     spare_fuse: bool,
     storage: Arc<dyn Storage>,
@@ -45,6 +47,10 @@ pub(super) struct Connection {
     /// The `writeback` byte of the configuration space.
     writeback: AtomicBool,
     memory: Memory,
+    /// Protocol features that the front-end acknowledged.
+    pub(super) protocol_acked: AtomicU64,
+    pub(super) inflight: Arc<Mutex<Option<Arc<Area>>>>,
+    pub(super) dirty_log: Arc<Mutex<Option<Arc<DirtyLog>>>>,
     workers: Vec<Mutex<Worker>>,
     back_channel: Mutex<Option<UnixStream>>,
     exit_events: ExitEvents,
@@ -68,8 +74,11 @@ impl Connection {
             engine: engine.cloned(),
             negotiated: negotiated.clone(),
             memory: memory.clone(),
+            inflight: Arc::default(),
+            dirty_log: Arc::default(),
             serial,
         };
+        let (inflight, dirty_log) = (around.inflight.clone(), around.dirty_log.clone());
         let workers = (0..options.num_queues)
             .map(|queue| Worker::new(queue, options.queue_size, around.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()
@@ -82,6 +91,9 @@ impl Connection {
             negotiated,
             writeback: AtomicBool::new(true),
             memory,
+            protocol_acked: AtomicU64::new(0),
+            inflight,
+            dirty_log,
             workers,
             back_channel: Mutex::new(None),
             exit_events: ExitEvents::default(),
@@ -118,6 +130,12 @@ impl Connection {
         }
     }
 
+    /// What the guest had chosen when an earlier daemon died.
+    pub(super) fn restore_writeback(&self, writeback: bool) {
+        self.writeback.store(writeback, Ordering::Release);
+        self.decide_write_through();
+    }
+
     fn decide_write_through(&self) {
         let acked = self.negotiated.features.load(Ordering::Acquire);
         let writeback = is_writeback(acked, self.writeback.load(Ordering::Acquire));
@@ -126,6 +144,10 @@ impl Connection {
 }
 
 impl BackEnd for Connection {
+    fn intercept(&self, message: &Message<'_>, fds: &mut Vec<OwnedFd>) -> io::Result<Fate> {
+        intercept::intercept(self, message, fds)
+    }
+
     fn exit_events(&self) -> &ExitEvents {
         &self.exit_events
     }
@@ -171,7 +193,9 @@ impl VhostUserBackend for Connection {
     }
 
     fn features(&self) -> u64 {
-        features(&*self.storage) | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        features(&*self.storage)
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+            | VhostUserVirtioFeatures::LOG_ALL.bits()
     }
 
     fn acked_features(&self, features: u64) {
@@ -185,6 +209,8 @@ impl VhostUserBackend for Connection {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::LOG_SHMFD
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -213,8 +239,10 @@ impl VhostUserBackend for Connection {
             debug!(offset, len = bytes.len(), "write to read-only configuration ignored");
             return Ok(());
         };
-        self.writeback.store(*writeback != 0, Ordering::Release);
-        self.decide_write_through();
+        self.restore_writeback(*writeback != 0);
+        if let Some(area) = &*lock(&self.inflight) {
+            area.keep_writeback(*writeback != 0);
+        }
         // From now on everything that completed is durable: also what was cached before.
         if *writeback == 0
             && let Err(errno) = self.storage.sync()

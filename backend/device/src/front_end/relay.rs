@@ -1,27 +1,35 @@
 //! The relay: hands a front-end's messages to the vhost-user library, and listens in.
 //!
 //! In: the front-end's socket. Out: the same messages, with their descriptors, on a socket of
-//! ours; the back-end channel, if the front-end opens one.
+//! ours, but for those that the back-end answers itself; the back-end channel, if the front-end
+//! opens one.
 //! Must not know: what any other message means, except that some bring guest memory, which
 //! [`decoy`] may replace.
 //!
 //! The library accepts connections itself, so it can take neither a socket that is connected
-//! already (`--fd`) nor say no to one; and it has no way to send CONFIG_CHANGE_MSG. Both are
-//! needed, and only the control path passes here.
+//! already (`--fd`) nor say no to one; it has no way to send CONFIG_CHANGE_MSG, and refuses
+//! INFLIGHT_SHMFD. All of that is needed, and only the control path passes here.
+//!
+//! An answer of the back-end's own must not overtake those that the library still owes. So the
+//! library gets a GET_FEATURES in place of the message, and its reply is replaced by the answer.
 
 mod decoy;
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+
+use crate::blk::lock;
 
 /// Bytes of a message header: request, flags, size (vhost-user.rst, "Message specification").
 const HEADER_BYTES: usize = 12;
@@ -37,8 +45,50 @@ const ADD_MEM_REG: u32 = 37;
 const SET_BACKEND_REQ_FD: u32 = 21;
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
 const BACKEND_CONFIG_CHANGE: u32 = 2;
+/// VHOST_USER_GET_FEATURES.
+const GET_FEATURES: u32 = 1;
 /// Protocol version in the flags of every message.
 const VERSION: u32 = 1;
+/// In the flags of a message: it is a reply.
+const REPLY: u32 = 1 << 2;
+
+/// A message of the front-end.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    pub request: u32,
+    pub flags: u32,
+    pub payload: &'a [u8],
+}
+
+/// An answer to a message that the library does not see.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub payload: Vec<u8>,
+    pub fd: Option<OwnedFd>,
+}
+
+impl Answer {
+    /// A payload of one number (of an acknowledgement: 0 for success).
+    pub(crate) fn number(number: u64) -> Answer {
+        Answer { payload: number.to_ne_bytes().to_vec(), fd: None }
+    }
+}
+
+/// What becomes of a message.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// The library gets it.
+    Pass,
+    /// It had its effect, and asks for no reply.
+    Done,
+    /// It had its effect, and gets this reply.
+    Answer(Answer),
+}
+
+/// What becomes of the library's replies to GET_FEATURES, in their order: `None` goes to the
+/// front-end, which asked; the others are replaced by the answer to that request.
+#[derive(Debug, Default)]
+pub(super) struct Owed(Mutex<VecDeque<Option<(u32, Answer)>>>);
 
 /// A listener for the library, and the socket that it will accept from it.
 pub(super) fn private_listener() -> io::Result<(UnixListener, UnixStream)> {
@@ -55,17 +105,22 @@ pub(super) fn private_listener() -> io::Result<(UnixListener, UnixStream)> {
     Ok((listener, stream))
 }
 
-/// Passes messages from the front-end to the library until one of them hangs up.
-/// `back_channel` gets the front-end's socket for messages from us, if there is one. With
-/// `spare_fuse`, guest memory that is a file of a FUSE file system is replaced by a decoy.
+/// Passes messages from the front-end to the library until one of them hangs up, but for those
+/// that `intercept` keeps. `back_channel` gets the front-end's socket for messages from us, if
+/// there is one. With `spare_fuse`, guest memory that is a file of a FUSE file system is replaced
+/// by a decoy.
 pub(super) fn forward(
     front_end: &UnixStream,
     library: &UnixStream,
+    owed: &Owed,
     spare_fuse: bool,
+    intercept: impl Fn(&Message<'_>, &mut Vec<OwnedFd>) -> io::Result<Fate>,
     back_channel: impl Fn(UnixStream),
 ) {
-    let listen_in = |request: u32, fds: &mut [OwnedFd]| {
-        match (request, &*fds) {
+    let listen_in = |message: &mut Vec<u8>, fds: &mut Vec<OwnedFd>| {
+        let (request, flags) = (word(message, 0), word(message, 4));
+        match (request, &fds[..]) {
+            (GET_FEATURES, _) => lock(&owed.0).push_back(None),
             (SET_BACKEND_REQ_FD, [fd]) => {
                 if let Ok(fd) = fd.try_clone() {
                     back_channel(fd.into());
@@ -74,7 +129,17 @@ pub(super) fn forward(
             (SET_MEM_TABLE | ADD_MEM_REG, _) if spare_fuse => decoy::replace(fds)?,
             _ => {}
         }
-        Ok(())
+        let payload = &message[HEADER_BYTES..];
+        match intercept(&Message { request, flags, payload }, fds)? {
+            Fate::Pass => Ok(true),
+            Fate::Done => Ok(false),
+            Fate::Answer(answer) => {
+                lock(&owed.0).push_back(Some((request, answer)));
+                write_message(message, GET_FEATURES, VERSION, &[]);
+                fds.clear();
+                Ok(true)
+            }
+        }
     };
     // However it ends, it ends for both: a library without a front-end stops.
     let _ = pass_messages(front_end, library, listen_in);
@@ -82,32 +147,54 @@ pub(super) fn forward(
 }
 
 /// Passes the library's answers to the front-end until one of them hangs up.
-pub(super) fn backward(library: &UnixStream, front_end: &UnixStream) {
-    let _ = pass_messages(library, front_end, |_, _| Ok(()));
+pub(super) fn backward(library: &UnixStream, front_end: &UnixStream, owed: &Owed) {
+    let replace = |message: &mut Vec<u8>, fds: &mut Vec<OwnedFd>| {
+        if word(message, 0) == GET_FEATURES
+            && let Some(Some((request, answer))) = lock(&owed.0).pop_front()
+        {
+            write_message(message, request, VERSION | REPLY, &answer.payload);
+            *fds = answer.fd.into_iter().collect();
+        }
+        Ok(true)
+    };
+    let _ = pass_messages(library, front_end, replace);
     let _ = front_end.shutdown(Shutdown::Both);
 }
 
-/// Passes whole messages on: there are peers that expect one in a single read.
+fn word(message: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
+}
+
+fn write_message(to: &mut Vec<u8>, request: u32, flags: u32, payload: &[u8]) {
+    to.clear();
+    for word in [request, flags, payload.len() as u32] {
+        to.extend(word.to_ne_bytes());
+    }
+    to.extend(payload);
+}
+
+/// Passes whole messages on: there are peers that expect one in a single read. `look` may change
+/// a message, and keeps it with `false`.
 fn pass_messages(
     from: &UnixStream,
     to: &UnixStream,
-    listen_in: impl Fn(u32, &mut [OwnedFd]) -> io::Result<()>,
+    look: impl Fn(&mut Vec<u8>, &mut Vec<OwnedFd>) -> io::Result<bool>,
 ) -> io::Result<()> {
-    let mut message = vec![0; HEADER_BYTES + MAX_PAYLOAD];
+    let mut message = Vec::with_capacity(HEADER_BYTES + MAX_PAYLOAD);
     loop {
         // Header first: descriptors come with a message's first byte, and never read beyond it.
-        let mut fds = receive(from.as_fd(), &mut message[..HEADER_BYTES])?;
-        let word = |at: usize| {
-            u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
-        };
-        let (request, size) = (word(0), word(8) as usize);
+        message.resize(HEADER_BYTES, 0);
+        let mut fds = receive(from.as_fd(), &mut message)?;
+        let size = word(&message, 8) as usize;
         if size > MAX_PAYLOAD {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        message.resize(HEADER_BYTES + size, 0);
         let mut stream = from;
-        stream.read_exact(&mut message[HEADER_BYTES..HEADER_BYTES + size])?;
-        listen_in(request, &mut fds)?;
-        send(to.as_fd(), &message[..HEADER_BYTES + size], &fds)?;
+        stream.read_exact(&mut message[HEADER_BYTES..])?;
+        if look(&mut message, &mut fds)? {
+            send(to.as_fd(), &message, &fds)?;
+        }
     }
 }
 

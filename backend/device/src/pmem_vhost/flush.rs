@@ -226,7 +226,8 @@ impl Shared {
         self.follow_memory(state);
         state.busy.release(head);
         if let Some(vring) = state.vring.clone()
-            && let Err(fault) = vring.publish(&state.memory, &[Used { head, len: WORD_BYTES }])
+            && let Err(fault) =
+                vring.publish(&state.memory, &[Used { head, len: WORD_BYTES }], None)
         {
             state.break_queue(&vring, &fault.into());
         }

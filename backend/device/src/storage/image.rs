@@ -9,9 +9,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use libc::iovec;
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, fstatfs, open};
+use rustix::fs::{
+    FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, flock, fstat, fstatfs, open,
+};
 use rustix::io::Errno;
 
 use super::{IoResult, SECTOR_BYTES, StorageError};
@@ -22,6 +26,9 @@ pub(super) const IOV_MAX: usize = 1024;
 
 /// Bytes written at a time where zeroes have to be written out.
 pub(super) const ZERO_CHUNK: u64 = 1 << 20;
+
+/// How long I/O of a dead process may still be under way.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(10);
 
 /// TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h).
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -122,11 +129,16 @@ impl Image {
         if !regular {
             block_size = rustix::fs::ioctl_blksszget(&fd).map_err(image_error("examine"))?;
         }
+        if !how.read_only {
+            wait_for_predecessor(fd.as_fd(), path);
+        }
         let (fd, buffered, align) = if how.direct {
             let direct = open(path, flags | OFlags::DIRECT, Mode::empty())
                 .map_err(image_error("open with O_DIRECT"))?;
             let align = direct_alignment(direct.as_fd()).unwrap_or(AlignedBuf::ALIGN as u32);
             block_size = block_size.max(align);
+            // An error here is one of `wait_for_predecessor` too.
+            let _ = flock(&direct, FlockOperation::NonBlockingLockShared);
             (direct, Some(fd), align)
         } else {
             (fd, None, 1)
@@ -409,6 +421,29 @@ fn lock(fd: BorrowedFd<'_>, shared: bool) -> Result<(), Errno> {
     // SAFETY: `lock` is a valid flock for the duration of the call, which only reads it.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result == -1 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Waits until nothing is under way any more that a process began which is dead. Its direct I/O
+/// may still reach the disk, or the guest's memory, when io_uring has outlived it, and would undo
+/// what is done from now on. Every descriptor that data passes through holds a shared lock
+/// (flock(2), which its open file description keeps as long as io_uring works on it) that is
+/// asked for exclusively here.
+fn wait_for_predecessor(fd: BorrowedFd<'_>, path: &Path) {
+    if flock(fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::AGAIN)
+        && let Ok(same) = fd.try_clone_to_owned()
+    {
+        let (free, waiting) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = flock(&same, FlockOperation::LockExclusive);
+            let _ = flock(&same, FlockOperation::LockShared);
+            let _ = free.send(());
+        });
+        if waiting.recv_timeout(PREDECESSOR_LIMIT).is_err() {
+            tracing::warn!(image = %path.display(), "somebody else holds its flock(2): going on");
+        }
+    }
+    // On a file system without such locks nothing can be waited for.
+    let _ = flock(fd, FlockOperation::NonBlockingLockShared);
 }
 
 /// Size in bytes, of files and block devices alike.

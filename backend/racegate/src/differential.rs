@@ -93,16 +93,16 @@ impl Geometry {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     interrupt::install().context("Could not take over the interrupt signals")?;
     let variant = variant(args)?;
-    let installed = setup::ensure(true)?;
+    let cache = Cache::open()?;
+    let installed = setup::ensure(true, &cache)?;
     if !installed.is_empty() {
         eprintln!("installed: {}", installed.join(", "));
     }
-    let cache = Cache::open()?;
     let spec = Spec::parse(&args.kernel, args.modules.as_deref())?;
     let kernel = Kernels::new(&cache).fetch(&spec)?;
     let qemu = match &args.qemu {
         Some(path) => Qemu::at(path)?,
-        None => Qemu::find()?,
+        None => Qemu::find(&cache)?,
     };
     let accel = qemu.accel()?;
     let shapes = args.geometry.shapes();

@@ -52,8 +52,8 @@ fn pmem_parser() -> impl TypedValueParser<Value = Device> {
 /// Carries out `racegate latency`.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     interrupt::install().context("Could not take over the interrupt signals")?;
-    setup::ensure(true)?;
     let cache = Cache::open()?;
+    setup::ensure(true, &cache)?;
     let spec = Spec::parse(&args.kernel, args.modules.as_deref())?;
     let kernel = Kernels::new(&cache).fetch(&spec)?;
     let both = [Device::Nvdimm, Device::VirtioPmem];
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let qemu = match &args.qemu {
             Some(path) => Qemu::at(path)?,
             None if *device == Device::VhostUserPmem => Qemu::with_vhost_user_pmem(&cache)?,
-            None => Qemu::find()?,
+            None => Qemu::find(&cache)?,
         };
         let accel = qemu.accel()?;
         // The image is made where it is measured.

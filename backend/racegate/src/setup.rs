@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use campaign::cache::Cache;
 use campaign::qemu::Qemu;
 use campaign::{interrupt, setup};
 
@@ -21,15 +22,21 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Args { no_install } = args;
     interrupt::install().context("Could not take over the interrupt signals")?;
-    let installed = setup::ensure(!no_install)?;
+    let cache = Cache::open()?;
+    let installed = setup::ensure(!no_install, &cache)?;
     if !installed.is_empty() {
         println!("installed: {}", installed.join(", "));
     }
     for need in setup::NEEDS {
         println!("{:<20} {}", need.program, need.purpose);
     }
-    let qemu = Qemu::find()?;
+    let qemu = Qemu::find(&cache)?;
     let accel = qemu.accel()?;
-    println!("QEMU {} runs guests with {}", qemu.version(), accel.name().to_uppercase());
+    println!(
+        "QEMU {} ({}) runs guests with {}",
+        qemu.version(),
+        qemu.program().display(),
+        accel.name().to_uppercase()
+    );
     Ok(ExitCode::SUCCESS)
 }

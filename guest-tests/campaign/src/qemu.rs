@@ -39,6 +39,9 @@ pub enum QemuError {
              --no-install-recommends qemu-system-x86"
     )]
     Missing,
+    /// No release to take a QEMU from.
+    #[error("/etc/os-release names no Debian release whose QEMU could be fetched")]
+    NotDebian,
     /// The path given is not a program.
     #[error("{} is not a program that can be run; give the path of qemu-system-x86_64",
             path.display())]

@@ -7,8 +7,10 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::cache::Cache;
 use crate::process::{self, ProcessError};
 use crate::progress;
+use crate::qemu::{Qemu, QemuError};
 
 /// Installing packages; a slow mirror is slow.
 const INSTALL_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -28,9 +30,11 @@ const fn need(program: &'static str, package: &'static str, purpose: &'static st
     Need { program, package, purpose }
 }
 
+const QEMU: Need = need("qemu-system-x86_64", "qemu-system-x86", "runs the guest");
+
 /// Everything that reproducing a bug on a packaged kernel takes.
 pub const NEEDS: &[Need] = &[
-    need("qemu-system-x86_64", "qemu-system-x86", "runs the guest"),
+    QEMU,
     need("mkfs.ext4", "e2fsprogs", "makes base images"),
     need("debugfs", "e2fsprogs", "checks images"),
     need("apt-get", "apt", "fetches packaged kernels"),
@@ -60,6 +64,14 @@ pub enum SetupError {
         /// The programs.
         missing: String,
     },
+    /// apt-get cannot install QEMU, and it cannot be unpacked beside the machine's packages either.
+    #[error("Could not install {} ({installing}), nor run it from a folder of its own", QEMU.package)]
+    Qemu {
+        /// What apt-get said.
+        installing: ProcessError,
+        /// Why it cannot be had otherwise.
+        source: Box<QemuError>,
+    },
     /// apt-get failed.
     #[error("Could not install {packages}")]
     Install {
@@ -71,8 +83,12 @@ pub enum SetupError {
 }
 
 /// The needs that this machine does not meet.
-pub fn missing() -> Vec<Need> {
-    missing_of(NEEDS)
+fn missing(cache: &Cache) -> Vec<Need> {
+    let mut needs = missing_of(NEEDS);
+    if needs.contains(&QEMU) && Qemu::find(cache).is_ok() {
+        needs.retain(|need| *need != QEMU);
+    }
+    needs
 }
 
 fn missing_of(needs: &[Need]) -> Vec<Need> {
@@ -80,13 +96,14 @@ fn missing_of(needs: &[Need]) -> Vec<Need> {
 }
 
 /// Sees to it that nothing is missing: installs what is if this is root and `may_install`, else the
-/// error has the line to type. Gives the packages that were installed.
-pub fn ensure(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
-    let needs = missing();
+/// error has the line to type. Gives the packages that were installed. Nothing is removed: a QEMU
+/// that apt-get would remove another package for is unpacked into the cache instead.
+pub fn ensure(may_install: bool, cache: &Cache) -> Result<Vec<&'static str>, SetupError> {
+    let needs = missing(cache);
     if needs.is_empty() {
         return Ok(Vec::new());
     }
-    let (names, packages) = (names(&needs), packages(&needs));
+    let (names, mut packages) = (names(&needs), packages(&needs));
     let root = rustix::process::geteuid().is_root();
     if process::find_program("apt-get").is_none() {
         return Err(SetupError::NoApt { missing: names });
@@ -102,16 +119,30 @@ pub fn ensure(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
         apt_get(&["update"]).map_err(failed)?;
     }
     bar.set_message(format!("installing {joined}"));
-    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
-    arguments.extend(&packages);
-    apt_get(&arguments).map_err(failed)?;
+    if let Err(installing) = install(&packages) {
+        if !packages.contains(&QEMU.package) {
+            return Err(failed(installing));
+        }
+        packages.retain(|package| *package != QEMU.package);
+        if !packages.is_empty() {
+            install(&packages).map_err(failed)?;
+        }
+        Qemu::beside(cache)
+            .map_err(|source| SetupError::Qemu { installing, source: source.into() })?;
+    }
     bar.finish_and_clear();
-    let still = missing_of(&needs);
+    let still = missing(cache);
     if still.is_empty() {
         return Ok(packages);
     }
     let missing = self::names(&still);
     Err(SetupError::Missing { missing, line: line(&self::packages(&still), root) })
+}
+
+fn install(packages: &[&str]) -> Result<(), ProcessError> {
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
+    arguments.extend(packages);
+    apt_get(&arguments)
 }
 
 fn apt_get(arguments: &[&str]) -> Result<(), ProcessError> {

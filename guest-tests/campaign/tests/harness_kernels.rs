@@ -74,15 +74,20 @@ fn boots(qemu: &Qemu, name: &str, release: &str, expected: &[&str]) {
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "QEMU is still there");
 }
 
+/// The machine's own QEMU.
+fn own_qemu() -> Qemu {
+    Qemu::find(&Cache::open().unwrap()).unwrap()
+}
+
 #[test]
 fn the_kernel_of_the_founding_bug_boots() {
-    boots(&Qemu::find().unwrap(), "debian-5.10.223", "5.10.0-32-cloud-amd64", BULLSEYE);
+    boots(&own_qemu(), "debian-5.10.223", "5.10.0-32-cloud-amd64", BULLSEYE);
 }
 
 #[test]
 fn a_kernel_with_compressed_modules_boots() {
     let release = "6.12.107+deb13-cloud-amd64";
-    boots(&Qemu::find().unwrap(), "debian-6.12.107", release, TRIXIE);
+    boots(&own_qemu(), "debian-6.12.107", release, TRIXIE);
 }
 
 #[test]
@@ -93,7 +98,7 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
     let path = folder.path().join("initramfs");
     let initramfs = Initramfs::new(b"not a program").unwrap();
     fs::write(&path, initramfs.build().unwrap()).unwrap();
-    let qemu = Qemu::find().unwrap();
+    let qemu = own_qemu();
     let accel = qemu.accel().unwrap();
     let config = VmConfig::new(qemu, accel, kernel.image, path);
     let mut inbox = Inbox::new();
@@ -108,14 +113,14 @@ fn an_init_that_ends_is_reported_as_the_panic_that_it_is() {
 
 #[test]
 fn a_second_qemu_beside_the_machines_own_boots_a_kernel() {
-    let own = Qemu::find().unwrap();
+    let own = own_qemu();
     // The two that Debian 12 has.
     let suite = if own.version().major < 8 { "bookworm-backports" } else { "bookworm" };
     let cache = Cache::open().unwrap();
     let other = Qemu::of_suite(&cache, suite).unwrap();
     assert_ne!(other.version().major, own.version().major);
     boots(&other, "debian-5.10.223", "5.10.0-32-cloud-amd64", BULLSEYE);
-    assert_eq!(Qemu::find().unwrap().version(), own.version());
+    assert_eq!(own_qemu().version(), own.version());
 }
 
 #[test]

@@ -60,9 +60,9 @@ impl Machine {
     /// Checks and, where allowed, installs what the tests need.
     pub(crate) fn prepare() -> Result<Machine> {
         interrupt::install().context("cannot watch for interrupts")?;
-        campaign::setup::ensure(true)?;
         let cache = Cache::open()?;
-        let qemu = Qemu::find()?;
+        campaign::setup::ensure(true, &cache)?;
+        let qemu = Qemu::find(&cache)?;
         let accel = qemu.accel()?;
         let other = Qemu::of_suite(&cache, OTHER_QEMU).map_err(|error| error.to_string());
         let with_pmem = Qemu::with_vhost_user_pmem(&cache).map_err(|error| error.to_string());

@@ -108,16 +108,16 @@ pub(crate) fn run_plan(
         plan.mount_with("dax");
     }
     interrupt::install().context("Could not take over the interrupt signals")?;
-    let installed = setup::ensure(true)?;
+    let cache = Cache::open()?;
+    let installed = setup::ensure(true, &cache)?;
     if !installed.is_empty() {
         eprintln!("installed: {}", installed.join(", "));
     }
-    let cache = Cache::open()?;
     let kernels = kernels(&plan, options, &cache)?;
     let qemu = match &options.qemu {
         Some(path) => Qemu::at(path)?,
         None if options.device == Device::VhostUserPmem => Qemu::with_vhost_user_pmem(&cache)?,
-        None => Qemu::find()?,
+        None => Qemu::find(&cache)?,
     };
     let accel = qemu.accel()?;
     let spec = ImageSpec { bytes: plan.filesystem.bytes, mkfs: plan.filesystem.mkfs.clone() };

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::QemuError;
+use crate::cache::Cache;
 use crate::device::Device;
 use crate::process;
 
@@ -55,10 +56,12 @@ struct Private {
 }
 
 impl Qemu {
-    /// The machine's own QEMU.
-    pub fn find() -> Result<Qemu, QemuError> {
-        let program = process::find_program(PROGRAM).ok_or(QemuError::Missing)?;
-        Qemu::probed(program, None)
+    /// The machine's own QEMU: that of `PATH`, else the one that [`Qemu::beside`] has unpacked.
+    pub fn find(cache: &Cache) -> Result<Qemu, QemuError> {
+        if let Some(program) = process::find_program(PROGRAM) {
+            return Qemu::probed(program, None);
+        }
+        Qemu::unpacked_beside(cache).unwrap_or(Err(QemuError::Missing))
     }
 
     /// The QEMU at `path`.

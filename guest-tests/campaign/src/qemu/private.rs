@@ -7,7 +7,7 @@
 //! own loader: so a QEMU that was built against a newer library runs on an older machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::apt::{self, Apt, AptError};
 use crate::cache::{Cache, file_name};
@@ -30,7 +30,7 @@ impl Qemu {
     /// cache. The machine's own QEMU is not touched.
     pub fn of_suite(cache: &Cache, suite: &str) -> Result<Qemu, QemuError> {
         let _lock = cache.lock("qemu")?;
-        let place = Path::new("qemu").join(file_name(suite));
+        let place = place(suite);
         let folder = cache.path(&place);
         let not_here =
             |error| QemuError::NotHere { suite: suite.to_owned(), source: Box::new(error) };
@@ -43,10 +43,22 @@ impl Qemu {
             .map_err(not_here)
     }
 
+    /// The QEMU of the machine's own release, fetched and unpacked if it is not in the cache: for
+    /// a machine on which it cannot be installed without removing something else.
+    pub fn beside(cache: &Cache) -> Result<Qemu, QemuError> {
+        let release = own_release().ok_or(QemuError::NotDebian)?;
+        Qemu::of_suite(cache, &release)
+    }
+
+    /// What [`Qemu::beside`] has unpacked, if it has.
+    pub(super) fn unpacked_beside(cache: &Cache) -> Option<Result<Qemu, QemuError>> {
+        Qemu::unpacked(&cache.path(place(&own_release()?)))
+    }
+
     /// A QEMU that can be the front-end of a vhost-user pmem device: the machine's own, else one
     /// of a newer suite, beside it.
     pub fn with_vhost_user_pmem(cache: &Cache) -> Result<Qemu, QemuError> {
-        if let Ok(own) = Qemu::find()
+        if let Ok(own) = Qemu::find(cache)
             && own.has_device(VHOST_USER_DEVICE)?
         {
             return Ok(own);
@@ -68,6 +80,25 @@ impl Qemu {
         };
         Err(first.unwrap_or(none))
     }
+}
+
+/// The folder of a suite's QEMU in the cache.
+fn place(suite: &str) -> PathBuf {
+    Path::new("qemu").join(file_name(suite))
+}
+
+/// The code name of this machine's Debian release, such as "bookworm".
+fn own_release() -> Option<String> {
+    release_of(&fs::read_to_string("/etc/os-release").ok()?)
+}
+
+/// Reads the file of os-release(5).
+fn release_of(text: &str) -> Option<String> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        Some(line.trim_matches('"').to_owned())
+    };
+    (field("ID")? == "debian").then(|| field("VERSION_CODENAME")).flatten()
 }
 
 /// Fetches and unpacks the packages of `suite` into `place`.
@@ -101,4 +132,17 @@ fn fetch(cache: &Cache, suite: &str, place: &Path) -> Result<(), QemuError> {
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_is_read_from_os_release() {
+        let debian = "NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        assert_eq!(release_of(debian).as_deref(), Some("bookworm"));
+        assert_eq!(release_of(&debian.replace("ID=debian", "ID=ubuntu")), None);
+        assert_eq!(release_of("ID=debian\n"), None);
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use thiserror::Error;
@@ -73,8 +74,18 @@ pub struct Device {
     options: DeviceOptions,
     storage: Arc<dyn Storage>,
     engine: Option<Arc<Engine>>,
+    orders: Arc<Orders>,
     /// Who is connected, to be told of a new size.
     current: Mutex<Weak<Connection>>,
+}
+
+/// What the operator has ordered, whatever the guest says.
+#[derive(Debug, Default)]
+struct Orders {
+    /// Every write is durable when it completes.
+    write_through: AtomicBool,
+    /// Writes are refused; changes only while no front-end is connected.
+    read_only: AtomicBool,
 }
 
 impl Device {
@@ -93,7 +104,8 @@ impl Device {
         if options.serial.len() > SERIAL_BYTES {
             return Err(DeviceError::Serial(options.serial));
         }
-        Ok(Device { options, storage, engine, current: Mutex::new(Weak::new()) })
+        let (orders, current) = (Arc::default(), Mutex::new(Weak::new()));
+        Ok(Device { options, storage, engine, orders, current })
     }
 
     /// Serves front-ends, one after the other, until `shutdown` is readable. On return nothing
@@ -111,8 +123,12 @@ impl Device {
         front_end: &UnixStream,
         shutdown: BorrowedFd<'_>,
     ) -> Result<(), ServeError> {
-        let connection = Connection::new(&self.options, &self.storage, self.engine.as_ref())?;
-        *lock(&self.current) = Arc::downgrade(&connection);
+        // Held while the orders of now become those of the connection.
+        let mut current = lock(&self.current);
+        let connection =
+            Connection::new(&self.options, &self.storage, self.engine.as_ref(), &self.orders)?;
+        *current = Arc::downgrade(&connection);
+        drop(current);
         info!("front-end connected");
         let served = connection.serve(front_end, shutdown);
         if let Some(engine) = &self.engine {
@@ -136,6 +152,37 @@ impl Device {
 impl Front for Device {
     fn resize(&self, bytes: u64) -> Result<(), StorageError> {
         Device::resize(self, bytes)
+    }
+
+    /// The guest may ask for less than what is allowed here, never for more.
+    fn set_write_cache(&self, on: bool) -> Result<(), StorageError> {
+        self.orders.write_through.store(!on, Ordering::Release);
+        if let Some(connection) = lock(&self.current).upgrade() {
+            connection.cache_changed();
+        }
+        // From now on everything that completed is durable: also what was cached before.
+        if on {
+            Ok(())
+        } else {
+            self.storage.sync().map_err(|source| StorageError::Sync { source })
+        }
+    }
+
+    fn set_read_only(&self, on: bool) -> Result<(), StorageError> {
+        if !on && self.storage.read_only() {
+            return Err(StorageError::Unsupported {
+                what: "be written to: the program was started with --read-only",
+            });
+        }
+        // Nobody can connect meanwhile.
+        let current = lock(&self.current);
+        if self.orders.read_only.load(Ordering::Acquire) != on && current.strong_count() > 0 {
+            return Err(StorageError::Connected {
+                found: if on { "writable" } else { "read-only" },
+            });
+        }
+        self.orders.read_only.store(on, Ordering::Release);
+        Ok(())
     }
 }
 

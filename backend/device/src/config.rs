@@ -42,7 +42,7 @@ pub(crate) const fn bit(feature: u32) -> u64 {
 }
 
 /// The virtio feature bits that a device over `storage` offers.
-pub(crate) fn features(storage: &dyn Storage) -> u64 {
+pub(crate) fn features(storage: &dyn Storage, read_only: bool) -> u64 {
     // Never IN_ORDER (a held request must not hold up others), never NOTIFICATION_DATA, and
     // split rings only.
     let mut features = bit(VIRTIO_F_VERSION_1)
@@ -55,7 +55,7 @@ pub(crate) fn features(storage: &dyn Storage) -> u64 {
         | bit(VIRTIO_BLK_F_MQ)
         | bit(VIRTIO_BLK_F_FLUSH)
         | bit(VIRTIO_BLK_F_CONFIG_WCE);
-    if storage.read_only() {
+    if read_only {
         features |= bit(VIRTIO_BLK_F_RO);
     } else if storage.can_discard() {
         features |= bit(VIRTIO_BLK_F_DISCARD) | bit(VIRTIO_BLK_F_WRITE_ZEROES);
@@ -69,18 +69,26 @@ pub(crate) fn is_writeback(acked: u64, writeback: bool) -> bool {
     acked & bit(VIRTIO_BLK_F_FLUSH) != 0 && (acked & bit(VIRTIO_BLK_F_CONFIG_WCE) == 0 || writeback)
 }
 
+/// What may change about a device while its program runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Modes {
+    pub read_only: bool,
+    /// The `writeback` byte.
+    pub writeback: bool,
+}
+
 /// The configuration space, in the order of struct virtio_blk_config.
 pub(crate) fn config_space(
     storage: &dyn Storage,
     num_queues: u16,
     queue_size: u16,
-    writeback: bool,
+    Modes { read_only, writeback }: Modes,
 ) -> [u8; CONFIG_BYTES] {
     let block_size = storage.block_size();
     let physical_block_exp = (PHYSICAL_BLOCK / block_size).max(1).ilog2() as u8;
     // One descriptor for the header, one for the status.
     let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, SEG_MAX);
-    let discard = u32::from(!storage.read_only() && storage.can_discard());
+    let discard = u32::from(!read_only && storage.can_discard());
     let mut space = [0; CONFIG_BYTES];
     let mut put = |offset: usize, bytes: &[u8]| {
         space[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -263,6 +263,21 @@ pub enum StorageError {
          release) and try again"
     )]
     Busy,
+    /// What was written could not be made durable.
+    #[error("cannot flush the storage")]
+    Sync {
+        /// Why.
+        source: Errno,
+    },
+    /// A front-end has it, and its guest cannot be told.
+    #[error(
+        "a front-end is connected, whose guest has the disk {found}, and cannot learn of another \
+         mode: stop that machine first"
+    )]
+    Connected {
+        /// As what.
+        found: &'static str,
+    },
     /// This storage cannot do that.
     #[error("this storage cannot {what}")]
     Unsupported {

@@ -42,11 +42,21 @@ pub(crate) struct Negotiated {
     pub features: AtomicU64,
     /// Every write must be durable before it completes.
     write_through: AtomicBool,
+    /// Writes are refused.
+    read_only: AtomicBool,
 }
 
 impl Negotiated {
     pub(crate) fn set_write_through(&self, on: bool) {
         self.write_through.store(on, Ordering::Release);
+    }
+
+    pub(crate) fn set_read_only(&self, on: bool) {
+        self.read_only.store(on, Ordering::Release);
+    }
+
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
     }
 
     fn write_through(&self) -> bool {
@@ -282,7 +292,7 @@ impl Worker {
         let storage = &self.around.storage;
         Limits {
             capacity_sectors: storage.capacity_sectors(),
-            read_only: storage.read_only(),
+            read_only: self.around.negotiated.read_only(),
             can_discard: storage.can_discard(),
         }
     }

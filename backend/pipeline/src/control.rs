@@ -68,6 +68,18 @@ pub enum Request {
         /// New size.
         bytes: u64,
     },
+    /// Allow the disk a write cache, or make every write durable before it completes, whatever
+    /// the guest says. Answer: [`Response::Done`].
+    WriteCache {
+        /// Allowed.
+        on: bool,
+    },
+    /// Refuse writes, or take them again, from the next front-end on; refused while one is
+    /// connected that has it otherwise. Answer: [`Response::Done`].
+    ReadOnly {
+        /// Refuse.
+        on: bool,
+    },
     /// Let everything go, flush and end. Answer: [`Response::Done`], then the connection closes.
     Shutdown,
 }

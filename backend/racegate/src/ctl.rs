@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Subcommand};
 use pipeline::control::{Request, Response};
 
 use client::Client;
@@ -80,6 +81,18 @@ enum Command {
         /// New size in bytes, a multiple of 512
         bytes: u64,
     },
+    /// Let the guest have a write cache, or make each of its writes durable before it completes
+    WriteCache {
+        /// Whether it may have one
+        #[arg(action = ArgAction::Set, value_parser = on_off())]
+        mode: bool,
+    },
+    /// Refuse writes of the machines to come; not while one is connected that has it otherwise
+    ReadOnly {
+        /// Whether to refuse them
+        #[arg(action = ArgAction::Set, value_parser = on_off())]
+        mode: bool,
+    },
     /// Let everything go, flush and end
     Shutdown,
 }
@@ -131,6 +144,11 @@ fn finish(written: io::Result<()>) -> Result<()> {
     }
 }
 
+/// The words `on` and `off`.
+fn on_off() -> impl TypedValueParser<Value = bool> {
+    PossibleValuesParser::new(["on", "off"]).map(|word| word == "on")
+}
+
 fn request(command: Command) -> Result<Request> {
     Ok(match command {
         Command::List => Request::List,
@@ -149,6 +167,8 @@ fn request(command: Command) -> Result<Request> {
         Command::Reset => Request::Reset,
         Command::Rearm => Request::Rearm,
         Command::Resize { bytes } => Request::Resize { bytes },
+        Command::WriteCache { mode } => Request::WriteCache { on: mode },
+        Command::ReadOnly { mode } => Request::ReadOnly { on: mode },
         Command::Shutdown => Request::Shutdown,
     })
 }

@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             accel,
             kernel,
             cmdline: Vec::new(),
+            qemu_args: Vec::new(),
             vcpus: 2,
             backend,
             programs: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod error;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub struct GuestConfig {
     pub kernel: Kernel,
     /// Kernel parameters added to the harness's own.
     pub cmdline: Vec<String>,
+    /// Arguments added at the end of QEMU's command line.
+    pub qemu_args: Vec<OsString>,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// The disk; a link disk is served beside it.
@@ -173,6 +176,7 @@ impl Guest {
         );
         vm.vcpus = config.vcpus;
         vm.cmdline.clone_from(&config.cmdline);
+        vm.extra.clone_from(&config.qemu_args);
         let disk = |id: &str, socket: &std::path::Path, queues, queue_size| Disk {
             id: id.to_owned(),
             socket: socket.to_owned(),

@@ -22,7 +22,7 @@ use crate::machine::{Machine, Which, boot};
 
 const KERNEL: &str = "debian-6.12.107";
 const SEED: u64 = 1;
-const IMAGE_MIB: u64 = 64;
+pub(crate) const IMAGE_MIB: u64 = 64;
 const BLOCKS: u64 = (IMAGE_MIB << 20) / BLOCK_BYTES as u64;
 /// Writes that are durable before the machine is killed, at least.
 const WRITES: u64 = 10_000;
@@ -51,7 +51,7 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
     config.backend.device = device;
     config.backend.storage = Storage::File;
     let mut guest = boot(&config)?;
-    guest.begin(writing())?;
+    guest.begin(writing("/dev/{disk}"))?;
     let kill_at = WRITES + Draws::new(SEED, "kill").between(0, MORE);
     let mut durable =
         guest.wait_mark(LIMIT, |mark| parse_synced(mark).filter(|n| *n >= kill_at))?;
@@ -65,9 +65,9 @@ fn killed(machine: &Machine, device: Device) -> Result<()> {
 }
 
 /// Random writes to the whole device, for longer than anybody waits.
-pub(crate) fn writing() -> Order {
+pub(crate) fn writing(path: &str) -> Order {
     let op = Op::WriteRandomly {
-        path: "/dev/{disk}".into(),
+        path: path.into(),
         blocks: BLOCKS,
         // More than there is time for: the kill comes first.
         writes: 10 * (WRITES + MORE),
@@ -86,7 +86,7 @@ fn read_blocks(disk: &Path) -> Result<Vec<u8>> {
 }
 
 /// Compares the image with what was written; gives the number of blocks that were.
-fn compare(disk: &Path, before: &[u8], durable: u64) -> Result<usize> {
+pub(crate) fn compare(disk: &Path, before: &[u8], durable: u64) -> Result<usize> {
     let all = RandomWrites::new(Draws::new(SEED, THREAD), BLOCKS, 10 * (WRITES + MORE));
     // Per block: its last durable write, and those that may have followed.
     let mut expected: BTreeMap<u64, (Option<u64>, Vec<u64>)> = BTreeMap::new();

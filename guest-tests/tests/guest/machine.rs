@@ -119,6 +119,7 @@ impl Machine {
             accel: *accel,
             kernel: self.kernel(kernel)?,
             cmdline: Vec::new(),
+            qemu_args: Vec::new(),
             vcpus: 2,
             backend,
             programs: ["mkfs.ext4", "e2fsck"]

@@ -22,6 +22,7 @@ mod pmem_pages;
 mod shadow;
 mod shadow_delalloc;
 mod stores;
+mod survive;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     tests.extend(layout::tests(&machine));
     tests.extend(faults::tests(&machine));
     tests.extend(durable::tests(&machine));
+    tests.extend(survive::tests(&machine));
     tests.extend(pmem_errors::tests(&machine));
     tests.extend(pmem_ends::tests(&machine));
     tests.extend(pmem_pages::tests(&machine));

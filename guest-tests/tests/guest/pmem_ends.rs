@@ -176,7 +176,7 @@ fn writing_guest(machine: &Machine, device: Device, image: &Path) -> Result<(Gue
 }
 
 fn write_a_while(guest: &mut Guest) -> Result<()> {
-    guest.begin(writing())?;
+    guest.begin(writing("/dev/{disk}"))?;
     guest.wait_mark(MARK_LIMIT, |mark| parse_synced(mark).filter(|n| *n >= WRITES))?;
     Ok(())
 }
@@ -251,7 +251,7 @@ fn full_disk(machine: &Machine, device: Device) -> Result<()> {
     guest.load(&RuleSet::parse(SLOW, "pmem_ends")?)?;
     // A flush of a virtio-pmem device fails and the guest's fsync with it; an NVDIMM has none, and
     // what does not fit is gone, as when memory wears out.
-    guest.begin(writing())?;
+    guest.begin(writing("/dev/{disk}"))?;
     let too_many = |mark: &str| parse_synced(mark).filter(|n| *n >= 2 * BLOCKS_THAT_FIT);
     let told = guest.wait_mark(MARK_LIMIT, too_many);
     match (device, told) {

@@ -18,8 +18,8 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use super::{DeviceOptions, SERIAL_BYTES, ServeError, intercept, lock};
-use crate::config::{WRITEBACK_OFFSET, config_space, features, is_writeback};
+use super::{DeviceOptions, Orders, SERIAL_BYTES, ServeError, intercept, lock};
+use crate::config::{Modes, WRITEBACK_OFFSET, config_space, features, is_writeback};
 use crate::dirty_log::DirtyLog;
 use crate::engine::Engine;
 use crate::front_end::{BackEnd, ExitEvents, Fate, Message, converse, send_config_change};
@@ -43,8 +43,9 @@ pub(super) struct Connection {
     queue_size: u16,
     spare_fuse: bool,
     storage: Arc<dyn Storage>,
+    orders: Arc<Orders>,
     negotiated: Arc<Negotiated>,
-    /// The `writeback` byte of the configuration space.
+    /// The `writeback` byte of the configuration space, as the guest would have it.
     writeback: AtomicBool,
     memory: Memory,
     /// Protocol features that the front-end acknowledged.
@@ -61,6 +62,7 @@ impl Connection {
         options: &DeviceOptions,
         storage: &Arc<dyn Storage>,
         engine: Option<&Arc<Engine>>,
+        orders: &Arc<Orders>,
     ) -> Result<Arc<Connection>, ServeError> {
         let mut serial = [0; SERIAL_BYTES];
         let len = options.serial.len().min(SERIAL_BYTES);
@@ -68,6 +70,8 @@ impl Connection {
         let negotiated = Arc::new(Negotiated::default());
         // Until a driver says that it can flush, it cannot.
         negotiated.set_write_through(true);
+        // Fixed for the connection: its guest knows the disk as this or that.
+        negotiated.set_read_only(storage.read_only() || orders.read_only.load(Ordering::Acquire));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let around = Surroundings {
             storage: storage.clone(),
@@ -88,6 +92,7 @@ impl Connection {
             queue_size: options.queue_size,
             spare_fuse: options.spare_fuse,
             storage: storage.clone(),
+            orders: orders.clone(),
             negotiated,
             writeback: AtomicBool::new(true),
             memory,
@@ -126,7 +131,7 @@ impl Connection {
             return;
         };
         if let Err(error) = send_config_change(channel) {
-            warn!(%error, "cannot tell the front-end of the new size");
+            warn!(%error, "cannot tell the front-end of the new configuration");
         }
     }
 
@@ -136,9 +141,21 @@ impl Connection {
         self.decide_write_through();
     }
 
+    /// The operator allows another mode of the write cache.
+    pub(super) fn cache_changed(&self) {
+        self.decide_write_through();
+        self.config_changed();
+    }
+
+    /// The `writeback` byte: what the guest wants, if the operator allows it.
+    fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Acquire) && !self.orders.write_through.load(Ordering::Acquire)
+    }
+
     fn decide_write_through(&self) {
         let acked = self.negotiated.features.load(Ordering::Acquire);
-        let writeback = is_writeback(acked, self.writeback.load(Ordering::Acquire));
+        let forced = self.orders.write_through.load(Ordering::Acquire);
+        let writeback = !forced && is_writeback(acked, self.writeback());
         self.negotiated.set_write_through(!writeback);
     }
 }
@@ -193,7 +210,7 @@ impl VhostUserBackend for Connection {
     }
 
     fn features(&self) -> u64 {
-        features(&*self.storage)
+        features(&*self.storage, self.negotiated.read_only())
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
             | VhostUserVirtioFeatures::LOG_ALL.bits()
     }
@@ -221,8 +238,8 @@ impl VhostUserBackend for Connection {
     /// 60 bytes, cloud-hypervisor 60, or 1 to 4 at a time), and give up on less. What lies
     /// behind reads as 0: features that are not offered.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let writeback = self.writeback.load(Ordering::Acquire);
-        let space = config_space(&*self.storage, self.num_queues, self.queue_size, writeback);
+        let modes = Modes { read_only: self.negotiated.read_only(), writeback: self.writeback() };
+        let space = config_space(&*self.storage, self.num_queues, self.queue_size, modes);
         let mut bytes = vec![0; size as usize];
         if let Some(rest) = space.get(offset as usize..) {
             let n = rest.len().min(bytes.len());

@@ -36,6 +36,24 @@ pub trait Front: Send + Sync {
     /// The storage cannot.
     fn resize(&self, bytes: u64) -> Result<(), StorageError>;
 
+    /// Whether completed writes may be in a cache, if the guest agrees.
+    ///
+    /// # Errors
+    /// There is no such cache, or what it holds cannot be flushed.
+    fn set_write_cache(&self, on: bool) -> Result<(), StorageError> {
+        let _ = on;
+        Err(StorageError::Unsupported { what: "change the mode of its write cache" })
+    }
+
+    /// Whether writes are refused, for the front-ends to come.
+    ///
+    /// # Errors
+    /// A front-end is connected, or the image was opened without the right to write.
+    fn set_read_only(&self, on: bool) -> Result<(), StorageError> {
+        let _ = on;
+        Err(StorageError::Unsupported { what: "be made read-only while it is served" })
+    }
+
     /// Brings to the engine what the guest has stored and only the host's page cache has seen,
     /// as far as the layout may follow from it.
     fn settle(&self) {}
@@ -111,6 +129,8 @@ impl Target {
             Request::Reset => done(self.front.reset(&self.engine)),
             Request::Rearm => done(self.front.rearm()),
             Request::Resize { bytes } => self.resize(bytes),
+            Request::WriteCache { on } => done(self.front.set_write_cache(on)),
+            Request::ReadOnly { on } => done(self.front.set_read_only(on)),
             Request::Shutdown => return Answer::Shutdown,
         };
         match result {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use device::blk::{Device, DeviceOptions, Transport};
+use device::control::Front;
 use device::storage::memory::MemoryStorage;
 use device::storage::{Channel, Io, IoResult, Storage, StorageError, Submitted};
 use rustix::event::{EventfdFlags, eventfd};
@@ -117,6 +118,15 @@ fn writes_are_durable_where_there_is_no_cache() {
             .set_config(32, VhostUserConfigFlags::empty(), &[cache])
             .expect("SET_CONFIG of writeback");
         assert_eq!(asked(&mut rings[0]), [cache == 0; 2], "writeback {cache}");
+    }
+    // The operator has the last word.
+    for on in [false, true] {
+        served.device.set_write_cache(on).expect("a flush of memory");
+        let (_, config) = frontend
+            .get_config(32, 1, VhostUserConfigFlags::empty(), &[0])
+            .expect("GET_CONFIG of writeback");
+        assert_eq!(config, [u8::from(on)]);
+        assert_eq!(asked(&mut rings[0]), [!on; 2], "write cache {on}");
     }
 }
 

@@ -39,6 +39,7 @@ impl Lab<'_> {
             accel: order.accel,
             kernel: order.kernel.clone(),
             cmdline: Vec::new(),
+            qemu_args: Vec::new(),
             vcpus: 1,
             backend: BackendConfig::new(image::base(&order.cache, &spec)?),
             programs: vec![("e2fsck".to_owned(), "e2fsprogs".to_owned())],

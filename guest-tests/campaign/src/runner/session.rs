@@ -192,6 +192,7 @@ impl<'a> Runner<'a> {
             accel: order.accel,
             kernel: self.kernel.clone(),
             cmdline: order.plan.guest.cmdline.clone(),
+            qemu_args: Vec::new(),
             vcpus: order.vcpus,
             backend,
             programs: Vec::new(),

@@ -6,6 +6,7 @@
 
 mod check;
 mod command;
+mod fuzz;
 mod guest;
 mod test;
 mod tidy;
@@ -22,7 +23,7 @@ struct Args {
     task: Option<Task>,
 }
 
-#[derive(Subcommand, Clone, Copy)]
+#[derive(Subcommand, Clone)]
 enum Task {
     /// Rules of the tree: sizes, headers, purity, direction of dependencies
     Tidy,
@@ -30,6 +31,8 @@ enum Task {
     Check,
     /// Unit, property and in-process tests
     Test,
+    /// Every fuzz target for a while; crashes, hangs, leaks and balloons
+    Fuzz(fuzz::Options),
     /// End-to-end tests on real kernels
     Guest,
     /// Benchmarks, as ratios
@@ -40,7 +43,15 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let tasks = match args.task {
         Some(task) => vec![task],
-        None => vec![Task::Tidy, Task::Check, Task::Test, Task::Guest],
+        None => {
+            vec![
+                Task::Tidy,
+                Task::Check,
+                Task::Test,
+                Task::Fuzz(fuzz::Options::default()),
+                Task::Guest,
+            ]
+        }
     };
     for task in tasks {
         let started = Instant::now();
@@ -48,6 +59,7 @@ fn main() -> ExitCode {
             Task::Tidy => ("tidy", tidy::run()),
             Task::Check => ("check", check::run()),
             Task::Test => ("test", test::run()),
+            Task::Fuzz(options) => ("fuzz", fuzz::run(&options)),
             Task::Guest => ("guest", guest::run()),
             Task::Bench => ("bench", test::bench()),
         };

@@ -10,6 +10,9 @@
 mod client;
 mod commands;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use client::Client as FuzzedClient;
+
 pub use commands::{Front, Target};
 
 use std::io;

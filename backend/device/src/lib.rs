@@ -10,6 +10,8 @@ pub mod dax;
 mod dirty_log;
 pub mod engine;
 mod front_end;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod inflight;
 mod lead;
 pub mod link;

@@ -20,7 +20,7 @@ const LINE_MAX: usize = 4 << 20;
 const READ_MAX: usize = 64 << 10;
 
 /// A connection and what is under way on it.
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: UnixStream,
     /// Received, not yet answered.
     input: Vec<u8>,
@@ -38,7 +38,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(socket: UnixStream) -> io::Result<Client> {
+    pub(crate) fn new(socket: UnixStream) -> io::Result<Client> {
         socket.set_nonblocking(true)?;
         Ok(Client {
             socket,
@@ -82,12 +82,12 @@ impl Client {
         (socket, events)
     }
 
-    fn pending(&self) -> bool {
+    pub(crate) fn pending(&self) -> bool {
         self.sent < self.output.len()
     }
 
     /// Does what can be done without waiting; `false`: the client is gone.
-    pub(super) fn turn(&mut self, ready: PollFlags, target: &Target) -> bool {
+    pub(crate) fn turn(&mut self, ready: PollFlags, target: &Target) -> bool {
         if ready.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) && self.ended {
             return false;
         }
@@ -225,7 +225,7 @@ impl Client {
     }
 
     /// The connection is over.
-    pub(super) fn leave(&mut self, target: &Target) {
+    pub(crate) fn leave(&mut self, target: &Target) {
         if let Some(subscription) = self.subscription.take() {
             target.unsubscribe(&subscription);
         }

@@ -96,7 +96,10 @@ impl Mailbox {
 
     /// `event` is signalled for each message from now on, as long as somebody holds it.
     pub(super) fn wake(&self, event: &Arc<OwnedFd>) {
-        self.inner().waiters.push(Arc::downgrade(event));
+        let mut inner = self.inner();
+        // Those of connections that are over go now: there may never be a message to notice.
+        inner.waiters.retain(|waiter| waiter.strong_count() > 0);
+        inner.waiters.push(Arc::downgrade(event));
     }
 
     /// Puts the frame of the next message into `frame`, unless it is longer than `room` bytes.

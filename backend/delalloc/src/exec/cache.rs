@@ -157,9 +157,7 @@ impl Engine {
             stored &= span(0, self.geo.blocks_for(state.inode.i_size));
         }
         state.cache.data.fill(stored, content);
-        // Beside a direct write nobody can say which of the two is last.
-        let last = if state.inode.dio == 0 { content } else { ANY };
-        state.want.fill(stored, last);
+        state.want.fill(stored, content);
         let folio = self.geo.folio(data.start);
         let dirtied = if size == 0 {
             // A store through a mapping dirties the folio up to the end of the file.
@@ -170,6 +168,11 @@ impl Engine {
             // The range of the operation, which a partial write stores nothing into.
             span(data.start, self.geo.blocks_for(size))
         };
+        if state.inode.dio != 0 {
+            // Beside a direct write nobody can say which of the two is last; and what was read
+            // before it and is dirtied with the store goes over it.
+            state.want.fill(stored | dirtied, ANY);
+        }
         state.cache.behind_eof &= !stored;
         state.cache.uptodate |= dirtied;
         state.cache.buf_dirty |= dirtied;

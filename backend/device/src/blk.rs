@@ -18,6 +18,7 @@ use crate::front_end::each_front_end;
 use crate::storage::{Storage, StorageError};
 
 mod connection;
+mod device_state;
 mod intercept;
 
 use connection::Connection;

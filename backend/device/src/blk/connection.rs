@@ -5,6 +5,7 @@
 //! are left with nothing in flight.
 //! Must not know: requests, chains.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,12 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tracing::{debug, warn};
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use super::device_state::Transfer;
 use super::{DeviceOptions, Orders, SERIAL_BYTES, ServeError, intercept, lock};
 use crate::config::{Modes, WRITEBACK_OFFSET, config_space, features, is_writeback};
 use crate::dirty_log::DirtyLog;
@@ -54,6 +59,7 @@ pub(super) struct Connection {
     pub(super) dirty_log: Arc<Mutex<Option<Arc<DirtyLog>>>>,
     workers: Vec<Mutex<Worker>>,
     back_channel: Mutex<Option<UnixStream>>,
+    transfer: Mutex<Option<Transfer>>,
     exit_events: ExitEvents,
 }
 
@@ -101,6 +107,7 @@ impl Connection {
             dirty_log,
             workers,
             back_channel: Mutex::new(None),
+            transfer: Mutex::new(None),
             exit_events: ExitEvents::default(),
         }))
     }
@@ -139,6 +146,14 @@ impl Connection {
     pub(super) fn restore_writeback(&self, writeback: bool) {
         self.writeback.store(writeback, Ordering::Release);
         self.decide_write_through();
+    }
+
+    /// The guest chooses, and the choice outlives us.
+    fn choose_writeback(&self, writeback: bool) {
+        self.restore_writeback(writeback);
+        if let Some(area) = &*lock(&self.inflight) {
+            area.keep_writeback(writeback);
+        }
     }
 
     /// The operator allows another mode of the write cache.
@@ -228,6 +243,7 @@ impl VhostUserBackend for Connection {
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -256,10 +272,7 @@ impl VhostUserBackend for Connection {
             debug!(offset, len = bytes.len(), "write to read-only configuration ignored");
             return Ok(());
         };
-        self.restore_writeback(*writeback != 0);
-        if let Some(area) = &*lock(&self.inflight) {
-            area.keep_writeback(*writeback != 0);
-        }
+        self.choose_writeback(*writeback != 0);
         // From now on everything that completed is durable: also what was cached before.
         if *writeback == 0
             && let Err(errno) = self.storage.sync()
@@ -287,6 +300,29 @@ impl VhostUserBackend for Connection {
     fn stop_vring(&self, index: u32) -> io::Result<()> {
         if let Some(worker) = self.workers.get(index as usize) {
             lock(worker).quiesce();
+        }
+        Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        *lock(&self.transfer) = Some(match direction {
+            VhostTransferStateDirection::SAVE => {
+                Transfer::save(file, self.writeback.load(Ordering::Acquire))
+            }
+            VhostTransferStateDirection::LOAD => Transfer::Loading(file),
+        });
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        let transfer = lock(&self.transfer).take().ok_or(io::ErrorKind::InvalidInput)?;
+        if let Some(writeback) = transfer.end()? {
+            self.choose_writeback(writeback);
         }
         Ok(())
     }

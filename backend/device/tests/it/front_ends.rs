@@ -4,23 +4,21 @@
 //! Method: the orders as they were traced; a write and a read prove that the disk works.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use device::blk::DeviceOptions;
-use device::control::Front;
 use device::storage::Storage;
 use tempfile::{TempDir, tempdir};
+use vhost::VhostBackend;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{
     Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandler,
 };
-use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -35,10 +33,10 @@ use crate::raw::{Guest, Ring};
 use crate::served::{Served, image};
 use crate::storages::open;
 
-const MIB: u64 = 1 << 20;
-const PROTOCOL_FEATURES: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-const fn bit(feature: u32) -> u64 {
+pub(crate) const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
@@ -281,7 +279,7 @@ fn qemu_message_order() {
 }
 
 /// What QEMU sends when the driver sets DRIVER_OK.
-fn start(
+pub(crate) fn start(
     frontend: &mut Frontend,
     guest: &Guest,
     rings: &[Ring],
@@ -387,70 +385,4 @@ fn configuration_in_pieces() {
     frontend.set_config(0, VhostUserConfigFlags::empty(), &[1]).expect("ignored");
     let kept = frontend.get_config(0, 60, VhostUserConfigFlags::empty(), &[0; 60]);
     assert_eq!(kept.expect("GET_CONFIG").1, whole);
-}
-
-/// Goal: the operator's read-only switch never surprises a guest.
-#[test]
-fn read_only_is_refused_while_somebody_writes() {
-    let Setting { served, guest, .. } = setting(1, "file");
-    let mut rings = rings(1);
-    let read_only = bit(VIRTIO_BLK_F_RO);
-    let frontend = bring_up(&served, &guest, &rings, 0);
-    assert_eq!(frontend.get_features().expect("GET_FEATURES") & read_only, 0);
-    let refused = served.device.set_read_only(true).expect_err("a guest writes");
-    assert!(refused.to_string().contains("writable"), "{refused}");
-    served.device.set_read_only(false).expect("it is");
-    disk_works(&guest, &mut rings[0], 0, 0x21);
-    drop(frontend);
-
-    // The next one answers only when the one before is over.
-    drop(bring_up(&served, &guest, &[], 0));
-    let deadline = std::time::Instant::now() + crate::client::PATIENCE;
-    while let Err(error) = served.device.set_read_only(true) {
-        assert!(std::time::Instant::now() < deadline, "{error}, and nobody is connected");
-    }
-    rings[0].reset(&guest);
-    let frontend = bring_up(&served, &guest, &rings, 0);
-    assert_ne!(frontend.get_features().expect("GET_FEATURES") & read_only, 0);
-    guest.put_header(0x20_0000, VIRTIO_BLK_T_OUT, 0);
-    let write = [(0x20_0000, 16, false), (0x20_1000, 512, false), (0x20_0020, 1, true)];
-    assert_eq!(rings[0].run(&guest, &write), (1, 1), "a write to a read-only disk");
-    served.device.set_read_only(false).expect_err("a guest knows it as read-only");
-}
-
-/// Goal: what the device writes to is in the front-end's dirty log, and nothing else is.
-/// Method: a read and a write while the log is on, on other pages than one before it.
-#[test]
-fn a_migration_sees_what_is_written() {
-    let Setting { served, guest, .. } = setting(1, "file");
-    let mut rings = rings(1);
-    let features = bit(VIRTIO_F_VERSION_1) | PROTOCOL_FEATURES;
-    let frontend = bring_up(&served, &guest, &rings, 0);
-    disk_works(&guest, &mut rings[0], 0, 0x31);
-
-    let log = tempfile::tempfile().expect("a log");
-    log.set_len(128).expect("4 MiB of pages");
-    let region =
-        VhostUserDirtyLogRegion { mmap_size: 128, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
-    frontend.set_log_base(0, Some(region)).expect("SET_LOG_BASE");
-    frontend.set_features(features | 1 << 26).expect("SET_FEATURES with LOG_ALL");
-    // QEMU gives the addresses again, while the ring runs.
-    frontend.set_vring_addr(0, &rings[0].addresses()).expect("SET_VRING_ADDR");
-    guest.put_header(0x30_0000, VIRTIO_BLK_T_IN, 0);
-    let read = [(0x30_0000, 16, false), (0x31_0800, 4096, true), (0x32_0020, 1, true)];
-    assert_eq!(rings[0].run(&guest, &read), (0, 4097));
-    guest.put_header(0x33_0000, VIRTIO_BLK_T_OUT, 0);
-    let write = [(0x33_0000, 16, false), (0x34_0000, 512, false), (0x35_0020, 1, true)];
-    assert_eq!(rings[0].run(&guest, &write), (0, 1));
-    frontend.set_features(features).expect("SET_FEATURES");
-    let quiet = [(0x33_0000, 16, false), (0x34_0000, 512, false), (0x36_0020, 1, true)];
-    assert_eq!(rings[0].run(&guest, &quiet), (0, 1));
-
-    let mut bits = [0; 128];
-    log.read_exact_at(&mut bits, 0).expect("the log");
-    let dirty: Vec<u64> =
-        (0..1024).filter(|page| bits[*page as usize / 8] & 1 << (page % 8) != 0).collect();
-    // The used ring; data, which begins in the middle of a page, and status of the read; status
-    // of the write.
-    assert_eq!(dirty, [0x18, 0x310, 0x311, 0x320, 0x350]);
 }

@@ -15,4 +15,5 @@ mod served;
 mod storage;
 mod storages;
 mod stores;
+mod survival;
 mod virtio_driver_client;

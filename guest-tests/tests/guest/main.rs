@@ -31,9 +31,11 @@ use libtest_mimic::{Arguments, Trial};
 use machine::Machine;
 
 fn main() -> ExitCode {
-    // The harness starts its backends as `THIS_PROGRAM blk ...` and the like.
+    // The harness starts its backends as `THIS_PROGRAM blk ...` and the like; a word that stands
+    // alone is a filter of tests.
     let own = || std::env::args_os().skip(1);
-    match own().next().as_ref().and_then(|mode| mode.to_str()) {
+    let mode = own().next().filter(|_| own().len() > 1);
+    match mode.as_ref().and_then(|mode| mode.to_str()) {
         Some("blk") => return racegate::blk::main(own()),
         Some("pmem") => return racegate::pmem::main(own()),
         Some("pmem-vhost") => return racegate::pmem_vhost::main(own()),

@@ -102,7 +102,7 @@ impl Log {
             if self.pages.get(page).is_none() {
                 let next = self
                     .pages
-                    .next_present(page)
+                    .next_present(page, place(limit).0 + 1)
                     .map_or(u64::MAX, |page| page.saturating_mul(PAGE_ENTRIES as u64));
                 at = u32::try_from(next).unwrap_or(u32::MAX);
                 debug_assert!(slot < PAGE_ENTRIES);

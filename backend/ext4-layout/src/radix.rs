@@ -56,14 +56,17 @@ impl<T: Clone + Default> Radix<T> {
         }
     }
 
-    /// The first present page at or after `index`. Skips absent branches whole.
-    pub(crate) fn next_present(&self, index: u64) -> Option<u64> {
+    /// The first present page at or after `index`, if it is before `end`. Skips absent branches
+    /// whole, and looks at none beyond `end`: what asks group by group must not pay for all groups
+    /// each time.
+    pub(crate) fn next_present(&self, index: u64, end: u64) -> Option<u64> {
         let (mut branch, mut leaf) = split(index)?;
-        while branch < self.top.len() {
+        let (last, _) = split(end.checked_sub(1)?)?;
+        while branch < self.top.len() && branch <= last {
             if let Some(pages) = &self.top[branch]
                 && let Some(found) = (leaf..FANOUT).find(|leaf| pages[*leaf].is_some())
             {
-                return Some((branch * FANOUT + found) as u64);
+                return Some((branch * FANOUT + found) as u64).filter(|found| *found < end);
             }
             branch += 1;
             leaf = 0;
@@ -99,8 +102,11 @@ mod tests {
         *pages.get_mut(3).unwrap() = 1;
         assert_eq!((before.get(700), before.get(3)), (Some(&7), None));
         assert_eq!((pages.get(700), pages.get(3)), (Some(&8), Some(&1)));
-        assert_eq!(pages.next_present(4), Some(700));
-        assert_eq!(pages.next_present(701), None);
+        assert_eq!(pages.next_present(4, 1000), Some(700));
+        assert_eq!(pages.next_present(4, 701), Some(700));
+        assert_eq!(pages.next_present(4, 700), None);
+        assert_eq!(pages.next_present(0, 0), None);
+        assert_eq!(pages.next_present(701, u64::MAX), None);
         pages.remove(700);
         assert_eq!(pages.get(700), None);
         assert!(pages.get_mut(5000).is_none());

@@ -197,7 +197,8 @@ impl Runs {
         let index = pblk >> PAGE_BITS;
         let start = index << PAGE_BITS;
         let Some(page) = self.pages.get(index) else {
-            let next = self.pages.next_present(index).map_or(limit, |index| index << PAGE_BITS);
+            let next = self.pages.next_present(index, limit.div_ceil(PAGE_BLOCKS));
+            let next = next.map_or(limit, |index| index << PAGE_BITS);
             return (None, next.min(limit));
         };
         let at = (pblk - start) as u16;

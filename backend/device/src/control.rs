@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::sandbox::{self, Role};
 use crate::stop::Stop;
 use client::Client;
 
@@ -44,9 +45,10 @@ impl Server {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(Stop::new()?);
         let of_thread = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("rg-control".into())
-            .spawn(move || run(&listener, &target, &of_thread))?;
+        let thread = std::thread::Builder::new().name("rg-control".into()).spawn(move || {
+            sandbox::narrow(Role::Control);
+            run(&listener, &target, &of_thread);
+        })?;
         Ok(Server { stop, thread: Some(thread) })
     }
 }

@@ -22,6 +22,7 @@ use vmm_sys_util::event::{
 
 use crate::blk::lock;
 use crate::queue::{Memory, Vring};
+use crate::sandbox::{self, Role};
 use crate::storage::StorageError;
 
 mod relay;
@@ -154,12 +155,14 @@ pub(crate) fn converse<B: BackEnd + 'static>(
 
     let ended = thread::scope(|scope| {
         scope.spawn(|| {
+            sandbox::narrow(Role::Relay);
             // An error means that there is no more to wait for.
             if !matches!(wait_for(over.as_fd(), shutdown), Ok(true)) {
                 let _ = front_end.shutdown(Shutdown::Both);
             }
         });
         scope.spawn(|| {
+            sandbox::narrow(Role::Relay);
             relay::forward(
                 front_end,
                 &library,
@@ -169,7 +172,10 @@ pub(crate) fn converse<B: BackEnd + 'static>(
                 |channel| back_end.back_channel(channel),
             );
         });
-        scope.spawn(|| relay::backward(&library, front_end, &owed));
+        scope.spawn(|| {
+            sandbox::narrow(Role::Relay);
+            relay::backward(&library, front_end, &owed);
+        });
         let ended = daemon.wait();
         let _ = front_end.shutdown(Shutdown::Both);
         let _ = library.shutdown(Shutdown::Both);

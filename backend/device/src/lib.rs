@@ -19,6 +19,7 @@ pub mod pmem;
 pub mod pmem_vhost;
 mod queue;
 mod request;
+pub mod sandbox;
 pub mod segments;
 pub mod sink;
 pub mod socket;

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 
 use pipeline::event::Event;
 
+use crate::sandbox::{self, Role};
 use subscription::Batch;
 pub use subscription::Subscription;
 
@@ -68,9 +69,10 @@ impl Sinks {
         let shared = Arc::new(Shared::default());
         let has_log = log.is_some();
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("rg-events".into())
-            .spawn(move || of_thread.run(log))?;
+        let thread = std::thread::Builder::new().name("rg-events".into()).spawn(move || {
+            sandbox::narrow(Role::Events);
+            of_thread.run(log);
+        })?;
         Ok(Sinks { shared, thread: Some(thread), has_log })
     }
 

@@ -185,6 +185,14 @@ fn remove_if_dead(path: &Path) -> Result<(), SocketError> {
 }
 
 impl SocketFile {
+    /// The folder that it is in.
+    pub fn folder(&self) -> &Path {
+        match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        }
+    }
+
     fn of(path: &Path) -> io::Result<SocketFile> {
         let metadata = fs::symlink_metadata(path)?;
         Ok(SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })

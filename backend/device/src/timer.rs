@@ -20,6 +20,7 @@ use rustix::time::{
 
 use crate::clock::Clock;
 use crate::lead::Lead;
+use crate::sandbox::{self, Role};
 
 /// Longest time that the thread is woken early and spins, in nanoseconds.
 const SPIN_MAX_NS: u64 = 200_000;
@@ -92,6 +93,7 @@ impl Alarm {
     pub fn start(&self, mut handler: impl FnMut() + Send + 'static) -> io::Result<Timer> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new().name("rg-timer".into()).spawn(move || {
+            sandbox::narrow(Role::Timer);
             while shared.wait() {
                 handler();
             }

@@ -5,6 +5,7 @@
 //! are left with nothing in flight.
 //! Must not know: requests, chains.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use crate::front_end::{BackEnd, ExitEvents, Fate, Message, converse, send_config_change};
 use crate::inflight::Area;
 use crate::queue::{Memory, Vring};
+use crate::sandbox::{self, Role};
 use crate::storage::Storage;
 use crate::worker::{Negotiated, Surroundings, Wake, Worker};
 
@@ -40,6 +42,11 @@ const fn completion_event(num_queues: u16) -> u16 {
 
 const fn inbox_event(num_queues: u16) -> u16 {
     num_queues + 2
+}
+
+thread_local! {
+    /// The library starts queue threads: their first event is when we can tell them their role.
+    static NARROWED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What the library calls.
@@ -345,6 +352,9 @@ impl VhostUserBackend for Connection {
         } else {
             Wake::Kick
         };
+        if !NARROWED.replace(true) {
+            sandbox::narrow(Role::Queue);
+        }
         lock(worker).run(vring, wake);
         Ok(())
     }

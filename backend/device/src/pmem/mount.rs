@@ -180,8 +180,10 @@ impl Mount {
         if !std::mem::take(&mut self.mounted) {
             return;
         }
-        // FORCE ends the connection (`fuse_umount_begin`), so nobody stays stuck; DETACH takes the
-        // mount out of sight although the VMM still has the file open.
+        if self.supervisor.unmount() {
+            return;
+        }
+        // Somebody ended it. Without a sandbox we can do it ourselves.
         match unmount(&*self.point, UnmountFlags::FORCE | UnmountFlags::DETACH) {
             // EINVAL: somebody else has unmounted it.
             Ok(()) | Err(Errno::INVAL) => {}
@@ -189,7 +191,6 @@ impl Mount {
                 tracing::warn!(path = %self.point.display(), %error, "cannot unmount");
             }
         }
-        self.supervisor.dismiss();
     }
 }
 

@@ -1,4 +1,5 @@
-//! The supervisor: a process that does nothing until the page server is gone, and then unmounts.
+//! The supervisor: a process that does nothing until the page server is gone or tells it to, and
+//! then unmounts.
 //!
 //! In: the mount point. Out: no mount, however the server ended.
 //! Must not know: what is served.
@@ -8,6 +9,9 @@
 //! do: both wait for the last thread, and a server that was killed while one of its threads waited
 //! for a page to be written back (`invalidate_inode_pages2_range`) has a thread that only the end
 //! of the connection sets free. That end is what the supervisor brings about.
+//!
+//! A server that ends in good order sends the same signal itself: in its sandbox it cannot
+//! unmount. The supervisor has no sandbox; it has no descriptor and takes no input but that signal.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +20,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-/// Tells the child that its parent is gone.
+/// Tells the child that its parent is gone, or done.
 const GONE: libc::c_int = libc::SIGUSR1;
 
 /// A running supervisor.
@@ -31,10 +35,16 @@ impl Supervisor {
     pub(super) fn start(point: &Path) -> Result<Supervisor, Errno> {
         let point = CString::new(point.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
         let parent = rustix::process::getpid();
+        // Whatever happens, the child must not end by the signal that it is to wait for.
+        let before = block_gone();
         // SAFETY: the process has one thread (see `Mount::new`), so nothing the child may use is
         // in the middle of something; the child calls async-signal-safe functions only and never
         // returns.
-        match unsafe { libc::fork() } {
+        let forked = unsafe { libc::fork() };
+        if forked != 0 {
+            restore(&before);
+        }
+        match forked {
             -1 => {
                 Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN))
             }
@@ -43,13 +53,40 @@ impl Supervisor {
         }
     }
 
-    /// Ends it: there is nothing to be unmounted any more.
-    pub(super) fn dismiss(&mut self) {
-        if let Some(child) = self.child.take() {
-            let _ = kill_process(child, Signal::KILL);
-            let _ = waitpid(Some(child), WaitOptions::empty());
+    /// Has it unmount now, and waits until it has and is gone. `false`: it has not.
+    ///
+    /// The server does not unmount itself: in its sandbox it has no right to.
+    pub(super) fn unmount(&mut self) -> bool {
+        let Some(child) = self.child.take() else {
+            return false;
+        };
+        let _ = kill_process(child, Signal::USR1);
+        loop {
+            match waitpid(Some(child), WaitOptions::empty()) {
+                Ok(Some((_, status))) => return status.exit_status() == Some(0),
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return false,
+            }
         }
     }
+}
+
+/// Blocks [`GONE`] in the calling thread; gives the mask that it had.
+fn block_gone() -> libc::sigset_t {
+    // SAFETY: plain system calls on values of this function, initialised before they are used.
+    unsafe {
+        let mut before = std::mem::zeroed();
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, GONE);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
+        before
+    }
+}
+
+fn restore(mask: &libc::sigset_t) {
+    // SAFETY: a mask that `block_gone` gave.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
 }
 
 /// The supervisor's whole life.
@@ -76,7 +113,11 @@ fn watch(parent: libc::pid_t, point: &CString) -> ! {
                 break;
             }
         }
-        libc::umount2(point.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH);
-        libc::_exit(0)
+        // FORCE ends the connection (`fuse_umount_begin`), so nobody stays stuck; DETACH takes the
+        // mount out of sight although the VMM still has the file open.
+        let failed = libc::umount2(point.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) != 0;
+        // EINVAL: somebody else has unmounted it.
+        let gone = !failed || *libc::__errno_location() == libc::EINVAL;
+        libc::_exit(i32::from(!gone))
     }
 }

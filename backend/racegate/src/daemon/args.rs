@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use device::sandbox;
 
 /// Options of every daemon.
 #[derive(Debug, clap::Args)]
@@ -31,9 +32,36 @@ pub(crate) struct Common {
     #[arg(long, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,
 
+    /// Give up everything that serving does not need; `log` only has the kernel log what would be
+    /// forbidden
+    #[arg(long, value_enum, default_value_t = SandboxKind::On)]
+    pub(crate) sandbox: SandboxKind,
+
     /// Write "ready" and a newline to this inherited file descriptor once everything is served
     #[arg(long, value_name = "FDNUM")]
     pub(crate) ready_fd: Option<i32>,
+}
+
+/// How much of the sandbox there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxKind {
+    /// No file can be opened, no program started, and each thread has the system calls of its role
+    On,
+    /// Nothing is forbidden; the kernel's log has what would be
+    Log,
+    /// None
+    Off,
+}
+
+impl SandboxKind {
+    /// What the device layer calls it; `None` for none.
+    pub(crate) fn mode(self) -> Option<sandbox::Mode> {
+        match self {
+            SandboxKind::On => Some(sandbox::Mode::On),
+            SandboxKind::Log => Some(sandbox::Mode::Log),
+            SandboxKind::Off => None,
+        }
+    }
 }
 
 /// Where the bytes of the device are.

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -20,6 +20,7 @@ use device::blk::{Device, DeviceOptions, Transport};
 use device::control::{Front, Server, Target};
 use device::engine::{Engine, EngineOptions};
 use device::link::{Link, Mailbox};
+use device::sandbox;
 use device::sink::Log;
 use device::socket::{self, SocketFile};
 use device::stop::Stop;
@@ -71,6 +72,11 @@ impl Sockets {
         self.0.push(file);
         Ok(listener)
     }
+
+    /// Where they are.
+    fn folders(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|file| file.folder().to_owned()).collect()
+    }
 }
 
 /// An engine whose main device is still to come.
@@ -91,13 +97,17 @@ impl Backend {
         queues: u16,
         mut sockets: Sockets,
     ) -> anyhow::Result<Backend> {
-        let stop = stop_on_signal()?;
         let mut listen = |path: &Option<_>, option| {
             path.as_deref().map(|path| sockets.listen(path, option)).transpose()
         };
         let link = listen(&common.link_socket, "--link-socket")?;
         let control = listen(&common.control_socket, "--control-socket")?;
         let log = common.event_log.as_deref().map(create_log).transpose()?;
+        // Everything is open; nothing serves yet.
+        if let Some(mode) = common.sandbox.mode() {
+            sandbox::enter(mode, &sockets.folders()).context("--sandbox")?;
+        }
+        let stop = stop_on_signal()?;
         let Sources { storage, shadow, rules } = sources;
         let engine = Engine::new(EngineOptions { queues, seed: common.seed, storage, log, shadow })
             .context("cannot set up the daemon")?;

@@ -4,7 +4,7 @@
 //! ours, but for those that the back-end answers itself; the back-end channel, if the front-end
 //! opens one.
 //! Must not know: what any other message means, except that some bring guest memory, which
-//! [`decoy`] may replace.
+//! [`decoy`] may replace and [`regions`] may refuse.
 //!
 //! The library accepts connections itself, so it can take neither a socket that is connected
 //! already (`--fd`) nor say no to one; it has no way to send CONFIG_CHANGE_MSG, and refuses
@@ -14,6 +14,7 @@
 //! library gets a GET_FEATURES in place of the message, and its reply is replaced by the answer.
 
 mod decoy;
+mod regions;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -130,6 +131,7 @@ pub(super) fn forward(
             _ => {}
         }
         let payload = &message[HEADER_BYTES..];
+        regions::check(request, payload, fds)?;
         match intercept(&Message { request, flags, payload }, fds)? {
             Fate::Pass => Ok(true),
             Fate::Done => Ok(false),

@@ -338,3 +338,35 @@ fn sockets_are_private() {
     }
     assert!(daemon.terminate().status.success());
 }
+
+/// Goal: size, write cache and read-only change by command, each word of `racegate ctl` is the
+/// one that the daemon knows, and what cannot be is refused with its reason.
+#[test]
+fn ctl_changes_the_disk() {
+    let place = place();
+    let ctl = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_racegate"));
+        command.args(["ctl", "--socket"]).arg(place.path("c")).args(words.split(' '));
+        let output = command.output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    let arguments = ["--blk-file=disk", "--socket-path=s", "--control-socket=c"];
+    let daemon = start(&place, &arguments);
+    for words in ["write-cache off", "write-cache on", "read-only on", "read-only off"] {
+        let (good, said) = ctl(words);
+        assert!(good, "{words}: {said}");
+    }
+    for (words, bytes) in [("resize 16777216", 16 << 20), ("resize 4194304", 4 << 20)] {
+        assert!(ctl(words).0, "{words}");
+        assert_eq!(fs::metadata(place.path("disk")).expect("the image").len(), bytes);
+    }
+    assert!(!ctl("resize 1000").0, "no multiple of 512");
+    assert!(!ctl("read-only maybe").0);
+    assert!(daemon.terminate().status.success());
+
+    let daemon = start(&place, &[&arguments[..], &["--read-only"]].concat());
+    let (good, said) = ctl("read-only off");
+    assert!(!good && said.contains("--read-only"), "{said}");
+    assert!(daemon.terminate().status.success());
+}

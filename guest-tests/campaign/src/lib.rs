@@ -2,6 +2,7 @@
 
 pub mod apt;
 pub mod backend;
+pub mod bisect;
 pub mod cache;
 pub mod device;
 pub mod differential;
@@ -20,8 +21,10 @@ pub mod progress;
 pub mod qemu;
 pub mod report;
 pub mod runner;
+pub mod sequential;
 pub mod setup;
 pub mod stats;
+pub mod store;
 pub mod stores;
 pub mod timeline;
 pub mod verdict;

@@ -9,12 +9,16 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::runner::{ArmOutcome, Campaign, Noticed, Outcome, Watched};
+use crate::stats::{self, Amplification};
 
 /// Version of the JSON report; raised when a key changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
 
+/// The arm that others are compared with: no rules.
+const BARE_ARM: &str = "none";
+
 /// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`, `timelines`,
-/// `shadow`.
+/// `amplification`, `shadow`.
 pub fn json(campaign: &Campaign) -> Value {
     let plan = &campaign.plan;
     let arms: Vec<Value> = campaign
@@ -40,13 +44,17 @@ pub fn json(campaign: &Campaign) -> Value {
         .verdicts
         .iter()
         .map(|(kernel, verdict, error)| {
-            json!({
+            let mut value = json!({
                 "plan": plan,
                 "kernel": kernel,
                 "device": campaign.device.name(),
                 "verdict": verdict,
                 "error": error,
-            })
+            });
+            if let Some(reason) = reason(campaign, kernel) {
+                value["reason"] = reason.into();
+            }
+            value
         })
         .collect();
     let timelines: Vec<Value> = campaign
@@ -61,6 +69,12 @@ pub fn json(campaign: &Campaign) -> Value {
         "verdicts": verdicts,
         "findings": campaign.findings,
         "timelines": timelines,
+        "amplification": amplifications(campaign)
+            .map(|(kernel, arm, Amplification { ratio, ci95: (low, high) })| {
+                // JSON has no infinity: null is "without bound".
+                json!({"kernel": kernel, "arm": arm, "ratio": ratio, "ci95": [low, high]})
+            })
+            .collect::<Vec<_>>(),
         "shadow": {"noticed": campaign.noticed, "watched": campaign.watched},
     })
 }
@@ -71,6 +85,20 @@ pub fn text(campaign: &Campaign) -> String {
     if let Some((kernel, timeline)) = campaign.timelines.first() {
         // Writing to a String does not fail.
         let _ = write!(text, "\nThe first hit of {kernel} with the plan's rules:\n{timeline}\n");
+    }
+    let mut lines = String::new();
+    for (kernel, arm, Amplification { ratio, ci95: (low, high) }) in amplifications(campaign) {
+        // Writing to a String does not fail.
+        let _ = if ratio.is_finite() {
+            let high = if high.is_finite() { format!("{high:.1}") } else { "no bound".to_owned() };
+            let interval = format!("95 % interval {low:.1} to {high}");
+            writeln!(lines, "{kernel}: {arm} hits {ratio:.1} times as often as none ({interval})")
+        } else {
+            writeln!(lines, "{kernel}: {arm} hits at least {low:.1} times as often as none (95 %)")
+        };
+    }
+    if !lines.is_empty() {
+        text += &format!("\n{lines}");
     }
     for arm in &campaign.arms {
         let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {
@@ -99,9 +127,29 @@ pub fn text(campaign: &Campaign) -> String {
     text += &shadow(campaign);
     text += "\n";
     for (kernel, verdict, error) in &campaign.verdicts {
-        let _ = writeln!(text, "{kernel}: {verdict} (error probability {})", probability(*error));
+        let _ = write!(text, "{kernel}: {verdict} (error probability {})", probability(*error));
+        let reason = reason(campaign, kernel).map(|reason| format!(": {reason}"));
+        text += &(reason.unwrap_or_default() + "\n");
     }
     text
+}
+
+/// Why the verdict on `kernel` is inconclusive.
+fn reason<'a>(campaign: &'a Campaign, kernel: &str) -> Option<&'a str> {
+    let known = campaign.reasons.iter().find(|(known, _)| known == kernel);
+    known.map(|(_, reason)| reason.as_str())
+}
+
+/// How much each arm amplifies the race, by kernel: against the arm without rules, where one of
+/// the two hit.
+fn amplifications(campaign: &Campaign) -> impl Iterator<Item = (&str, &str, Amplification)> {
+    campaign.arms.iter().filter(|arm| arm.arm != BARE_ARM).filter_map(|arm| {
+        let bare = campaign.arms.iter();
+        let bare = bare.into_iter().find(|b| b.arm == BARE_ARM && b.kernel == arm.kernel)?;
+        let (with, without) = (arm.tally(), bare.tally());
+        let amplification = stats::amplification(with, without)?;
+        (with.hits + without.hits > 0).then_some((&*arm.kernel, &*arm.arm, amplification))
+    })
 }
 
 /// What the delalloc shadow noticed: per kernel, arm and rule, in how many trials, and the first.

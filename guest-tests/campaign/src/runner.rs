@@ -6,9 +6,11 @@
 //!
 //! One guest per kernel runs all its trials; arms take turns within each round, so that whatever
 //! drifts touches them alike. A guest that fails or hangs is an infrastructure failure: it is
-//! booted anew and the trial repeated, and it counts as no trial.
+//! booted anew and the trial repeated, and it counts as no trial. [`Limits`] say where results go,
+//! and what ends a campaign early.
 
 mod judge;
+mod limits;
 mod session;
 mod shadow;
 
@@ -16,11 +18,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use serde::Serialize;
 use thiserror::Error;
 
 pub use judge::Outcome;
+pub use limits::{Limits, UntilSure};
 
 use crate::device::Device;
 use crate::guest::GuestError;
@@ -28,6 +32,7 @@ use crate::kernels::Kernel;
 use crate::plan::{Plan, RULES_ARM};
 use crate::qemu::{Accel, Qemu};
 use crate::stats::Tally;
+use crate::store::StoreError;
 use crate::timeline::Timeline;
 use crate::verdict::{self, Verdict};
 
@@ -64,10 +69,12 @@ pub struct Order {
     pub shadow: bool,
     /// Guests that run side by side.
     pub jobs: usize,
+    /// When to stop, where to go on, and where results go.
+    pub limits: Limits,
 }
 
 /// One trial that was carried out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrialRecord {
     /// The kernel.
     pub kernel: String,
@@ -182,6 +189,8 @@ pub struct Campaign {
     pub noticed: Vec<Noticed>,
     /// Per kernel that was watched: what the shadow took in.
     pub watched: Vec<Watched>,
+    /// Per kernel whose verdict is inconclusive: why.
+    pub reasons: Vec<(String, String)>,
 }
 
 /// A campaign could not be run to its end.
@@ -233,6 +242,9 @@ pub enum RunError {
     /// The operator asked for the end.
     #[error("interrupted")]
     Interrupted,
+    /// Results could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A file that was to be kept could not be written.
     #[error("Could not write {}", path.display())]
     Keep {
@@ -241,6 +253,24 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl RunError {
+    /// Whether one kernel's guest is what failed.
+    fn is_of_the_guest(&self) -> bool {
+        matches!(self, RunError::Boot { .. } | RunError::Guest { .. })
+    }
+
+    /// The error and what caused it, on one line.
+    fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text += &format!(": {}", error.to_string().lines().next().unwrap_or_default());
+            source = error.source();
+        }
+        text
+    }
 }
 
 /// Runs the order; every finished trial is shown to `progress`, from several threads.
@@ -277,7 +307,9 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
                     let Some(kernel) = order.kernels.get(index) else {
                         return;
                     };
-                    let outcome = session::run(order, kernel, progress, &failed);
+                    let left = order.kernels.len() - index;
+                    let until = order.limits.share(Instant::now(), left, order.jobs);
+                    let outcome = session::run(order, kernel, until, progress, &failed);
                     if outcome.is_err() {
                         failed.store(true, Ordering::Relaxed);
                     }
@@ -297,6 +329,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         findings: Vec::new(),
         noticed: Vec::new(),
         watched: Vec::new(),
+        reasons: Vec::new(),
     };
     let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A session that stopped because another failed is not what went wrong.
@@ -312,11 +345,18 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         return Err(interrupted);
     }
     for session in sessions {
-        if let Some(arm) = session.arms.iter().find(|arm| arm.arm == RULES_ARM) {
-            let (verdict, error) =
-                verdict::judge(arm.tally(), arm.invalid(), order.plan.rate_if_affected);
-            campaign.verdicts.push((arm.kernel.clone(), verdict, error));
+        let judged = order.limits.until_sure.as_ref().map_or(RULES_ARM, |until| &until.arm);
+        if let Some(arm) = session.arms.iter().find(|arm| arm.arm == judged) {
+            let (verdict, error) = match &order.limits.until_sure {
+                Some(until) => until.test.judge(arm.tally(), arm.invalid()),
+                None => verdict::judge(arm.tally(), arm.invalid(), order.plan.rate_if_affected),
+            };
             let kernel = arm.kernel.clone();
+            campaign.verdicts.push((kernel.clone(), verdict, error));
+            if verdict == Verdict::Inconclusive {
+                let reason = session.gave_up.clone().unwrap_or_else(|| undecided(arm, order));
+                campaign.reasons.push((kernel.clone(), reason));
+            }
             campaign.timelines.extend(session.timeline.map(|timeline| (kernel, timeline)));
         }
         campaign.arms.extend(session.arms);
@@ -325,6 +365,25 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         campaign.watched.extend(session.watched);
     }
     Ok(campaign)
+}
+
+/// Why the trials of `arm` do not tell.
+fn undecided(arm: &ArmOutcome, order: &Order) -> String {
+    let Tally { hits, trials } = arm.tally();
+    let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {
+        Outcome::Invalid { evidence } => Some(evidence),
+        _ => None,
+    });
+    match invalid {
+        _ if arm.trials.is_empty() => "no trial was carried out: the time was up".to_owned(),
+        Some(why) if arm.invalid() > trials => {
+            format!("{} of {} trials are invalid: {why}", arm.invalid(), arm.trials.len())
+        }
+        _ if arm.trials.len() < order.trials as usize && order.only_trial.is_none() => {
+            format!("the time was up after {trials} trials, {hits} of them hits")
+        }
+        _ => format!("{hits} hits in {trials} trials fit neither verdict, or are too few"),
+    }
 }
 
 /// The seed of a trial: the same in every arm and on every kernel.

@@ -54,9 +54,48 @@ impl Tally {
         self.binomial(rate).map_or(1.0, |b| b.cdf(self.hits))
     }
 
+    /// The interval (Wilson, 1927) that covers the true rate with about 95 %: narrower than the
+    /// exact one, for plots.
+    pub fn wilson95(self) -> (f64, f64) {
+        if self.trials == 0 {
+            return (0.0, 1.0);
+        }
+        let (n, rate, z) = (self.trials as f64, self.rate(), Z95);
+        let centre = (rate + z * z / (2.0 * n)) / (1.0 + z * z / n);
+        let half = z / (1.0 + z * z / n) * (rate * (1.0 - rate) / n + z * z / (4.0 * n * n)).sqrt();
+        ((centre - half).max(0.0), (centre + half).min(1.0))
+    }
+
     fn binomial(self, rate: f64) -> Option<Binomial> {
         Binomial::new(rate, self.trials).ok()
     }
+}
+
+/// The 97.5 % point of the normal distribution.
+const Z95: f64 = 1.959_963_985;
+
+/// How many times as often one workload hits as another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Amplification {
+    /// The rates' ratio; infinite if the other never hit.
+    pub ratio: f64,
+    /// Bounds that hold together with at least 95 %; the upper one is infinite if the other rate
+    /// may be 0.
+    pub ci95: (f64, f64),
+}
+
+/// The ratio of two rates. Each gets an exact interval of 97.5 %; both hold together with at least
+/// 95 % (Bonferroni), and then so do the ratios of their ends. `None` if one has no trials.
+pub fn amplification(with: Tally, without: Tally) -> Option<Amplification> {
+    if with.trials == 0 || without.trials == 0 {
+        return None;
+    }
+    let ((low, high), (other_low, other_high)) = (with.interval(0.975), without.interval(0.975));
+    let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { f64::INFINITY };
+    Some(Amplification {
+        ratio: if with.hits == 0 { 0.0 } else { ratio(with.rate(), without.rate()) },
+        ci95: (ratio(low, other_high), ratio(high, other_low)),
+    })
 }
 
 #[cfg(test)]
@@ -88,8 +127,54 @@ mod tests {
         near(Tally { hits: 0, trials: 0 }.interval95(), (0.0, 1.0));
     }
 
+    #[test]
+    fn wilson_of_the_tables() {
+        // Brown, Cai and DasGupta (2001) give the formula; 10 of 100 is the usual example.
+        let (low, high) = Tally { hits: 10, trials: 100 }.wilson95();
+        assert!((low - 0.0552).abs() < 1e-4 && (high - 0.1744).abs() < 1e-4, "{low} {high}");
+        let (low, high) = Tally { hits: 0, trials: 10 }.wilson95();
+        assert!(low <= 1e-12 && (high - 0.2775).abs() < 1e-4, "{low} {high}");
+    }
+
+    #[test]
+    fn how_much_a_rule_amplifies() {
+        let tally = |hits, trials| Tally { hits, trials };
+        let ratio = amplification(tally(300, 300), tally(3, 3000)).unwrap();
+        assert!((ratio.ratio - 1000.0).abs() < 1e-9);
+        assert!(ratio.ci95.0 > 300.0 && ratio.ci95.1 < 7000.0, "{ratio:?}");
+        let never = amplification(tally(300, 300), tally(0, 3000)).unwrap();
+        assert!(never.ratio.is_infinite() && never.ci95.1.is_infinite());
+        assert!(never.ci95.0 > 600.0, "{never:?}");
+        let neither = amplification(tally(0, 10), tally(0, 10)).unwrap();
+        assert!(neither.ratio <= 0.0 && neither.ci95.0 <= 0.0);
+        assert_eq!(amplification(tally(0, 0), tally(0, 10)), None);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Whatever the two true rates, the interval of their ratio misses it in at most 5 %.
+        #[test]
+        fn the_interval_of_a_ratio_covers(
+            trials in 1u64..16, others in 1u64..16, rate in 0.01..0.99f64, other in 0.01..0.99f64,
+        ) {
+            let missed = |hits, other_hits| {
+                let (with, without) =
+                    (Tally { hits, trials }, Tally { hits: other_hits, trials: others });
+                amplification(with, without).is_some_and(|a| {
+                    let ratio = rate / other;
+                    ratio < a.ci95.0 - 1e-9 || ratio > a.ci95.1 + 1e-9
+                })
+            };
+            let missed: f64 = (0..=trials)
+                .flat_map(|hits| (0..=others).map(move |other_hits| (hits, other_hits)))
+                .filter(|&(hits, other_hits)| missed(hits, other_hits))
+                .map(|(hits, other_hits)| {
+                    sum(trials, rate, hits..=hits) * sum(others, other, other_hits..=other_hits)
+                })
+                .sum();
+            prop_assert!(missed <= 0.05 + 1e-6, "{missed}");
+        }
 
         #[test]
         fn tails_are_binomial_sums(trials in 1u64..60, share in 0.0..=1.0f64, rate in 0.001..0.999f64) {

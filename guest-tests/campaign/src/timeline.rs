@@ -10,7 +10,7 @@ use std::fmt::{self, Write as _};
 use agent::wire::TrialResult;
 use pipeline::event::{Cause, HomeRecord, SpanRecord, Verdict};
 use pipeline::{Event, Op, RequestId, What};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::link::ClockMap;
 
@@ -24,7 +24,7 @@ const SCAFFOLD: [&str; 2] = ["barrier ", "signal "];
 const DEVICE: &str = "device";
 
 /// One line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Microseconds since the first line.
     pub at_us: i64,
@@ -35,7 +35,7 @@ pub struct Entry {
 }
 
 /// What happened in a trial while its threads ran.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// Names of the columns.
     pub columns: Vec<String>,

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Order};
+use campaign::runner::{self, Limits, Order};
 use campaign::verdict::Verdict;
 use libtest_mimic::Trial;
 
@@ -66,6 +66,7 @@ fn hits_what_it_should(machine: &Machine, run: &Run) -> Result<()> {
         keep: None,
         shadow: false,
         jobs: 1,
+        limits: Limits::default(),
         plan,
     };
     let campaign = runner::run(&order, &|_| ())?;

@@ -167,6 +167,7 @@ fn founding_plan_misses(machine: &Machine) -> Result<()> {
             keep: None,
             shadow: false,
             jobs: 1,
+            limits: runner::Limits::default(),
             plan,
         },
         &|_| (),

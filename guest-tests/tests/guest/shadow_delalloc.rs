@@ -7,7 +7,7 @@
 use anyhow::{Result, ensure};
 use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Order};
+use campaign::runner::{self, Limits, Order};
 use libtest_mimic::Trial;
 
 use crate::machine::{Machine, Which};
@@ -48,6 +48,7 @@ fn watched(machine: &Machine, kernel: &str, affected: bool) -> Result<()> {
         keep: None,
         shadow: true,
         jobs: 1,
+        limits: Limits::default(),
         plan,
     };
     let campaign = runner::run(&order, &|_| ())?;

@@ -141,6 +141,7 @@ pub(crate) fn run_plan(
             .jobs
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         qemu,
+        limits: Limits::default(),
     };
     eprintln!(
         "plan {}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {seed}",

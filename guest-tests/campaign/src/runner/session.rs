@@ -3,7 +3,7 @@
 //! In: an [`Order`] and a kernel. Out: trials per arm, the first hit's timeline, findings.
 //! Must not know: other kernels.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,9 @@ use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
 use crate::kernels::Kernel;
 use crate::plan::{Arm, Hit, RULES_ARM};
+use crate::store::StoreError;
 use crate::timeline::Timeline;
+use crate::verdict::Verdict;
 
 /// Boots in a row that one trial may take before the campaign is given up.
 const MOST_FAILURES: u32 = 3;
@@ -35,12 +37,15 @@ pub(super) struct Session {
     pub(super) findings: Vec<Finding>,
     pub(super) noticed: Vec<Noticed>,
     pub(super) watched: Option<Watched>,
+    /// Why its trials were given up, if they were.
+    pub(super) gave_up: Option<String>,
 }
 
-/// Runs every trial of `kernel`, or stops between two when `stop` is set.
+/// Runs every trial of `kernel`, or stops between two when `stop` is set or at `deadline`.
 pub(super) fn run(
     order: &Order,
     kernel: &Kernel,
+    deadline: Option<Instant>,
     progress: &(dyn Fn(&TrialRecord) + Sync),
     stop: &AtomicBool,
 ) -> Result<Session, RunError> {
@@ -70,10 +75,13 @@ pub(super) fn run(
             findings: Vec::new(),
             noticed: Vec::new(),
             watched: None,
+            gave_up: None,
         },
         watch: None,
         seen: HashSet::new(),
+        broken: None,
     };
+    let earlier = runner.restore();
     if let Some(folder) = runner.kept("") {
         written(&folder, fs::create_dir_all(&folder))?;
     }
@@ -81,14 +89,30 @@ pub(super) fn run(
         Some(trial) => trial..trial.saturating_add(1),
         None => 0..order.trials,
     };
-    for trial in trials {
+    'trials: for trial in trials {
         for (index, arm) in arms.iter().enumerate() {
             if stop.load(Ordering::Relaxed) || interrupt::requested() {
                 return Err(RunError::Interrupted);
             }
-            let record = runner.trial(arm, trial)?;
+            let record = match earlier.get(&(arm.name.as_str(), trial)) {
+                Some(&record) => record.clone(),
+                None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    break 'trials;
+                }
+                None => match runner.trial(arm, trial) {
+                    Ok(record) => record,
+                    Err(error) if order.limits.keep_going && error.is_of_the_guest() => {
+                        runner.session.gave_up = Some(error.chain());
+                        break 'trials;
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
             progress(&record);
             runner.session.arms[index].trials.push(record);
+        }
+        if runner.is_sure() {
+            break;
         }
     }
     runner.end()
@@ -109,9 +133,37 @@ struct Runner<'a> {
     watch: Option<Watch>,
     /// Findings that were noted, with digits taken out.
     seen: HashSet<String>,
+    /// Why a finding could not be stored.
+    broken: Option<StoreError>,
 }
 
 impl<'a> Runner<'a> {
+    /// Takes over what was stored of this kernel; gives its trials by arm and number.
+    fn restore(&mut self) -> HashMap<(&'a str, u32), &'a TrialRecord> {
+        let earlier = &self.order.limits.earlier;
+        let name = &self.kernel.name;
+        for finding in earlier.findings.iter().filter(|finding| finding.kernel == *name) {
+            self.seen.insert(shape(&finding.text));
+            self.session.findings.push(finding.clone());
+        }
+        let timeline = earlier.timelines.iter().find(|(kernel, _)| kernel == name);
+        self.session.timeline = timeline.map(|(_, timeline)| timeline.clone());
+        let trials = earlier.trials.iter().filter(|record| record.kernel == *name);
+        trials.map(|record| ((record.arm.as_str(), record.trial), record)).collect()
+    }
+
+    /// Whether the verdict is certain enough to stop.
+    fn is_sure(&self) -> bool {
+        let Some(until) = &self.order.limits.until_sure else {
+            return false;
+        };
+        let arm = self.session.arms.iter().find(|arm| arm.arm == until.arm);
+        arm.is_some_and(|arm| {
+            arm.trials.len() >= until.at_least as usize
+                && until.test.judge(arm.tally(), arm.invalid()).0 != Verdict::Inconclusive
+        })
+    }
+
     /// One trial, repeated in a new guest when the guest fails.
     fn trial(&mut self, arm: &'a Arm, trial: u32) -> Result<TrialRecord, RunError> {
         for times in 1.. {
@@ -128,6 +180,9 @@ impl<'a> Runner<'a> {
                     self.guest = None;
                     let text = format!("the guest failed and was booted anew: {error}");
                     tracing::warn!(kernel = self.kernel.name, arm = arm.name, trial, "{text}");
+                    if let Some(results) = &self.order.limits.results {
+                        results.failure(&self.kernel.name, &arm.name, trial, &text)?;
+                    }
                     if times == MOST_FAILURES {
                         return Err(RunError::Guest {
                             kernel: self.kernel.name.clone(),
@@ -242,10 +297,12 @@ impl<'a> Runner<'a> {
         for line in result.kernel.iter().filter(|line| is_complaint(hit, line)) {
             self.find(arm, trial, line.text.clone());
         }
+        let mut first = false;
         let is_hit = matches!(outcome, Outcome::Hit { .. });
         if is_hit && arm.name == RULES_ARM && self.session.timeline.is_none() {
             let threads = self.order.plan.workload.threads.iter().map(|t| t.name.clone());
             self.session.timeline = Some(Timeline::new(threads, result, events, *clock));
+            first = true;
         }
         let record = TrialRecord {
             kernel: self.kernel.name.clone(),
@@ -256,18 +313,24 @@ impl<'a> Runner<'a> {
             seconds,
         };
         self.keep_trial(&record, observed)?;
+        if let Some(error) = self.broken.take() {
+            return Err(error.into());
+        }
+        if let Some(results) = &self.order.limits.results {
+            results.trial(&record, self.session.timeline.as_ref().filter(|_| first))?;
+        }
         Ok(record)
     }
 
     fn find(&mut self, arm: &Arm, trial: u32, text: String) {
-        let shape: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
-        if self.session.findings.len() < MOST_FINDINGS && self.seen.insert(shape) {
-            self.session.findings.push(Finding {
-                kernel: self.kernel.name.clone(),
-                arm: arm.name.clone(),
-                trial,
-                text,
-            });
+        if self.session.findings.len() < MOST_FINDINGS && self.seen.insert(shape(&text)) {
+            let (kernel, arm) = (self.kernel.name.clone(), arm.name.clone());
+            let finding = Finding { kernel, arm, trial, text };
+            if let Some(results) = &self.order.limits.results {
+                // Told with the trial's record: whoever finds something is busy with the guest.
+                self.broken = self.broken.take().or(results.finding(&finding).err());
+            }
+            self.session.findings.push(finding);
         }
     }
 
@@ -320,6 +383,11 @@ impl<'a> Runner<'a> {
         };
         written(&path, append())
     }
+}
+
+/// What makes two findings the same: all but the digits.
+fn shape(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 fn written(path: &Path, result: std::io::Result<()>) -> Result<(), RunError> {

@@ -1,0 +1,49 @@
+//! Why results cannot be stored or read.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The database cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Neither variable names a folder.
+    #[error("No place for results: set XDG_STATE_HOME or HOME, or give --db FILE")]
+    NoHome,
+    /// The folder cannot be made.
+    #[error("Could not make the folder {} for results; give --db FILE elsewhere", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is that of another version.
+    #[error(
+        "{} is a database of version {found}, and this racegate knows version 1; use the racegate \
+         that made it, or give another file with --db",
+        path.display()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// SQLite failed: the disk is full, the file is no database, or it may not be written.
+    #[error("Could not use the results in {}", path.display())]
+    Sql {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// There is no result of that number.
+    #[error("{} has no result {id}; see racegate campaign results", path.display())]
+    NoResult {
+        /// The file.
+        path: PathBuf,
+        /// The number.
+        id: i64,
+    },
+}

@@ -4,7 +4,10 @@
 //! status. Must not know: how a trial runs, how a report looks.
 
 mod order;
+mod own;
+mod results;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -12,7 +15,8 @@ use campaign::plan::{self, Plan};
 use campaign::verdict::Verdict;
 
 pub use order::Options;
-pub(crate) use order::{Finished, run_plan};
+pub(crate) use order::{Finished, prepare, run_plan, run_trials, write_json};
+pub(crate) use results::{Settings, attach, existing, finish, how_to_resume, probability};
 
 /// Arguments of `racegate campaign`.
 #[derive(clap::Args)]
@@ -37,6 +41,29 @@ enum Verb {
     Show {
         /// Name of the plan
         plan: String,
+    },
+    /// Start a plan of your own: NAME.toml in this folder, from a built-in one
+    New {
+        /// Its name: letters, digits and dashes
+        name: String,
+        /// The built-in plan to start from
+        #[arg(long, default_value = "mkwrite-fallocate", value_name = "PLAN")]
+        from: String,
+    },
+    /// Check plan files and say in words what each does. Exit status: 0 all are sound, 2 one is not
+    Check {
+        /// Plan files (TOML), or names of built-in plans
+        #[arg(required = true, value_name = "PLAN")]
+        plans: Vec<String>,
+    },
+    /// List the campaigns whose results are kept
+    Results {
+        /// Database of results; default: racegate/results.db in $XDG_STATE_HOME or ~/.local/state
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -66,6 +93,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let unknown =
                 || format!("no built-in plan is named \"{plan}\"; see racegate campaign list");
             print!("{}", plan::text(plan).with_context(unknown)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::New { name, from } => own::new(name, from),
+        Verb::Check { plans } => own::check(plans),
+        Verb::Results { db, json } => {
+            results::list(db.as_deref(), *json)?;
             Ok(ExitCode::SUCCESS)
         }
     }

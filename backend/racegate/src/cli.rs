@@ -26,6 +26,10 @@ enum Mode {
     Reproduce(crate::reproduce::Args),
     /// Run a plan on any kernel, or show the built-in plans
     Campaign(crate::campaign::Args),
+    /// Name the first kernel of a series that is fixed, or affected; a step of `git bisect run`
+    Bisect(crate::bisect::Args),
+    /// Run a stored result again
+    Replay(crate::replay::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
     /// Compare the engine with a real kernel on random lists of operations
@@ -81,6 +85,8 @@ pub fn main() -> ExitCode {
     let result = match Args::parse().mode {
         Mode::Reproduce(args) => crate::reproduce::run(&args),
         Mode::Campaign(args) => crate::campaign::run(&args),
+        Mode::Bisect(args) => crate::bisect::run(&args),
+        Mode::Replay(args) => crate::replay::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
         Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),

@@ -32,6 +32,18 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Build the newest kernel of a series from Debian's source, with fixes taken out
+    Build {
+        /// Series: 5.10, 6.1, 6.12 or 7.2
+        #[arg(long, value_name = "SERIES")]
+        series: String,
+        /// Fix to take out, may be repeated: M01 is the one of the founding bug
+        #[arg(long, value_name = "FIX")]
+        without: Vec<String>,
+        /// Also write the result as JSON to FILE ("-" is standard output, in place of the text)
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Fetch kernels into the cache and say where they are
     Fetch {
         /// Kernel: a name of the list, a Debian package (linux-image-X[/SUITE][=VERSION]), or the
@@ -54,6 +66,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kernels = Kernels::new(&cache);
     match args.verb {
         Verb::List { json } => list(&kernels, json.as_deref()),
+        Verb::Build { series, without, json } => {
+            show(&[kernels.build(&series, &without)?], json.as_deref())
+        }
         Verb::Fetch { names, modules, json } => {
             fetch(&kernels, &names, modules.as_deref(), json.as_deref())
         }
@@ -129,12 +144,19 @@ fn fetch(
     // All names are read before the first is fetched: a mistake costs no download.
     let specs =
         names.iter().map(|name| Spec::parse(name, modules)).collect::<Result<Vec<_>, _>>()?;
-    let mut found: Vec<Value> = Vec::new();
+    let mut found = Vec::new();
     for spec in &specs {
-        let Kernel { name, identity, image, modules, .. } = kernels.fetch(spec)?;
+        found.push(kernels.fetch(spec)?);
+    }
+    show(&found, json)
+}
+
+fn show(kernels: &[Kernel], json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let mut found: Vec<Value> = Vec::new();
+    for Kernel { name, identity, image, modules, .. } in kernels {
         if json != Some(Path::new(STDOUT)) {
             let mut text = format!("{name}: {identity}\n    image   {}\n", image.display());
-            if let Some(modules) = &modules {
+            if let Some(modules) = modules {
                 let _ = writeln!(text, "    modules {}", modules.display());
             }
             print(&text)?;

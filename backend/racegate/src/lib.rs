@@ -3,6 +3,7 @@
 //! In: command lines. Out: text for people, JSON for programs, exit statuses.
 //! Must not know: how a device, a guest or a model works.
 
+pub mod bisect;
 pub mod blk;
 pub mod campaign;
 pub mod check;
@@ -16,6 +17,7 @@ pub mod kernels;
 pub mod latency;
 pub mod pmem;
 pub mod pmem_vhost;
+pub mod replay;
 pub mod reproduce;
 pub mod rules;
 pub mod setup;

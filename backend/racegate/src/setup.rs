@@ -16,18 +16,25 @@ pub struct Args {
     /// Install nothing; print the line to type if something is missing
     #[arg(long)]
     no_install: bool,
+    /// Also what `racegate kernels build` needs
+    #[arg(long)]
+    kernel_build: bool,
 }
 
 /// Carries out `racegate setup`.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Args { no_install } = args;
+    let Args { no_install, kernel_build } = args;
     interrupt::install().context("Could not take over the interrupt signals")?;
     let cache = Cache::open()?;
-    let installed = setup::ensure(!no_install, &cache)?;
+    let mut installed = setup::ensure(!no_install, &cache)?;
+    if kernel_build {
+        installed.extend(setup::ensure_for_builds(!no_install)?);
+    }
     if !installed.is_empty() {
         println!("installed: {}", installed.join(", "));
     }
-    for need in setup::NEEDS {
+    let more = if kernel_build { setup::BUILD_NEEDS } else { &[] };
+    for need in setup::NEEDS.iter().chain(more) {
         println!("{:<20} {}", need.program, need.purpose);
     }
     let qemu = Qemu::find(&cache)?;

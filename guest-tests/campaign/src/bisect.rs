@@ -156,7 +156,8 @@ impl<'a> Bisect<'a> {
         fetch: &'a mut dyn FnMut(&str) -> Result<Kernel, String>,
         tell: &'a (dyn Fn(&Step<'_>) + Sync),
     ) -> Bisect<'a> {
-        let shares = most_tests(names.len(), order.jobs) * if settings.calibrate > 0 { 2 } else { 1 };
+        let shares =
+            most_tests(names.len(), order.jobs) * if settings.calibrate > 0 { 2 } else { 1 };
         let test = Sequential {
             rate_if_affected: order.plan.rate_if_affected,
             error: settings.error / shares as f64,

@@ -4,6 +4,7 @@
 //! boots, and its modules in load order, uncompressed.
 //! Must not know: QEMU, the guest.
 
+mod build;
 mod catalogue;
 mod modules;
 mod spec;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 
+pub use build::{BuildError, EditError, Fix};
 pub use catalogue::{Entry, catalogue};
 pub use modules::Module;
 pub use spec::{Spec, SpecError};
@@ -25,6 +27,7 @@ use crate::apt::{self, Apt, AptError, Record};
 use crate::cache::{Cache, CacheError, file_name};
 use crate::process::ProcessError;
 use crate::progress;
+use crate::setup::SetupError;
 
 /// Suites that are asked for a package that the catalogue does not know.
 const SUITES: &[&str] = &[
@@ -51,6 +54,28 @@ pub enum KernelError {
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// It cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// It has not been built, or from other edits or another configuration.
+    #[error(
+        "{name} is not in the cache; build the newest kernel of that series with: racegate kernels \
+             build --series {series}{without}"
+    )]
+    NotBuilt {
+        /// The kernel.
+        name: String,
+        /// Its series.
+        series: String,
+        /// The options that name its fixes.
+        without: String,
+    },
+    /// What building takes is not installed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A program failed.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// No kernel image where one should be.
     #[error("{} holds no kernel image (vmlinuz)", path.display())]
     NoImage {
@@ -148,6 +173,7 @@ impl Kernels {
     pub fn fetch(&self, spec: &Spec) -> Result<Kernel, KernelError> {
         match spec {
             Spec::File { image, modules } => self.own(image, modules.as_deref()),
+            Spec::Built(name) => self.built(name),
             Spec::Catalogue(name) => {
                 let entries = catalogue::named(name);
                 if let Some(entry) = entries.iter().find(|entry| self.is_cached(entry)) {

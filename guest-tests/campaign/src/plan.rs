@@ -49,6 +49,8 @@ pub struct Plan {
     pub workload: Workload,
     /// What counts as a hit.
     pub hit: Hit,
+    /// The text of its file.
+    pub source: String,
 }
 
 /// Names of kernels of the catalogue.
@@ -252,6 +254,7 @@ impl Plan {
             arms,
             workload,
             hit,
+            source: text.to_owned(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! Must not know: what the programs are used for in detail.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -42,6 +43,18 @@ pub const NEEDS: &[Need] = &[
     need("xz", "xz-utils", "unpacks modules of newer kernels"),
     need("ldd", "libc-bin", "finds the libraries of programs that the guest runs"),
     need("setpriv", "util-linux", "lets no child outlive racegate"),
+];
+
+/// What building a kernel takes besides; a path is a file that the package brings.
+pub const BUILD_NEEDS: &[Need] = &[
+    need("gcc", "gcc", "compiles kernels"),
+    need("make", "make", "builds kernels"),
+    need("flex", "flex", "reads the kernel's configuration language"),
+    need("bison", "bison", "reads the kernel's configuration language"),
+    need("bc", "bc", "computes the kernel's timer constants"),
+    need("/usr/include/libelf.h", "libelf-dev", "lets objtool read the kernel's objects"),
+    need("/usr/include/openssl/opensslv.h", "libssl-dev", "builds the kernel's signing tool"),
+    need("tar", "tar", "unpacks kernel sources"),
 ];
 
 /// The machine cannot be set up.
@@ -92,7 +105,11 @@ fn missing(cache: &Cache) -> Vec<Need> {
 }
 
 fn missing_of(needs: &[Need]) -> Vec<Need> {
-    needs.iter().filter(|need| process::find_program(need.program).is_none()).copied().collect()
+    let is_there = |need: &Need| match need.program {
+        path if path.starts_with('/') => Path::new(path).exists(),
+        program => process::find_program(program).is_some(),
+    };
+    needs.iter().filter(|need| !is_there(need)).copied().collect()
 }
 
 /// Sees to it that nothing is missing: installs what is if this is root and `may_install`, else the
@@ -137,6 +154,33 @@ pub fn ensure(may_install: bool, cache: &Cache) -> Result<Vec<&'static str>, Set
     }
     let missing = self::names(&still);
     Err(SetupError::Missing { missing, line: line(&self::packages(&still), root) })
+}
+
+/// The same for what building a kernel takes.
+pub fn ensure_for_builds(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
+    let needs = missing_of(BUILD_NEEDS);
+    if needs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (names, packages) = (names(&needs), packages(&needs));
+    let root = rustix::process::geteuid().is_root();
+    if process::find_program("apt-get").is_none() {
+        return Err(SetupError::NoApt { missing: names });
+    }
+    if !may_install || !root {
+        return Err(SetupError::Missing { missing: names, line: line(&packages, root) });
+    }
+    let joined = packages.join(", ");
+    let failed = |source| SetupError::Install { packages: joined.clone(), source };
+    let bar = progress::bar("setup");
+    if lists_are_missing() {
+        bar.set_message("reading package lists");
+        apt_get(&["update"]).map_err(failed)?;
+    }
+    bar.set_message(format!("installing {joined}"));
+    install(&packages).map_err(failed)?;
+    bar.finish_and_clear();
+    Ok(packages)
 }
 
 fn install(packages: &[&str]) -> Result<(), ProcessError> {

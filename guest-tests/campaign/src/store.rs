@@ -163,9 +163,10 @@ impl Store {
     ) -> Result<Option<(Running, u64)>, StoreError> {
         let sql = "SELECT id, seed FROM campaign WHERE settings = ?1 AND (?2 IS NULL OR seed = ?2) \
                    ORDER BY id DESC LIMIT 1";
-        let found = self.lock().query_row(sql, params![settings, seed.map(u64::cast_signed)], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
-        });
+        let found =
+            self.lock().query_row(sql, params![settings, seed.map(u64::cast_signed)], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            });
         match found {
             Ok((campaign, seed)) => {
                 let running = Running { store: Arc::clone(self), campaign };
@@ -223,7 +224,15 @@ impl Running {
             .execute(
                 sql,
                 params![
-                    self.campaign, kernel, arm, trial, seed, outcome, evidence, seconds, timeline
+                    self.campaign,
+                    kernel,
+                    arm,
+                    trial,
+                    seed,
+                    outcome,
+                    evidence,
+                    seconds,
+                    timeline
                 ],
             )
             .map_err(|source| self.store.failed(source))?;

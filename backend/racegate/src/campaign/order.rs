@@ -6,19 +6,22 @@ use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use campaign::cache::Cache;
 use campaign::device::Device;
 use campaign::image::{self, ImageSpec};
 use campaign::kernels::{Kernel, Kernels, Spec};
-use campaign::plan::Plan;
+use campaign::plan::{Plan, RULES_ARM};
 use campaign::qemu::Qemu;
-use campaign::runner::{self, Campaign, Order, Outcome, RunError, TrialRecord};
+use campaign::runner::{self, Campaign, Limits, Order, Outcome, RunError, TrialRecord, UntilSure};
+use campaign::sequential::Sequential;
 use campaign::{interrupt, report, setup};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::results;
 
 /// The file name that means standard output.
 const STDOUT: &str = "-";
@@ -64,6 +67,22 @@ pub struct Options {
     /// Follow what the kernel does in memory with probes, and tell what it gets wrong when it does
     #[arg(long)]
     pub shadow: bool,
+    /// Stop after this long ("10m"), with what is known by then
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub budget: Option<Duration>,
+    /// Stop a kernel as soon as its verdict is certain: wrong with at most this probability
+    #[arg(long, value_name = "ERROR", num_args = 0..=1, default_missing_value = "0.01", value_parser = results::probability)]
+    pub until_sure: Option<f64>,
+    /// Go on where the newest campaign with the same plan, kernels and options stopped; a new one
+    /// if there is none
+    #[arg(long)]
+    pub resume: bool,
+    /// Go on with the other kernels when one does not boot or its guest fails again and again
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Database of results; default: racegate/results.db in $XDG_STATE_HOME or ~/.local/state
+    #[arg(long, value_name = "FILE")]
+    pub db: Option<PathBuf>,
     /// Another QEMU than that of the machine
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
@@ -73,6 +92,18 @@ pub struct Options {
     /// Keep consoles, event logs and trials, and say where they are
     #[arg(long)]
     pub keep: bool,
+}
+
+impl Options {
+    /// What `campaign run` has without any option.
+    pub(crate) fn for_replay() -> Options {
+        #[derive(clap::Parser)]
+        struct Bare {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Bare as clap::Parser>::parse_from(["replay"]).options
+    }
 }
 
 /// Takes the names of [`Device`]s, and lists them in help and errors.
@@ -91,11 +122,47 @@ pub(crate) struct Finished {
 
 /// Runs a plan and reports. `command` is what the operator typed so far, for the line that
 /// replays a failure.
-pub(crate) fn run_plan(
-    mut plan: Plan,
-    options: &Options,
-    command: &str,
-) -> anyhow::Result<Finished> {
+pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::Result<Finished> {
+    let (mut order, cache) = prepare(plan, options)?;
+    order.kernels = kernels(&order.plan, options, &cache)?;
+    order.limits.until_sure = options.until_sure.map(|error| UntilSure {
+        arm: RULES_ARM.to_owned(),
+        test: Sequential { rate_if_affected: order.plan.rate_if_affected, error },
+        at_least: 0,
+    });
+    let asked = names(&order.kernels);
+    results::attach(&mut order, options, &asked)?;
+    eprintln!(
+        "plan {}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {}",
+        order.plan.name,
+        names(&order.kernels),
+        order.device,
+        if options.dax { " with -o dax" } else { "" },
+        order.qemu.version(),
+        order.accel.name(),
+        order.vcpus,
+        order.seed,
+    );
+    order.limits.deadline = options.budget.map(|budget| Instant::now() + budget);
+    let outcome = run_with_progress(&order);
+    if let Some(keep) = &order.keep {
+        eprintln!("consoles, event logs and trials are kept in {}", keep.display());
+    }
+    let campaign = match outcome {
+        Ok(campaign) => campaign,
+        Err(error) => {
+            results::how_to_resume(&order, options);
+            return Err(replayable(error, &order, options, command));
+        }
+    };
+    results::finish(&order)?;
+    print(&campaign, options.json.as_deref())?;
+    Ok(Finished { plan: order.plan, campaign })
+}
+
+/// Everything of an order but kernels and results: what must be installed is, and the base image
+/// is made.
+pub(crate) fn prepare(mut plan: Plan, options: &Options) -> anyhow::Result<(Order, Cache)> {
     if options.dax {
         // A label-less NVDIMM is a raw namespace, for which the kernel makes no page structs.
         if !matches!(options.device, Device::VirtioPmem | Device::VhostUserPmem) {
@@ -113,7 +180,6 @@ pub(crate) fn run_plan(
     if !installed.is_empty() {
         eprintln!("installed: {}", installed.join(", "));
     }
-    let kernels = kernels(&plan, options, &cache)?;
     let qemu = match &options.qemu {
         Some(path) => Qemu::at(path)?,
         None if options.device == Device::VhostUserPmem => Qemu::with_vhost_user_pmem(&cache)?,
@@ -128,7 +194,7 @@ pub(crate) fn run_plan(
         image: image::base(&cache, &spec)?,
         trials: options.trials.unwrap_or(plan.trials),
         plan,
-        kernels,
+        kernels: Vec::new(),
         accel,
         vcpus: options.vcpus,
         queues: options.queues,
@@ -143,26 +209,7 @@ pub(crate) fn run_plan(
         qemu,
         limits: Limits::default(),
     };
-    eprintln!(
-        "plan {}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {seed}",
-        order.plan.name,
-        names(&order.kernels),
-        order.device,
-        if options.dax { " with -o dax" } else { "" },
-        order.qemu.version(),
-        order.accel.name(),
-        order.vcpus,
-    );
-    let outcome = run_with_progress(&order);
-    if let Some(keep) = &order.keep {
-        eprintln!("consoles, event logs and trials are kept in {}", keep.display());
-    }
-    let campaign = match outcome {
-        Ok(campaign) => campaign,
-        Err(error) => return Err(replayable(error, &order, options, command)),
-    };
-    print(&campaign, options.json.as_deref())?;
-    Ok(Finished { plan: order.plan, campaign })
+    Ok((order, cache))
 }
 
 fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<Kernel>> {
@@ -218,6 +265,33 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
     campaign
 }
 
+/// Runs one trial of one arm on one kernel that many times, in one guest after the other, and gives
+/// what came out; results are not stored.
+pub(crate) fn run_trials(
+    plan: Plan,
+    options: &Options,
+    times: u32,
+) -> anyhow::Result<Vec<TrialRecord>> {
+    let (mut order, cache) = prepare(plan, options)?;
+    order.kernels = kernels(&order.plan, options, &cache)?;
+    let bar = ProgressBar::new(u64::from(times));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let mut records = Vec::new();
+    for _ in 0..times {
+        let campaign = runner::run(&order, &|_| ())?;
+        bar.suspend(|| {
+            // The first shows what happened; the others show that it does.
+            if let (true, Some((_, timeline))) = (records.is_empty(), campaign.timelines.first()) {
+                println!("{timeline}\n");
+            }
+        });
+        bar.inc(1);
+        records.extend(campaign.arms.into_iter().flat_map(|arm| arm.trials));
+    }
+    bar.finish_and_clear();
+    Ok(records)
+}
+
 /// Adds the one command that runs the failed trial again.
 fn replayable(error: RunError, order: &Order, options: &Options, command: &str) -> anyhow::Error {
     let (kernel, what) = match &error {
@@ -246,20 +320,24 @@ fn replayable(error: RunError, order: &Order, options: &Options, command: &str) 
 }
 
 fn print(campaign: &Campaign, json: Option<&Path>) -> anyhow::Result<()> {
-    let to_stdout = json == Some(Path::new(STDOUT));
     if let Some(path) = json {
-        let text = format!("{:#}\n", report::json(campaign));
-        if to_stdout {
-            std::io::stdout().write_all(text.as_bytes()).context("Could not write the report")?;
-        } else {
-            fs::write(path, text).with_context(|| format!("Could not write {}", path.display()))?;
-        }
+        write_json(&report::json(campaign), path)?;
     }
-    if !to_stdout {
+    if json != Some(Path::new(STDOUT)) {
         let text = report::text(campaign);
         std::io::stdout().write_all(text.as_bytes()).context("Could not write the report")?;
     }
     Ok(())
+}
+
+/// Writes JSON to a file, or to standard output for `-`.
+pub(crate) fn write_json(value: &serde_json::Value, path: &Path) -> anyhow::Result<()> {
+    let text = format!("{value:#}\n");
+    if path == Path::new(STDOUT) {
+        std::io::stdout().write_all(text.as_bytes()).context("Could not write the report")
+    } else {
+        fs::write(path, text).with_context(|| format!("Could not write {}", path.display()))
+    }
 }
 
 fn keep_folder(plan: &Plan, seed: u64) -> anyhow::Result<PathBuf> {

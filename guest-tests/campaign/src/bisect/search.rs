@@ -38,8 +38,7 @@ pub(super) enum Next {
 /// verdict changes, there is no answer.
 pub(super) fn next(known: &[Known], names: &[&str], width: usize) -> Next {
     let can = |index: &usize| !matches!(known[*index], Known::Cannot(_));
-    let (Some(left), Some(right)) =
-        ((0..known.len()).find(can), (0..known.len()).rev().find(can))
+    let (Some(left), Some(right)) = ((0..known.len()).find(can), (0..known.len()).rev().find(can))
     else {
         return Next::Nothing("no kernel of the series can be told".to_owned());
     };
@@ -66,7 +65,9 @@ pub(super) fn next(known: &[Known], names: &[&str], width: usize) -> Next {
     let first = indices().find(|&index| known[index] == *new).unwrap_or(right);
     if last > first {
         let (first, last) = (names[first], names[last]);
-        return Next::Nothing(format!("the verdict changes more than once: at {first}, before {last}"));
+        return Next::Nothing(format!(
+            "the verdict changes more than once: at {first}, before {last}"
+        ));
     }
     let between: Vec<usize> = (last + 1..first).filter(untested).collect();
     if between.is_empty() {

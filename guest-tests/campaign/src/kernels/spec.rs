@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::catalogue;
+use super::{build, catalogue};
 
 /// The word names no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,8 @@ fn nearest(near: &[String]) -> String {
 pub enum Spec {
     /// By its name in the catalogue: `debian-5.10.223`.
     Catalogue(String),
+    /// By the name of one that `racegate kernels build` made: `built-6.1.192-without-M01`.
+    Built(String),
     /// By Debian package, as apt writes it: `linux-image-X[/SUITE][=VERSION]`.
     Package {
         /// The package.
@@ -73,6 +75,9 @@ impl Spec {
         };
         if !catalogue::named(name).is_empty() {
             return packaged(Spec::Catalogue(name.to_owned()));
+        }
+        if build::parse(name).is_some() && !Path::new(name).exists() {
+            return packaged(Spec::Built(name.to_owned()));
         }
         if name.starts_with("linux-") && !Path::new(name).exists() {
             let (rest, version) = match name.split_once('=') {
@@ -116,7 +121,7 @@ fn near(name: &str) -> Vec<String> {
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Spec::Catalogue(name) => f.write_str(name),
+            Spec::Catalogue(name) | Spec::Built(name) => f.write_str(name),
             Spec::Package { package, version, suite } => {
                 f.write_str(package)?;
                 if let Some(suite) = suite {
@@ -158,7 +163,9 @@ mod tests {
 
     #[test]
     fn a_spec_prints_as_it_was_written() {
-        for name in ["debian-5.10.223", "linux-image-x/sid=1-1", "/bin/true"] {
+        for name in
+            ["debian-5.10.223", "built-6.1.192-without-M01", "linux-image-x/sid=1-1", "/bin/true"]
+        {
             assert_eq!(Spec::parse(name, None).unwrap().to_string(), name);
         }
     }

@@ -65,7 +65,7 @@ enum Wanted {
 
 /// Carries out `racegate bisect`.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if !args.options.arms.len().checked_sub(1).is_none_or(|more| more == 0) {
+    if args.options.arms.len() > 1 {
         bail!("bisect looks at one arm; give --arm once");
     }
     match &args.series {
@@ -245,19 +245,16 @@ fn text(found: &Bisection, took: Duration) -> String {
         text += &(line(tested) + "\n");
     }
     let took = format!("{} kernels, {:.0} s", found.tested.len(), took.as_secs_f64());
-    match &found.change {
-        Some(Change { last, first, verdict }) => {
-            let what = if *verdict == Verdict::NotAffected { "fixed" } else { "affected" };
-            let error = found.error;
-            text + &format!(
-                "\n{first} is the first {what} kernel; {last} is the last one before it (error \
-                 probability at most {error:.3}; {took})\n"
-            )
-        }
-        None => {
-            let reason = found.reason.as_deref().unwrap_or("no reason is known");
-            text + &format!("\ninconclusive: {reason} ({took})\n")
-        }
+    if let Some(Change { last, first, verdict }) = &found.change {
+        let what = if *verdict == Verdict::NotAffected { "fixed" } else { "affected" };
+        let error = found.error;
+        text + &format!(
+            "\n{first} is the first {what} kernel; {last} is the last one before it (error \
+             probability at most {error:.3}; {took})\n"
+        )
+    } else {
+        let reason = found.reason.as_deref().unwrap_or("no reason is known");
+        text + &format!("\ninconclusive: {reason} ({took})\n")
     }
 }
 

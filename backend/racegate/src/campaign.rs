@@ -33,7 +33,7 @@ enum Verb {
         /// Plan: a name that `list` shows, or a TOML file
         plan: String,
         #[command(flatten)]
-        options: Options,
+        options: Box<Options>,
     },
     /// List the built-in plans
     List,

@@ -111,6 +111,14 @@ pub enum KernelError {
         /// Why.
         source: ProcessError,
     },
+    /// A file could not be written.
+    #[error("Could not write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file could not be read.
     #[error("Could not read {}", path.display())]
     Read {

@@ -98,7 +98,7 @@ pub fn text(campaign: &Campaign) -> String {
         };
     }
     if !lines.is_empty() {
-        text += &format!("\n{lines}");
+        text = text + "\n" + &lines;
     }
     for arm in &campaign.arms {
         let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {

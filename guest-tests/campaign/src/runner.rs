@@ -266,7 +266,8 @@ impl RunError {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
-            text += &format!(": {}", error.to_string().lines().next().unwrap_or_default());
+            text += ": ";
+            text += error.to_string().lines().next().unwrap_or_default();
             source = error.source();
         }
         text

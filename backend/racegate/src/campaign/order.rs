@@ -28,6 +28,8 @@ const STDOUT: &str = "-";
 
 /// What both `campaign run` and `reproduce` can be told.
 #[derive(clap::Args, Clone, Debug)]
+// Each is a switch of the command line.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Options {
     /// Trials per arm and kernel; the plan has a default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

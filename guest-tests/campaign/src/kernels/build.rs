@@ -17,7 +17,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use sha2::{Digest as _, Sha256};
 
-pub use edits::{Edit, EditError, Fix};
+pub use edits::{EditError, Fix};
 
 use super::{Kernel, KernelError, Kernels, tree};
 use crate::apt::{self, Apt, AptError, Record};
@@ -79,7 +79,7 @@ pub enum BuildError {
         /// The source.
         source_package: String,
         /// Which edit, and how.
-        source: EditError,
+        source: Box<EditError>,
     },
     /// The source lacks a switch of the configuration.
     #[error("the source has no {switch}: its configuration needs another name for it")]
@@ -98,7 +98,7 @@ pub enum BuildError {
 }
 
 /// The name of a kernel of that version without those fixes.
-pub fn name(upstream: &str, fixes: &[String]) -> String {
+fn name(upstream: &str, fixes: &[String]) -> String {
     let without: Vec<&str> = fixes.iter().map(String::as_str).collect();
     if without.is_empty() {
         format!("built-{upstream}")
@@ -151,7 +151,8 @@ impl Kernels {
     pub(super) fn built(&self, name: &str) -> Result<Kernel, KernelError> {
         let missing = || {
             let (series, fixes) = parse(name).unwrap_or_default();
-            let without: String = fixes.iter().map(|fix| format!(" --without {fix}")).collect();
+            let option = |text: String, fix: &String| text + " --without " + fix;
+            let without = fixes.iter().fold(String::new(), option);
             KernelError::NotBuilt { name: name.to_owned(), series, without }
         };
         let (series, names) = parse(name).ok_or_else(missing)?;
@@ -195,7 +196,7 @@ impl Kernels {
             let image = tree.make(&name, &self.cache, &bar)?;
             let scratch = self.cache.scratch()?;
             let root = scratch.path().join("root");
-            let io = |source| KernelError::Read { path: image.clone(), source };
+            let io = |source| KernelError::Write { path: root.clone(), source };
             fs::create_dir_all(root.join("boot")).map_err(io)?;
             fs::copy(&image, root.join("boot").join(format!("vmlinuz-{name}"))).map_err(io)?;
             tree::image_in(&root)?;
@@ -291,15 +292,15 @@ impl SourceTree {
         bar.set_message(format!("configuring {}", self.package));
         self.run(&["tinyconfig"])?;
         let config = self.path.join(".config");
-        let tiny = self.read(&config)?;
-        self.write(&config, &merged(&tiny))?;
+        let tiny = read(&config)?;
+        write(&config, &merged(&tiny))?;
         self.run(&["olddefconfig"])?;
-        let made = self.read(&config)?;
+        let made = read(&config)?;
         let has = |switch: &str| made.lines().any(|line| line == switch);
         if let Some(switch) = VITAL.into_iter().find(|switch| !has(switch)) {
             return Err(BuildError::Switch { switch }.into());
         }
-        self.write(&stamp, CONFIG)
+        write(&stamp, CONFIG)
     }
 
     /// Puts every file back that was ever edited, then takes the fixes out.
@@ -310,13 +311,13 @@ impl SourceTree {
         for file in edited.map(|edit| edit.file) {
             let (path, original) = (self.path.join(&file), originals.join(file_name(&file)));
             if !original.is_file() {
-                let text = self.read(&path)?;
+                let text = read(&path)?;
                 fs::create_dir_all(&originals)
-                    .map_err(|source| KernelError::Read { path: originals.clone(), source })?;
-                self.write(&original, &text)?;
+                    .map_err(|source| KernelError::Write { path: originals.clone(), source })?;
+                write(&original, &text)?;
             }
             if !texts.iter().any(|(known, _)| *known == path) {
-                texts.push((path, self.read(&original)?));
+                texts.push((path, read(&original)?));
             }
         }
         for fix in fixes {
@@ -326,15 +327,15 @@ impl SourceTree {
                     *text = edit.apply(text).map_err(|source| BuildError::Edit {
                         fix: fix.name.clone(),
                         source_package: self.package.clone(),
-                        source,
+                        source: source.into(),
                     })?;
                 }
             }
         }
         for (path, text) in texts {
             // A file that does not change is not compiled again.
-            if self.read(&path)? != text {
-                self.write(&path, &text)?;
+            if read(&path)? != text {
+                write(&path, &text)?;
             }
         }
         Ok(())
@@ -383,15 +384,14 @@ impl SourceTree {
         command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env("LC_ALL", "C");
         Ok(command)
     }
+}
 
-    fn read(&self, path: &Path) -> Result<String, KernelError> {
-        fs::read_to_string(path)
-            .map_err(|source| KernelError::Read { path: path.to_owned(), source })
-    }
+fn read(path: &Path) -> Result<String, KernelError> {
+    fs::read_to_string(path).map_err(|source| KernelError::Read { path: path.to_owned(), source })
+}
 
-    fn write(&self, path: &Path, text: &str) -> Result<(), KernelError> {
-        fs::write(path, text).map_err(|source| KernelError::Read { path: path.to_owned(), source })
-    }
+fn write(path: &Path, text: &str) -> Result<(), KernelError> {
+    fs::write(path, text).map_err(|source| KernelError::Write { path: path.to_owned(), source })
 }
 
 /// `tiny` with the lines of [`CONFIG`] in place of its own on the same switches.

@@ -38,15 +38,15 @@ struct Variant {
 /// One edit.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Edit {
+pub(super) struct Edit {
     /// The file, from the top of the source.
-    pub file: String,
+    pub(super) file: String,
     /// The function that is edited.
-    pub function: String,
+    pub(super) function: String,
     /// What is in it exactly once.
-    pub find: String,
+    pub(super) find: String,
     /// What stands there without the fix.
-    pub replace: String,
+    pub(super) replace: String,
 }
 
 /// An edit does not fit the source.
@@ -102,7 +102,7 @@ impl Fix {
     }
 
     /// The edits for one series.
-    pub fn edits(&self, series: &str) -> Option<&[Edit]> {
+    pub(super) fn edits(&self, series: &str) -> Option<&[Edit]> {
         let fits = |variant: &&Variant| variant.series.iter().any(|known| known == series);
         self.variants.iter().find(fits).map(|variant| variant.edits.as_slice())
     }
@@ -113,7 +113,7 @@ impl Edit {
     ///
     /// # Errors
     /// The function or the piece of it is not there exactly once.
-    pub fn apply(&self, text: &str) -> Result<String, EditError> {
+    pub(super) fn apply(&self, text: &str) -> Result<String, EditError> {
         let Edit { file, function, find, replace } = self;
         let bodies = definitions(text, function);
         let [(start, end)] = bodies[..] else {

@@ -7,6 +7,7 @@
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
 mod boot;
+mod campaigns;
 mod differential;
 mod durable;
 mod faults;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     tests.extend(pmem_dax::tests(&machine));
     tests.extend(pmem_latency::tests(&machine));
     tests.extend(founding::tests(&machine));
+    tests.extend(campaigns::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));
     tests.extend(stores::tests(&machine));

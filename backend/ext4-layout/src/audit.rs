@@ -249,9 +249,9 @@ impl LayoutMap {
         }
     }
 
-    /// Some blocks of trees have contents that are not known.
+    /// Some blocks of trees have contents that are not known, or there are too many trees.
     pub fn has_gaps(&self) -> bool {
-        self.fs.as_ref().is_some_and(|fs| fs.restless)
+        self.fs.as_ref().is_some_and(|fs| fs.restless || fs.full)
     }
 
     /// Free clusters of a group by its bitmap.

@@ -19,8 +19,10 @@ use crate::inode::{Inode, Use};
 use crate::mapping::{Child, Extent, Mapping, Tree};
 use crate::runs::{Owner, Role, Runs, Source};
 
-/// Entries kept at most; what a hostile guest makes beyond them stays without an owner.
-const ENTRIES_MAX: usize = 1 << 24;
+/// Inodes, blocks of trees and their entries kept at most, which is two million files of one extent
+/// (about 240 MiB), and half a GiB in the worst case. The blocks of what is beyond them stay without
+/// an owner.
+const ENTRIES_MAX: usize = 1 << 22;
 
 /// A block of a tree, named by its parent.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,7 +50,10 @@ pub(crate) struct Forest {
     wanted: Vec<u64>,
     /// Nodes without content.
     unknown: usize,
+    /// Entries of inodes and nodes.
     entries: usize,
+    /// Something was left out.
+    full: bool,
 }
 
 impl Forest {
@@ -62,6 +67,12 @@ impl Forest {
             }
             return false;
         }
+        let size = |inode: &Option<Inode>| inode.as_ref().map_or(0, |inode| inode.root.len());
+        self.entries = self.entries.saturating_sub(size(&old));
+        let more = size(&new) + usize::from(new.is_some());
+        let new = new.filter(|_| self.count() + more <= ENTRIES_MAX);
+        self.full |= new.is_none() && more > 0;
+        self.entries += size(&new);
         let source = Source::inode(ino);
         let same_tree = match (&old, &new) {
             (Some(old), Some(new)) => {
@@ -117,8 +128,10 @@ impl Forest {
         let old = node.content.take().unwrap_or_default();
         let context = Context::of_node(node);
         self.entries = self.entries.saturating_sub(old.len());
-        let room = ENTRIES_MAX.saturating_sub(self.entries);
-        let new = new.filter(|mapping| mapping.len() <= room);
+        let room = ENTRIES_MAX.saturating_sub(self.count());
+        let fits = |mapping: &Mapping| mapping.len() <= room;
+        self.full |= new.as_ref().is_some_and(|mapping| !fits(mapping));
+        let new = new.map(|mapping| if fits(&mapping) { mapping } else { Mapping::default() });
         let empty = Mapping::default();
         self.replace(runs, Source::node(pblk), &context, &old, new.as_ref().unwrap_or(&empty));
         match &new {
@@ -129,6 +142,17 @@ impl Forest {
             node.content = new;
         }
         true
+    }
+
+    /// What counts towards the bound.
+    fn count(&self) -> usize {
+        self.entries + self.inodes.len() + self.nodes.len()
+    }
+
+    /// Whether something was left out, as it was too much: blocks in use may have an owner that is
+    /// not known.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Whether some tree blocks have no known content.
@@ -187,6 +211,10 @@ impl Forest {
     fn attach(&mut self, runs: &mut Runs, parent: Source, context: &Context, child: Child) {
         let pblk = child.pblk;
         if self.is_above(parent, pblk) {
+            return;
+        }
+        if self.count() >= ENTRIES_MAX {
+            self.full = true;
             return;
         }
         if let Some(node) = self.nodes.get(&pblk) {

@@ -43,6 +43,8 @@ pub(crate) struct FsMap {
     pub(crate) log: Option<Log>,
     /// Some tree blocks have bytes that are not known yet, so any write may bring them.
     pub(crate) restless: bool,
+    /// There are more inodes and extents than are kept, so blocks in use may lack their owner.
+    pub(crate) full: bool,
 }
 
 /// What a block is, before the log is looked into.

@@ -35,6 +35,8 @@ const RO_COMPAT_TRANSIENT: u32 = 0x1_0000;
 
 /// No ext4 of today has more: 128 TiB in groups of 128 MiB. Bounds what a hostile image costs.
 const GROUPS_MAX: u64 = 1 << 20;
+/// As many blocks of 1 KiB; far more than any device has.
+const BLOCKS_MAX: u64 = 1 << 37;
 /// Smallest value that mke2fs accepts.
 const BLOCKS_PER_GROUP_MIN: u32 = 256;
 
@@ -195,7 +197,7 @@ impl Blocks {
         let high = if fields.incompat(INCOMPAT_64BIT) { fields.word(0x150) } else { 0 };
         let count = u64::from(high) << 32 | u64::from(fields.word(0x4));
         let first = check("s_first_data_block", fields.word(0x14), |n| n <= 1)?.into();
-        if count <= first || count > room_bytes >> bits {
+        if count <= first || count > (room_bytes >> bits).min(BLOCKS_MAX) {
             return corrupt("s_blocks_count", count);
         }
         let groups = (count - first).div_ceil(u64::from(per_group));

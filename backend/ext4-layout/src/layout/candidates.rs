@@ -19,8 +19,13 @@ pub(crate) struct Candidates {
 
 impl Candidates {
     pub(crate) fn keep(&mut self, pblk: u64, block: &[u8]) {
-        self.forget(pblk);
-        self.order.retain(|kept| *kept != pblk);
+        if self.blocks.contains_key(&pblk) {
+            self.forget(pblk);
+            self.order.retain(|kept| *kept != pblk);
+        }
+        if self.order.len() > 2 * self.blocks.len() + 64 {
+            self.order.retain(|kept| self.blocks.contains_key(kept));
+        }
         self.bytes += block.len();
         self.blocks.insert(pblk, block.into());
         self.order.push_back(pblk);

@@ -21,6 +21,9 @@ use crate::log::{Entry, Log, not_older};
 
 /// Bytes of copies kept at most.
 const HELD_BYTES_MAX: usize = 24 << 20;
+/// Committed blocks that the log covers, and blocks that one transaction revokes, at most: as many
+/// as the largest log that mke2fs makes by itself has blocks. Beyond, the layout is opened again.
+const COVERS_MAX: usize = 1 << 18;
 /// Transactions without a commit record followed at most; jbd2 has one.
 const TRANSACTIONS_MAX: usize = 4;
 
@@ -122,8 +125,10 @@ impl Journal {
                 let Some(blocks) = revoke::parse(block, format) else {
                     return false;
                 };
-                if let Some(transaction) = self.transaction(tid, log.tail) {
-                    transaction.pieces.insert(index, Piece::Revoke(blocks));
+                if let Some(transaction) = self.transaction(tid, log.tail)
+                    && !transaction.revoke(index, blocks, COVERS_MAX)
+                {
+                    self.lost = true;
                 }
                 log.set(index, Entry::Revoke(tid))
             }
@@ -284,6 +289,11 @@ impl Journal {
                 }
             }
         }
+        let crowded = self.covers.len() > COVERS_MAX;
+        if crowded {
+            self.covers.clear();
+        }
+        let lost = lost || crowded;
         if self.transactions.is_empty() {
             self.stored.clear();
             self.held_bytes = 0;
@@ -348,10 +358,12 @@ impl Journal {
     /// Bytes on the heap, nearly.
     pub(crate) fn heap_bytes(&self) -> usize {
         let pieces: usize = self.transactions.values().map(|of| of.pieces.len()).sum();
+        let revoked: usize = self.transactions.values().map(|of| of.revoked).sum();
         self.held_bytes
             + self.stored.len() * size_of::<(u32, Stored)>() * 3 / 2
             + self.covers.len() * size_of::<(u64, Cover)>() * 3 / 2
             + pieces * size_of::<(u32, Piece)>() * 3 / 2
+            + revoked * size_of::<u64>()
     }
 
     /// A block is written at its own place; returns whether the log has something newer.

@@ -108,6 +108,7 @@ pub(crate) fn open(
         runs,
         log,
         restless: forest.has_unknown_nodes(),
+        full: forest.is_full(),
     };
     let map = LayoutMap {
         device_sectors: device_bytes / SECTOR_BYTES,

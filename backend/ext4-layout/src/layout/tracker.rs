@@ -180,6 +180,7 @@ impl Tracker {
     fn end(&mut self, fs: &mut FsMap) {
         self.forest.end_batch();
         fs.restless = self.forest.has_unknown_nodes();
+        fs.full = self.forest.is_full();
     }
 
     fn take_node(&mut self, fs: &mut FsMap, pblk: u64, block: &[u8]) -> Effect {

@@ -36,10 +36,11 @@
 //!
 //! What would survive a power cut now is [`Shadow::survivors`].
 //!
-//! Memory is bounded whatever the guest does: see the modules for each bound. At a bound the shadow
-//! forgets and counts [`ShadowStats::unknown`]; it never guesses. Requests in flight are bounded by
-//! the queues. The work for a request is proportional to its blocks, for a commit to what it has
-//! logged.
+//! Memory is bounded whatever the guest does: each table has a bound, see the modules, and all
+//! together [`HEAP_MAX`]. At a bound the shadow forgets, counts [`ShadowStats::unknown`] and checks
+//! what needs it only when it is seen again; it never guesses. Requests in flight are bounded by the
+//! queues. The work for a request is proportional to its blocks, for a commit to what it has logged,
+//! up to a bound.
 
 mod cache;
 mod check;
@@ -64,6 +65,7 @@ pub use watch::{Wants, Watch};
 
 use crate::request::{Nanos, Op, Outcome, RequestId};
 use cache::{Barriers, Cache};
+use finding::Findings;
 use fresh::Fresh;
 use history::{History, Place};
 use ledger::{Case, Ledger};
@@ -74,8 +76,10 @@ use step::{Step, blocks};
 const TOLD_MAX: u64 = 64;
 /// Freed metadata blocks that are remembered.
 const GHOSTS_MAX: usize = 1 << 16;
-/// Committed tree and directory blocks of which a checksum is remembered: about 8 MiB.
-const SUMS_MAX: usize = 1 << 18;
+/// Committed tree and directory blocks of which a checksum is remembered: about 4 MiB.
+const SUMS_MAX: usize = 1 << 17;
+/// Bytes of all tables together, beyond which everything is forgotten but what is in flight.
+const HEAP_MAX: usize = 36 << 20;
 
 /// How the shadow looks at a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,7 +285,7 @@ impl Shadow {
         let place = self.history.arrived(now, id, op, (sector, sectors), what);
         let mut flight = Flight::new(place, flush);
         if let (Some(facts), true) = (map.facts(), sectors > 0) {
-            let mut findings = Vec::new();
+            let mut findings = Findings::default();
             match op {
                 Op::Write | Op::Store => {
                     let mut step = Step { shadow: self, map, facts, id, findings: &mut findings };
@@ -361,7 +365,7 @@ impl Shadow {
             return;
         }
         self.stats.commits += 1;
-        let mut findings = Vec::new();
+        let mut findings = Findings::default();
         let effect = self.log.take_effect(commit.tid, &mut findings);
         if effect.is_none() {
             self.ledger.unknown += 1;
@@ -377,8 +381,8 @@ impl Shadow {
             ordered: self.options.ordered,
         };
         let changes = self.ledger.commit(&case);
-        findings.extend(changes.findings);
-        for finding in &mut findings {
+        findings.append(changes.findings);
+        for finding in findings.iter_mut() {
             finding.tid.get_or_insert(commit.tid);
             if let Some(effect) = &effect
                 && finding.requests.is_empty()
@@ -412,6 +416,22 @@ impl Shadow {
         }
         self.newest.possible = Some(commit.tid);
         self.report(new, findings);
+        if self.heap_bytes() > HEAP_MAX {
+            self.forget_past();
+        }
+    }
+
+    /// Every table at once is too much: what was known of the disk's past is void, and what needs
+    /// it is not checked until it is seen again.
+    fn forget_past(&mut self) {
+        self.ledger.forget();
+        self.ledger.unknown += 1;
+        self.ledger.orphans.lose();
+        self.log.lose();
+        self.fresh.lose();
+        self.ghosts = HashMap::new();
+        self.ghost_order = VecDeque::new();
+        self.sums.clear();
     }
 
     /// A transaction has a copy of the block.
@@ -448,7 +468,7 @@ impl Shadow {
         old: &LayoutMap,
         tid: Tid,
         commit: Option<RequestId>,
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) {
         let ino = old.claimant(block, block.saturating_add(1)).0;
         if let Some((id, kind)) = self.metadata.get(&block) {
@@ -490,7 +510,9 @@ impl Shadow {
     }
 
     /// Makes findings public, with their stories.
-    fn report(&mut self, map: &LayoutMap, findings: Vec<Finding>) {
+    fn report(&mut self, map: &LayoutMap, findings: Findings) {
+        let (findings, more) = findings.take();
+        self.stats.findings += more;
         for mut finding in findings {
             self.stats.findings += 1;
             let count = self.stats.rules.entry(finding.rule.clone()).or_default();

@@ -175,6 +175,7 @@ impl Checker {
             return Err(CheckError::NoBytes);
         }
         self.checked.stats = self.shadow.stats();
+        self.checked.stats.layout_bytes = self.layout.heap_bytes() as u64;
         Ok(self.checked)
     }
 

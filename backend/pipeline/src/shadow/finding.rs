@@ -186,6 +186,43 @@ impl Finding {
     }
 }
 
+/// Findings of one request or one transaction that are kept; a guest can break a rule for every
+/// block that it has.
+const KEPT_MAX: usize = 512;
+
+/// The findings of one step.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Findings {
+    kept: Vec<Finding>,
+    /// Findings beyond those.
+    more: u64,
+}
+
+impl Findings {
+    pub(super) fn push(&mut self, finding: Finding) {
+        if self.kept.len() < KEPT_MAX {
+            self.kept.push(finding);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Those of another step as well.
+    pub(super) fn append(&mut self, other: Findings) {
+        self.more += other.more;
+        other.kept.into_iter().for_each(|finding| self.push(finding));
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Finding> {
+        self.kept.iter_mut()
+    }
+
+    /// What was kept, and how many more there were.
+    pub(super) fn take(self) -> (Vec<Finding>, u64) {
+        (self.kept, self.more)
+    }
+}
+
 /// For people: one line, then the story, one line each.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

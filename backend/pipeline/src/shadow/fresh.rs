@@ -2,7 +2,7 @@
 //!
 //! In: writes that complete, with their stamps; blocks that change owners. Out: whether a block's
 //! data was there when the commit record arrived. One bit for each block and generation, in pages
-//! of 4096 blocks; [`PAGES_MAX`] pages at most (16 MiB), beyond which all is forgotten and said to
+//! of 4096 blocks; [`PAGES_MAX`] pages at most (8 MiB), beyond which all is forgotten and said to
 //! be.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,9 +12,11 @@ use super::cache::{Cache, Stamp};
 const PAGE_BITS: u32 = 12;
 const WORDS: usize = 1 << (PAGE_BITS - 6);
 /// Pages of 512 bytes kept at most.
-pub(super) const PAGES_MAX: usize = 1 << 15;
+pub(super) const PAGES_MAX: usize = 1 << 14;
 /// Generations kept apart; a guest that has more flushes in flight loses the difference.
 const GENERATIONS_MAX: usize = 64;
+/// Commits during which a missing block says nothing after all was forgotten.
+const BLIND: u32 = 3;
 
 /// A set of blocks.
 #[derive(Clone, Debug, Default)]
@@ -31,24 +33,32 @@ impl Blocks {
         if self.0.is_empty() {
             return;
         }
-        let mut at = first >> PAGE_BITS;
-        let last = end.saturating_sub(1) >> PAGE_BITS;
-        each_word(first, end, |page, word, mask| {
-            if let Some(words) = self.0.get_mut(&page) {
-                words[word] &= !mask;
+        let (from, to) = (first >> PAGE_BITS, end.saturating_sub(1) >> PAGE_BITS);
+        let cut = |page: u64, words: &mut [u64; WORDS]| {
+            let start = page << PAGE_BITS;
+            let stop = start.saturating_add(1 << PAGE_BITS);
+            each_word(first.max(start), end.min(stop), |_, word, mask| words[word] &= !mask);
+            words.iter().any(|word| *word != 0)
+        };
+        if to - from >= self.0.len() as u64 {
+            // A range of more pages than there are: a discard of a whole disk.
+            self.0.retain(|page, words| !(from..=to).contains(page) || cut(*page, words));
+            return;
+        }
+        for page in from..=to {
+            if self.0.get_mut(&page).is_some_and(|words| !cut(page, words)) {
+                self.0.remove(&page);
             }
-        });
-        while at <= last {
-            if self.0.get(&at).is_some_and(|words| words.iter().all(|word| *word == 0)) {
-                self.0.remove(&at);
-            }
-            at += 1;
         }
     }
 
-    fn has(&self, block: u64) -> bool {
+    fn word(&self, block: u64) -> u64 {
         let word = (block >> 6) as usize % WORDS;
-        self.0.get(&(block >> PAGE_BITS)).is_some_and(|words| words[word] >> (block & 63) & 1 == 1)
+        self.0.get(&(block >> PAGE_BITS)).map_or(0, |words| words[word])
+    }
+
+    fn has(&self, block: u64) -> bool {
+        self.word(block) >> (block & 63) & 1 == 1
     }
 
     fn absorb(&mut self, other: Blocks) {
@@ -113,8 +123,12 @@ pub(super) struct Fresh {
 impl Fresh {
     /// The blocks were written.
     pub(super) fn written(&mut self, first: u64, end: u64, stamp: Stamp) {
-        if self.pages() >= PAGES_MAX {
-            *self = Fresh { frozen: self.frozen, blind: 3, ..Fresh::default() };
+        let pages = (end.saturating_sub(first) >> PAGE_BITS) as usize + 2;
+        if self.pages() + pages > PAGES_MAX {
+            self.lose();
+            if pages > PAGES_MAX {
+                return;
+            }
         }
         let late = self.frozen;
         let same = self.generations.back().is_some_and(|last| {
@@ -130,11 +144,18 @@ impl Fresh {
 
     /// The blocks may have been written.
     pub(super) fn assume(&mut self, first: u64, end: u64) {
-        if self.pages() < PAGES_MAX {
+        let pages = (end.saturating_sub(first) >> PAGE_BITS) as usize + 2;
+        if self.pages() + pages <= PAGES_MAX {
             self.durable.insert(first, end);
         } else {
-            self.blind = 3;
+            self.blind = BLIND;
         }
+    }
+
+    /// All is forgotten; a missing block says nothing until as many commits have passed as may
+    /// make such blocks written.
+    pub(super) fn lose(&mut self) {
+        *self = Fresh { frozen: self.frozen, blind: BLIND, ..Fresh::default() };
     }
 
     /// The blocks belong to somebody else, or to nobody, or are what they should be.
@@ -178,6 +199,25 @@ impl Fresh {
             }
         }
         self.settle(cache);
+    }
+
+    /// The first block of `first..end` whose data was not there when the commit record arrived.
+    pub(super) fn first_missing(&self, first: u64, end: u64, needs_flush: bool) -> Option<u64> {
+        let mut at = first;
+        while at < end {
+            let there = |of: &&Generation| !of.late && !needs_flush;
+            let generations = self.generations.iter().filter(there);
+            let words = generations.map(|of| of.blocks.word(at));
+            let there = words.fold(self.durable.word(at), |all, word| all | word);
+            let missing = !there >> (at & 63);
+            let block = at + u64::from(missing.trailing_zeros());
+            let next = (at | 63).saturating_add(1);
+            if missing != 0 && block < next.min(end) {
+                return Some(block);
+            }
+            at = next;
+        }
+        None
     }
 
     /// What was known of a block when the commit record arrived.
@@ -233,6 +273,11 @@ mod tests {
             for block in 0..21_000 {
                 prop_assert_eq!(blocks.has(block), dumb.contains(&block));
             }
+            let fresh = Fresh { durable: blocks, ..Fresh::default() };
+            for first in (0..21_000).step_by(97) {
+                let missing = (first..21_000).find(|block| !dumb.contains(block));
+                prop_assert_eq!(fresh.first_missing(first, 21_000, true), missing);
+            }
         }
     }
 
@@ -262,7 +307,7 @@ mod tests {
         for page in 0..=PAGES_MAX as u64 {
             fresh.written(page << PAGE_BITS, (page << PAGE_BITS) + 1, cache.stamp());
         }
-        assert!(fresh.heap_bytes() < 20 << 20);
+        assert!(fresh.heap_bytes() < 10 << 20);
         assert_eq!(fresh.data(0, false), Data::Unknown);
         (0..3).for_each(|_| fresh.thaw(&cache));
         assert_eq!(fresh.data(0, false), Data::Never);

@@ -4,7 +4,7 @@
 //! which blocks changed hands.
 //! Must not know: requests, the log's order on the wire.
 //!
-//! What is remembered from commit to commit is bounded ([`INODES_MAX`], [`TABLES_MAX`]); beyond the
+//! What is remembered from commit to commit is bounded ([`INODES_MAX`], [`SUMS_MAX`]); beyond the
 //! bound it is forgotten, and a check that needs it is left out until it is seen again.
 
 mod groups;
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ext4_layout::{Child, Commit, Extent, ExtentNode, Facts, Home, Ino, LayoutMap, Written};
 
-use super::finding::{Finding, Rule};
+use super::finding::{Finding, Findings, Rule};
 use super::fresh::{Data, Fresh};
 use super::inode::{Content, RawInode};
 use super::log::Effect;
@@ -22,9 +22,9 @@ use groups::{Groups, changed_bits};
 use orphans::Orphans;
 
 /// Inodes of which size and generation are remembered: about 8 MiB.
-const INODES_MAX: usize = 1 << 18;
-/// Blocks of inode tables of which checksums of inodes are remembered: about 8 MiB.
-const TABLES_MAX: usize = 1 << 16;
+const INODES_MAX: usize = 1 << 17;
+/// Inodes of which a checksum is remembered, by blocks of their tables: about 6 MiB.
+const SUMS_MAX: usize = 1 << 20;
 /// Inodes with large attributes count other inodes' blocks.
 const INCOMPAT_EA_INODE: u32 = 0x400;
 
@@ -57,7 +57,7 @@ pub(super) struct Case<'a> {
 /// What a commit comes to: findings, and blocks that changed hands (first, one past the last).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Verdict {
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Findings,
     /// Not in use any more.
     pub(super) freed: Vec<(u64, u64)>,
     /// File data is written there now.
@@ -73,6 +73,8 @@ pub(super) struct Ledger {
     inodes: HashMap<Ino, Known>,
     /// Checksums of the inodes of a table's block, to skip those that did not change.
     tables: HashMap<u64, Box<[u32]>>,
+    /// Checksums in `tables`.
+    table_sums: usize,
     pub(super) groups: Groups,
     pub(super) orphans: Orphans,
     /// Blocks and counts that could not be checked.
@@ -140,12 +142,15 @@ impl Ledger {
     }
 
     fn table(&mut self, case: &Case<'_>, pblk: u64, first: Ino, bytes: &[u8], out: &mut Verdict) {
-        if self.tables.len() >= TABLES_MAX && !self.tables.contains_key(&pblk) {
+        if self.table_sums > SUMS_MAX {
             self.tables.clear();
+            self.table_sums = 0;
         }
         let sums: Box<[u32]> =
             bytes.chunks_exact(case.facts.inode_bytes).map(crc32c::crc32c).collect();
+        self.table_sums += sums.len();
         let old = self.tables.insert(pblk, sums.clone());
+        self.table_sums -= old.as_ref().map_or(0, |old| old.len());
         let inodes = bytes.chunks_exact(case.facts.inode_bytes).zip(first..).enumerate();
         for (place, (raw, ino)) in inodes {
             if old.as_ref().and_then(|old| old.get(place)) != sums.get(place) {
@@ -321,6 +326,11 @@ impl Ledger {
             self.unknown += end - first;
             return;
         }
+        if old == Ok(Home::Unknown) {
+            // In use before, and the map does not say for whom: it has a bound.
+            self.unknown += end - first;
+            return;
+        }
         if case.facts.cluster_bits > 0 && old != Ok(Home::Free) {
             // A block of a cluster that stays in use is reused without waiting for a commit.
             self.unknown += end - first;
@@ -335,8 +345,12 @@ impl Ledger {
                 other => Some(other),
             }
         };
-        let Some((from, how)) = (first..end).find_map(|block| Some((block, missing(block)?)))
-        else {
+        let next_missing = |from| case.fresh.first_missing(from, end, case.needs_flush);
+        let mut at = next_missing(first);
+        while let Some(block) = at.filter(|block| effect.copies.contains_key(block)) {
+            at = next_missing(block + 1);
+        }
+        let Some((from, how)) = at.and_then(|block| Some((block, missing(block)?))) else {
             return;
         };
         let lblk = |block: u64| lblk + (block - first) as u32;
@@ -394,7 +408,7 @@ impl Ledger {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        let sums = self.tables.values().map(|sums| sums.len() * 4 + 16).sum::<usize>();
+        let sums = self.table_sums * 4 + self.tables.len() * 16;
         self.inodes.capacity() * (size_of::<(Ino, Known)>() + 1)
             + self.tables.capacity() * 25
             + sums

@@ -5,19 +5,20 @@
 //! written in place. Out: broken rules of order (D6, D7), and what a commit changed.
 //! Must not know: what the copies mean, requests beyond their numbers.
 //!
-//! Bounds: [`COVERS_MAX`] copies that recovery would replay, [`TRANSACTIONS_MAX`] transactions
-//! without a commit record. Beyond them the log counts as not seen from its start, and what needs
-//! it is not checked until the guest empties the log.
+//! Bounds: [`COVERS_MAX`] copies that recovery would replay, as many blocks logged and blocks of the
+//! log written without a commit record, [`TRANSACTIONS_MAX`] transactions without one. Beyond them
+//! the log counts as not seen from its start, and what needs it is not checked until the guest
+//! empties the log.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use ext4_layout::{LogBlock, LogFormat, LogTag, Tid};
 
 use super::cache::{Barriers, Cache, Stamp};
-use super::finding::{Finding, Rule};
+use super::finding::{Finding, Findings, Rule};
 use crate::request::RequestId;
 
-const COVERS_MAX: usize = 1 << 18;
+const COVERS_MAX: usize = 1 << 17;
 const TRANSACTIONS_MAX: usize = 4;
 /// Smallest number of committed transactions whose places are remembered.
 const LIVE_MAX: usize = 1 << 14;
@@ -82,7 +83,6 @@ pub(super) struct Effect {
 #[derive(Clone, Copy, Debug)]
 struct Live {
     tid: Tid,
-    first: u32,
     blocks: u32,
 }
 
@@ -95,7 +95,8 @@ pub(super) struct Log {
     /// Blocks that a transaction without a commit has logged.
     uncommitted: HashMap<u64, (Tid, u32)>,
     pub(super) covers: BTreeMap<u64, Cover>,
-    live: VecDeque<Live>,
+    /// By first block.
+    live: BTreeMap<u32, Live>,
     /// A descriptor was written since the log was empty.
     pub(super) active: bool,
     /// Every transaction since the log was empty was seen.
@@ -122,7 +123,7 @@ impl Log {
         id: RequestId,
         block: Option<&[u8]>,
         cache: &mut Cache,
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) -> Arrived {
         let Some(format) = self.format.filter(|format| format.blocks().contains(&index)) else {
             return Arrived::Part;
@@ -153,6 +154,10 @@ impl Log {
                 for (tag, at) in copies {
                     self.uncommitted.insert(tag.pblk(), (tid, at));
                 }
+                if self.uncommitted.len() > COVERS_MAX {
+                    // One descriptor can be written over and over, with other blocks each time.
+                    self.lose();
+                }
             }
             LogBlock::Revoke { tid, blocks: Some(blocks) } => {
                 self.active = true;
@@ -182,6 +187,9 @@ impl Log {
             }
         }
         self.slots.insert(index, slot);
+        if self.slots.len() > COVERS_MAX {
+            self.lose();
+        }
         arrived
     }
 
@@ -213,7 +221,7 @@ impl Log {
         index: u32,
         id: RequestId,
         block: &[u8],
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) -> Option<u32> {
         let format = self.format?;
         let (tid, tag) = self.tag_at(index)?;
@@ -240,7 +248,7 @@ impl Log {
         index: u32,
         tid: Option<Tid>,
         id: RequestId,
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) {
         let Some(format) = self.format else { return };
         let blocks = format.blocks();
@@ -248,8 +256,12 @@ impl Log {
             let len = blocks.end - blocks.start;
             (index.wrapping_sub(from).wrapping_add(if index < from { len } else { 0 })) % len
         };
-        let hit = self.live.iter().find(|live| distance(live.first) < live.blocks);
-        if let Some(live) = hit.filter(|live| tid != Some(live.tid)) {
+        // The last to begin before the block, or the one that goes round the end of the log.
+        let before = self.live.range(..=index).next_back();
+        let around = self.live.last_key_value();
+        let hit = before.into_iter().chain(around);
+        let mut hit = hit.filter(|(first, live)| distance(**first) < live.blocks);
+        if let Some((_, live)) = hit.find(|(_, live)| tid != Some(live.tid)) {
             let seen = format!(
                 "block {index} of the log, of committed transaction {}, is overwritten; the log's \
                  superblock begins at transaction {}",
@@ -271,7 +283,7 @@ impl Log {
         id: RequestId,
         format: LogFormat,
         cache: &mut Cache,
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) {
         let Some(transaction) = self.transactions.get_mut(&tid) else {
             // An empty transaction, or one whose descriptors were not seen.
@@ -327,10 +339,20 @@ impl Log {
     }
 
     /// A transaction took effect. `None` if it was not followed from its first block on.
-    pub(super) fn take_effect(&mut self, tid: Tid, findings: &mut Vec<Finding>) -> Option<Effect> {
+    pub(super) fn take_effect(&mut self, tid: Tid, findings: &mut Findings) -> Option<Effect> {
         let transaction = self.transactions.remove(&tid)?;
+        let others = self.transactions.len();
         self.transactions.retain(|other, _| older(tid, *other));
-        self.uncommitted.retain(|_, (other, _)| older(tid, *other));
+        if self.transactions.len() < others {
+            self.uncommitted.retain(|_, (other, _)| older(tid, *other));
+        }
+        for piece in transaction.pieces.values() {
+            if let Piece::Copy(tag) = piece
+                && self.uncommitted.get(&tag.pblk()).is_some_and(|(other, _)| *other == tid)
+            {
+                self.uncommitted.remove(&tag.pblk());
+            }
+        }
         let (index, commit_id, stamp) = transaction.commit?;
         let committed = stamp?;
         let format = self.format?;
@@ -338,7 +360,7 @@ impl Log {
         let blocks = format.blocks();
         let first = format.after(index, (blocks.end - blocks.start).saturating_sub(len - 1));
         if self.live.len() < LIVE_MAX {
-            self.live.push_back(Live { tid, first, blocks: len });
+            self.live.insert(first, Live { tid, blocks: len });
         }
         for pblk in &transaction.revoked {
             self.covers.remove(pblk);
@@ -395,7 +417,7 @@ impl Log {
         // Recovery has emptied the log without saying so, or it was empty all the time.
         self.from_empty |= !self.active && self.covers.is_empty();
         self.covers.retain(|_, cover| !older(cover.tid, new.sequence()));
-        self.live.retain(|live| !older(live.tid, new.sequence()));
+        self.live.retain(|_, live| !older(live.tid, new.sequence()));
         self.transactions.retain(|tid, _| !older(*tid, new.sequence()));
     }
 
@@ -413,12 +435,14 @@ impl Log {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        let pieces: usize = self.transactions.values().map(|of| of.pieces.len()).sum();
+        let transactions = self.transactions.values();
+        let pieces: usize =
+            transactions.map(|of| of.pieces.len() * 64 + of.revoked.capacity() * 8).sum();
         self.covers.len() * (size_of::<(u64, Cover)>() * 3 / 2)
             + self.slots.capacity() * (size_of::<(u32, Slot)>() + 1)
             + self.uncommitted.capacity() * 25
-            + pieces * 64
-            + self.live.capacity() * size_of::<Live>()
+            + pieces
+            + self.live.len() * (size_of::<(u32, Live)>() * 3 / 2)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use ext4_layout::{ExtentNode, Facts, Home, LayoutMap, LogFormat, Written};
 
-use super::finding::{Finding, Rule};
+use super::finding::{Finding, Findings, Rule};
 use super::inode::word;
 use super::log::{Arrived, InPlace};
 use super::{Flight, Shadow};
@@ -37,7 +37,7 @@ pub(super) struct Step<'a> {
     pub(super) map: &'a LayoutMap,
     pub(super) facts: Facts,
     pub(super) id: RequestId,
-    pub(super) findings: &'a mut Vec<Finding>,
+    pub(super) findings: &'a mut Findings,
 }
 
 impl Step<'_> {

@@ -171,7 +171,8 @@ fn show(kernels: &[Kernel], json: Option<&Path>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_json(destination: &Path, value: &Value) -> anyhow::Result<()> {
+/// Writes the value of `--json`: a file, or standard output.
+pub(crate) fn write_json(destination: &Path, value: &Value) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     if destination == Path::new(STDOUT) {

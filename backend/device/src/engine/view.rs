@@ -4,7 +4,7 @@
 //! Must not know: the core, the layout's owner.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use ext4_layout::{Kind, LayoutMap};
@@ -17,6 +17,9 @@ use super::Interest;
 pub(super) struct View {
     /// Somebody may want something; read before anything else.
     active: AtomicBool,
+    /// The operations of which somebody may want something, as an OR of [`bit`]: with a shadow and
+    /// no rule, reads cost one load.
+    ops: AtomicU32,
     /// How often the snapshot was replaced.
     version: AtomicU64,
     snapshot: ArcSwap<Snapshot>,
@@ -68,6 +71,7 @@ impl View {
             Snapshot { filter: Arc::clone(&nothing), watch: nothing, map: None, shadow: None };
         View {
             active: AtomicBool::new(false),
+            ops: AtomicU32::new(0),
             version: AtomicU64::new(0),
             snapshot: ArcSwap::from_pointee(snapshot),
         }
@@ -77,7 +81,14 @@ impl View {
     pub(super) fn publish(&self, snapshot: Snapshot) {
         let wanted = |filter: &Filter| Op::ALL.iter().any(|op| filter.wants(*op) != Want::Nothing);
         let active = snapshot.map.is_some() || wanted(&snapshot.filter) || wanted(&snapshot.watch);
+        // The map alone wants to know of what changes the disk.
+        let changes = |op: Op| snapshot.map.is_some() && !matches!(op, Op::Read | Op::Fault);
+        let ops = Op::ALL
+            .into_iter()
+            .filter(|op| snapshot.filter.wants(*op) != Want::Nothing || changes(*op));
+        let ops = ops.fold(0, |ops, op| ops | bit(op));
         self.snapshot.store(Arc::new(snapshot));
+        self.ops.store(ops, Ordering::Release);
         self.active.store(active, Ordering::Release);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -101,11 +112,16 @@ impl View {
     #[inline]
     pub(super) fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
         // Relaxed: a request that races with the loading of rules may go either way.
-        if !self.active.load(Ordering::Relaxed) {
+        if self.ops.load(Ordering::Relaxed) & bit(op) == 0 {
             return Interest::None;
         }
         self.snapshot.load().interest(op, sector, sectors)
     }
+}
+
+/// The bit of an operation in [`View::ops`].
+const fn bit(op: Op) -> u32 {
+    1 << op as u32
 }
 
 impl Snapshot {

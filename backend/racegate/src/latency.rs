@@ -80,6 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             vcpus: 2,
             backend,
             programs: Vec::new(),
+            unpacked: Vec::new(),
         })?);
     }
     let to_stdout = args.json.as_deref() == Some(Path::new(STDOUT));

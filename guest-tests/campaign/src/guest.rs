@@ -26,6 +26,7 @@ use crate::kernels::Kernel;
 use crate::link::{self, ClockMap, ClockSync};
 use crate::notice::{Inbox, Notice};
 use crate::qemu::{Accel, Disk, Pmem, Qemu, Vm, VmConfig};
+use crate::unpacked::Unpacked;
 
 /// The guest's init, a static program.
 pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
@@ -66,6 +67,8 @@ pub struct GuestConfig {
     /// Programs of the host that [`Guest::exec`] can run as `/bin/NAME`, with their Debian
     /// packages.
     pub programs: Vec<(String, String)>,
+    /// The same for programs of packages that are not installed.
+    pub unpacked: Vec<(String, Unpacked)>,
 }
 
 /// What the agent said about the guest when it was ready.
@@ -516,6 +519,9 @@ fn initramfs(config: &GuestConfig) -> Result<NamedTempFile, GuestError> {
     initramfs.modules(&config.kernel.modules(config.backend.device.modules())?)?;
     for (program, package) in &config.programs {
         initramfs.program(program, package)?;
+    }
+    for (program, unpacked) in &config.unpacked {
+        initramfs.unpacked_program(program, unpacked)?;
     }
     let bytes = initramfs.build()?;
     let failed = |source| GuestError::Write { source };

@@ -15,6 +15,7 @@ use agent::MODULE_LIST;
 
 use crate::kernels::Module;
 use crate::process::{self, ProcessError};
+use crate::unpacked::{LOADER, Unpacked};
 
 mod cpio;
 
@@ -36,6 +37,15 @@ pub enum InitramfsError {
         program: String,
         /// The Debian package that has it.
         package: String,
+    },
+    /// A program to pack is in none of the packages that were unpacked.
+    #[error("There is no {program} among the packages unpacked in {}; remove that folder to have \
+             them fetched again", folder.display())]
+    NotUnpacked {
+        /// The program.
+        program: String,
+        /// Where they were unpacked.
+        folder: PathBuf,
     },
     /// A library that a program needs is not there.
     #[error("{} needs {library}, which this machine does not have", program.display())]
@@ -128,6 +138,32 @@ impl Initramfs {
         }
         let bytes = read(&path)?;
         self.file(Path::new("/bin").join(program), 0o755, bytes)
+    }
+
+    /// Adds a program of unpacked packages at `/bin/NAME`, with its shared libraries where every
+    /// loader looks. A library that is there already, of the same release, serves it too.
+    pub fn unpacked_program(
+        &mut self,
+        program: &str,
+        unpacked: &Unpacked,
+    ) -> Result<&mut Initramfs, InitramfsError> {
+        let path = unpacked.program(program).ok_or_else(|| InitramfsError::NotUnpacked {
+            program: program.to_owned(),
+            folder: unpacked.folder().to_owned(),
+        })?;
+        let failed = |source| InitramfsError::Ldd { program: path.clone(), source };
+        let listed = unpacked.list_libraries(&path).map_err(failed)?;
+        let libraries = parse_ldd(&listed)
+            .map_err(|library| InitramfsError::NoLibrary { program: path.clone(), library })?;
+        for library in libraries {
+            let Some(name) = library.file_name() else { continue };
+            let folder = if name == LOADER { "/lib64" } else { "/lib/x86_64-linux-gnu" };
+            let place = Path::new(folder).join(name);
+            if !self.entries.contains_key(&place) {
+                self.file(&place, 0o755, read(&library)?)?;
+            }
+        }
+        self.file(Path::new("/bin").join(program), 0o755, read(&path)?)
     }
 
     /// The archive.

@@ -27,4 +27,5 @@ pub mod stats;
 pub mod store;
 pub mod stores;
 pub mod timeline;
+pub mod unpacked;
 pub mod verdict;

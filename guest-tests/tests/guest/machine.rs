@@ -127,6 +127,7 @@ impl Machine {
                 .into_iter()
                 .chain([("cat".to_owned(), "coreutils".to_owned())])
                 .collect(),
+            unpacked: Vec::new(),
         })
     }
 

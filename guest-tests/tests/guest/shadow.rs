@@ -1,61 +1,37 @@
-//! Goal: the on-disk shadow is silent on real kernels, whatever the timing.
-//! Method: fsstress-like and fio work in the guest over mkfs and mount options, on two kernels, with
-//! and without half of all requests delayed; the disk has a shadow. 0 findings, and it must have
-//! looked at requests and commits.
-//!
-//! A long run is made of pieces: with `RACEGATE_SHADOW_REQUESTS=N` the configurations are gone
-//! through, with delays and without in turn, until the guest has made N requests;
-//! `RACEGATE_SHADOW_CONFIGURATIONS=default,bigalloc` takes those only, and
-//! `RACEGATE_SHADOW_SEED=N` seeds delays and work.
+//! Goal: the on-disk shadow is silent on real kernels (`silent`), finds what is wrong with some, and
+//! finds the same in a recorded log.
+//! Method: bugs of packaged kernels, each beside a kernel that does not have it; a recorded log
+//! checked offline against what was found live.
 
-use std::time::{Duration, Instant};
+mod silent;
+mod work;
 
-use agent::wire::{FallocateMode, Op, Thread, Workload};
+use std::path::Path;
+use std::time::Duration;
+
+use agent::wire::{FallocateMode, Op, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use campaign::guest::Guest;
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
 use pipeline::control::{Request, Response};
-use pipeline::shadow::{Checker, Options, Rule, ShadowStats};
+use pipeline::shadow::{Checked, Checker, Finding, Options, Rule, ShadowStats};
 
 use crate::machine::{Machine, Which, boot, must, run};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
-/// Requests from which on each configuration runs for a minute at a time; fewer: seconds.
-const LONG: u64 = 100_000;
-
-const DELAYS: &str = r#"
-[[rule]]
-name = "delay-half"
-match = { op = ["write", "flush", "discard", "write_zeroes"], probability = 0.5 }
-action = { delay = { uniform = ["100us", "8ms"] } }
-"#;
-
-/// A name, arguments of mkfs.ext4, and mount options.
-const CONFIGURATIONS: &[(&str, &[&str], &str)] = &[
-    ("default", &[], ""),
-    ("blocks_1k", &["-b", "1024"], ""),
-    ("nodelalloc", &[], "nodelalloc"),
-    ("dioread_lock", &["-b", "4096", "-O", "^metadata_csum,^64bit"], "dioread_lock"),
-    ("data_journal", &["-J", "size=8"], "data=journal"),
-    ("small_journal", &["-J", "size=4"], "commit=1,discard"),
-    ("bigalloc", &["-O", "bigalloc", "-C", "16384"], ""),
-    ("orphan_file", &["-O", "orphan_file,inline_data,ea_inode"], "5.15+noatime"),
-];
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
-    let mut tests = Vec::new();
-    for (kernel, delayed, from) in [("debian-6.1.192", true, 0), ("debian-6.12.107", false, 1)] {
-        let name = format!("shadow::silent::{kernel}");
-        tests.push(
-            machine.test(&name, Which::Own, move |machine| silent(machine, kernel, delayed, from)),
-        );
-    }
+    let mut tests = silent::tests(machine);
     for (kernel, stale) in [("debian-6.1.192", true), ("debian-6.12.107", false)] {
         let name = format!("shadow::catches::{kernel}");
         let run = move |machine: &Machine| catches(machine, kernel, stale);
         tests.push(machine.test(&name, Which::Own, run));
+    }
+    for kernel in ["debian-6.1.192", "debian-6.12.107"] {
+        let run = move |machine: &Machine| punched(machine, kernel);
+        tests.push(machine.test(&format!("shadow::punched::{kernel}"), Which::Own, run));
     }
     tests.push(machine.test("shadow::recorded", Which::Own, recorded));
     tests
@@ -70,256 +46,11 @@ const RECORDED: &[(&str, &str, &str)] = &[
     ("guest-journaled", "^metadata_csum,^64bit", "noatime,data=journal"),
 ];
 
-/// What the environment asks for.
-struct Asked {
-    /// How many requests the guest shall make; `None`: what a test at every push can afford.
-    requests: Option<u64>,
-    /// Names of configurations; `None`: all.
-    configurations: Option<Vec<String>>,
-    seed: u64,
-}
-
-impl Asked {
-    fn read() -> Result<Asked> {
-        let number = |name: &str| match std::env::var(name) {
-            Ok(count) => count.parse().map(Some).with_context(|| name.to_owned()),
-            Err(_) => Ok(None),
-        };
-        let names = std::env::var("RACEGATE_SHADOW_CONFIGURATIONS").ok();
-        let configurations: Option<Vec<String>> =
-            names.map(|names| names.split(',').map(str::to_owned).collect());
-        for name in configurations.iter().flatten() {
-            ensure!(
-                CONFIGURATIONS.iter().any(|(known, ..)| known == name),
-                "RACEGATE_SHADOW_CONFIGURATIONS: there is no configuration {name}"
-            );
-        }
-        Ok(Asked {
-            requests: number("RACEGATE_SHADOW_REQUESTS")?,
-            configurations,
-            seed: number("RACEGATE_SHADOW_SEED")?.unwrap_or(1),
-        })
-    }
-
-    /// A quick run takes every fourth configuration from `from` on.
-    fn has(&self, place: usize, name: &str, from: usize) -> bool {
-        match &self.configurations {
-            Some(names) => names.iter().any(|of| of == name),
-            None => self.requests.is_some() || place % 4 == from,
-        }
-    }
-}
-
-fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result<()> {
-    let asked = Asked::read()?;
-    let image = machine.image(256)?;
-    let mut config = machine.guest(Which::Own, kernel, &image)?;
-    config.backend.extra = vec!["--shadow".into()];
-    config.backend.seed = asked.seed;
-    for (program, package) in [("stress-ng", "stress-ng"), ("fio", "fio")] {
-        config.programs.push((program.to_owned(), package.to_owned()));
-    }
-    config.programs.push(("mount".to_owned(), "mount".to_owned()));
-    config.programs.push(("umount".to_owned(), "mount".to_owned()));
-    if let Some(kept) = std::env::var_os("RACEGATE_SHADOW_RECORD") {
-        let log = std::path::Path::new(&kept).join(format!("{kernel}.jsonl"));
-        config.backend.event_log = Some(log);
-    }
-    let mut guest = boot(&config)?;
-    let seconds = if asked.requests.is_some_and(|wanted| wanted >= LONG) { "30" } else { "2" };
-    let mut trial = asked.seed * 1000;
-    let mut delayed = delayed;
-    let begun = Instant::now();
-    let (made, seen) = loop {
-        for (place, (name, mkfs, options)) in CONFIGURATIONS.iter().enumerate() {
-            if !asked.has(place, name, from) {
-                continue;
-            }
-            guest.load(&RuleSet::parse("", "none")?)?;
-            let args: Vec<&str> =
-                ["-q", "-F"].iter().chain(*mkfs).copied().chain(["/dev/{disk}"]).collect();
-            must(&mut guest, "/bin/mkfs.ext4", &args).with_context(|| (*name).to_owned())?;
-            if delayed {
-                guest.load(&RuleSet::parse(DELAYS, "shadow")?)?;
-            }
-            trial += 1;
-            work(&mut guest, trial, options, seconds).with_context(|| (*name).to_owned())?;
-            let stats = shadow(&mut guest)?;
-            eprintln!(
-                "shadow: {kernel} {name}, seed {trial}, {}: {} requests by the guest, {} looked at, \
-                 {} commits, {} checked, {} unknown, {} KiB, {} findings",
-                if delayed { "delayed" } else { "not delayed" },
-                made(&mut guest)?,
-                stats.requests,
-                stats.commits,
-                stats.checked,
-                stats.unknown,
-                stats.heap_bytes / 1024,
-                stats.findings
-            );
-            ensure!(
-                stats.findings == 0,
-                "{kernel} {name}: {:?}\n{}",
-                stats.rules,
-                guest.backend_stderr()
-            );
-        }
-        let (made, seen) = (made(&mut guest)?, shadow(&mut guest)?);
-        if asked.requests.is_none_or(|wanted| made >= wanted) {
-            break (made, seen);
-        }
-        delayed = !delayed;
-    };
-    ensure!(seen.requests > 500 && seen.commits > 20, "the shadow saw nothing: {seen:?}");
-    guest.shutdown()?;
-    eprintln!("shadow: {kernel}: {made} requests in {:.0?}, 0 findings", begun.elapsed());
-    Ok(())
-}
-
-/// Requests that the guest's disk has completed (`Documentation/block/stat.rst`: reads, writes,
-/// discards, flushes).
-fn made(guest: &mut Guest) -> Result<u64> {
-    let stat = must(guest, "/bin/cat", &["/sys/block/{disk}/stat"])?.stdout;
-    let fields: Vec<u64> = stat.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-    [0, 4, 11, 15]
-        .map(|place| fields.get(place).copied())
-        .into_iter()
-        .sum::<Option<u64>>()
-        .context(stat)
-}
-
 fn shadow(guest: &mut Guest) -> Result<ShadowStats> {
     let Response::Stats(stats) = guest.control().call(&Request::Stats)? else {
         bail!("stats were asked for");
     };
     stats.shadow.context("the disk has no shadow")
-}
-
-fn work(guest: &mut Guest, trial: u64, options: &str, seconds: &str) -> Result<()> {
-    run(guest, trial, workload(options), LIMIT)?;
-    let mounted = format!("rw,{}", options.split_once('+').map_or(options, |(_, rest)| rest));
-    let mounted = mounted.trim_end_matches(',');
-    must(guest, "/bin/mount", &["-t", "ext4", "-o", mounted, "/dev/{disk}", "/mnt"])?;
-    let seed = trial.to_string();
-    let stress: Vec<&str> = [
-        "--temp-path",
-        "/mnt",
-        "--timeout",
-        seconds,
-        "--seed",
-        &seed,
-        "--quiet",
-        "--oom-avoid",
-        "--dentry",
-        "1",
-        "--dentries",
-        "64",
-        "--fallocate",
-        "1",
-        "--fallocate-bytes",
-        "4m",
-        "--hdd",
-        "1",
-        "--hdd-bytes",
-        "4m",
-        "--hdd-opts",
-        "fsync,wr-rnd",
-        "--rename",
-        "1",
-        "--xattr",
-        "1",
-        "--fpunch",
-        "1",
-    ]
-    .to_vec();
-    must(guest, "/bin/stress-ng", &stress)?;
-    let runtime = format!("--runtime={seconds}");
-    let seed = format!("--randseed={seed}");
-    let fio = [
-        "--name=mixed",
-        "--directory=/mnt",
-        "--size=4m",
-        "--bs=4k",
-        "--rw=randrw",
-        "--ioengine=sync",
-        "--direct=1",
-        "--fsync=16",
-        "--numjobs=2",
-        "--thread",
-        "--time_based",
-        &runtime,
-        &seed,
-        "--output-format=terse",
-        "--fallocate=none",
-        "--file_append=1",
-    ];
-    must(guest, "/bin/fio", &fio)?;
-    must(guest, "/bin/umount", &["/mnt"])?;
-    must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
-    Ok(())
-}
-
-/// Three threads that write, sync, truncate, punch, allocate and unlink.
-fn workload(options: &str) -> Workload {
-    let thread = |number: u64| {
-        let mut ops = Vec::new();
-        for round in 0..6_u64 {
-            let file = format!("t{number}r{round}");
-            ops.push(Op::Open {
-                file: file.clone(),
-                path: file.clone(),
-                create: true,
-                direct: false,
-            });
-            for part in 0..6_u64 {
-                ops.push(Op::Write {
-                    file: file.clone(),
-                    offset: part * 81_920,
-                    bytes: 20_000 + 7_000 * number,
-                    fill: 1 + part as u8,
-                });
-                if part % 3 == number % 3 {
-                    ops.push(Op::Fsync { file: file.clone() });
-                }
-            }
-            ops.push(Op::Fallocate {
-                file: file.clone(),
-                mode: FallocateMode::Allocate,
-                offset: MIB,
-                bytes: 300_000,
-            });
-            ops.push(Op::Write {
-                file: file.clone(),
-                offset: MIB + 65_536,
-                bytes: 65_536,
-                fill: 9,
-            });
-            ops.push(Op::Fsync { file: file.clone() });
-            ops.push(Op::Fallocate {
-                file: file.clone(),
-                mode: FallocateMode::PunchHole,
-                offset: 81_920,
-                bytes: 100_000,
-            });
-            ops.push(Op::Truncate { file: file.clone(), bytes: 150_000 * (1 + round % 3) });
-            ops.push(Op::Fsync { file: file.clone() });
-            ops.push(Op::Close { file: file.clone() });
-            if round % 2 == 1 {
-                ops.push(Op::Unlink { path: file });
-            }
-        }
-        Thread { name: format!("worker{number}"), ops, ..Thread::default() }
-    };
-    Workload {
-        setup: vec![
-            Op::Mount { options: options.to_owned() },
-            Op::Fill { prefix: "small".into(), count: 60 },
-            Op::Syncfs {},
-        ],
-        threads: (0..3).map(thread).collect(),
-        finish: vec![Op::Syncfs {}],
-        cleanup: vec![Op::Umount {}],
-    }
 }
 
 /// Fails the first write of data to blocks that are free.
@@ -333,11 +64,14 @@ action = { fail = "EIO" }
 /// Bugs of real kernels. "do not convert the unwritten extents if data writeback fails" (2025) is in
 /// 6.12.107 and not in 6.1.192, where a block whose data could not be written becomes written.
 /// "prevent delalloc to nodelalloc on remount" is in neither: data that was delayed is mapped, and
-/// `i_blocks` does not count it.
+/// `i_blocks` does not count it. The log, checked offline, gives the same findings to the letter.
 fn catches(machine: &Machine, kernel: &str, stale: bool) -> Result<()> {
     let image = machine.made(128 * MIB, &["-b".to_owned(), "4096".to_owned()])?;
     let mut config = machine.guest(Which::Own, kernel, &image)?;
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("log.jsonl");
     config.backend.extra = vec!["--shadow".into()];
+    config.backend.event_log = Some(log.clone());
     for (program, package) in
         [("mount", "mount"), ("umount", "mount"), ("dd", "coreutils"), ("sync", "coreutils")]
     {
@@ -366,7 +100,22 @@ fn catches(machine: &Machine, kernel: &str, stale: bool) -> Result<()> {
     must(&mut guest, "/bin/sync", &[])?;
     let seen = shadow(&mut guest)?.rules;
     ensure!(seen.contains_key(Rule::BlockCount.id()), "after the remount: {seen:?}");
+    guest.shutdown()?;
+    let offline = offline(&log)?;
+    let known = |found: Vec<(usize, Finding)>| -> Vec<Finding> {
+        found.into_iter().map(|(_, finding)| finding).collect()
+    };
+    let (found, live) = (known(offline.findings), known(offline.recorded));
+    ensure!(!live.is_empty() && found == live, "offline {found:?}\nlive {live:?}");
     Ok(())
+}
+
+/// What a check of a recorded log finds.
+fn offline(log: &Path) -> Result<Checked> {
+    let mut checker = Checker::new(Options::default());
+    let text = std::fs::read_to_string(log)?;
+    text.lines().try_for_each(|line| checker.line(line))?;
+    Ok(checker.finish()?)
 }
 
 /// A log recorded by a disk with a shadow gives the same findings offline: none. With
@@ -386,10 +135,7 @@ fn recorded(machine: &Machine) -> Result<()> {
         let live = shadow(&mut guest)?;
         guest.shutdown()?;
 
-        let mut checker = Checker::new(Options::default());
-        let text = std::fs::read_to_string(&log)?;
-        text.lines().try_for_each(|line| checker.line(line))?;
-        let offline = checker.finish()?;
+        let offline = offline(&log)?;
         ensure!(offline.findings.is_empty(), "{name}: {:?}", offline.findings);
         ensure!(
             offline.stats.commits == live.commits && offline.stats.checked == live.checked,
@@ -441,4 +187,60 @@ fn short(options: &str) -> Workload {
     ]);
     ops.extend([close("c"), Op::Umount {}]);
     Workload { setup: ops, ..Workload::default() }
+}
+
+/// A page of which one block is on its way to the log while another thread punches it out.
+fn punched(machine: &Machine, kernel: &str) -> Result<()> {
+    let image = machine.made(64 * MIB, &["-b".to_owned(), "1024".to_owned()])?;
+    let mut config = machine.guest(Which::Own, kernel, &image)?;
+    config.backend.extra = vec!["--shadow".into()];
+    let mut guest = boot(&config)?;
+    let file = "f".to_owned();
+    for trial in 1..=20 {
+        let mut writer = Vec::new();
+        let mut puncher = Vec::new();
+        for round in 0..150_u64 {
+            let offset = round % 8 * 4096;
+            writer.push(Op::Write {
+                file: file.clone(),
+                offset,
+                bytes: 4096,
+                fill: 1 + round as u8 % 250,
+            });
+            writer.push(Op::Fsync { file: file.clone() });
+            puncher.push(Op::Fallocate {
+                file: file.clone(),
+                mode: FallocateMode::PunchHole,
+                offset: offset + 1024,
+                bytes: 1024,
+            });
+            puncher.push(Op::Delay { min_us: 0, max_us: 4000 });
+        }
+        let workload = Workload {
+            setup: vec![
+                Op::Mount { options: "data=journal".into() },
+                Op::Open { file: file.clone(), path: file.clone(), create: true, direct: false },
+                Op::Write { file: file.clone(), offset: 0, bytes: 65_536, fill: 9 },
+                Op::Syncfs {},
+            ],
+            threads: [("writer", writer), ("puncher", puncher)]
+                .into_iter()
+                .map(|(name, ops)| agent::wire::Thread {
+                    name: name.into(),
+                    ops,
+                    ..Default::default()
+                })
+                .collect(),
+            finish: vec![Op::Syncfs {}, Op::Close { file: file.clone() }],
+            cleanup: vec![Op::Umount {}],
+        };
+        run(&mut guest, trial, workload, LIMIT)?;
+        let stats = shadow(&mut guest)?;
+        eprintln!("punched: {kernel} trial {trial}: {} commits, {:?}", stats.commits, stats.rules);
+        if stats.findings > 0 {
+            eprintln!("{}", guest.backend_stderr());
+            break;
+        }
+    }
+    Ok(())
 }

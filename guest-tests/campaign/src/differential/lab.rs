@@ -43,6 +43,7 @@ impl Lab<'_> {
             vcpus: 1,
             backend: BackendConfig::new(image::base(&order.cache, &spec)?),
             programs: vec![("e2fsck".to_owned(), "e2fsprogs".to_owned())],
+            unpacked: Vec::new(),
         };
         Ok(Lab { order, shape, config, guest: None, number: 0 })
     }

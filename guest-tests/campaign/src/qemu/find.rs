@@ -12,15 +12,10 @@ use super::QemuError;
 use crate::cache::Cache;
 use crate::device::Device;
 use crate::process;
+use crate::unpacked::Unpacked;
 
 /// The program that is looked up in `PATH`.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
-
-/// The dynamic loader, in one of [`LIBRARIES`].
-const LOADER: &str = "ld-linux-x86-64.so.2";
-
-/// Where Debian's packages have their libraries, before and after the merge of /usr.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 
 /// A version of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,15 +39,8 @@ impl fmt::Display for Version {
 pub struct Qemu {
     program: PathBuf,
     version: Version,
-    private: Option<Private>,
-}
-
-/// A QEMU that was unpacked and not installed: everything that it needs is below one folder.
-#[derive(Clone, Debug)]
-struct Private {
-    folder: PathBuf,
-    /// The dynamic loader of its C library.
-    loader: PathBuf,
+    /// Where it was unpacked and not installed, with everything that it needs.
+    private: Option<Unpacked>,
 }
 
 impl Qemu {
@@ -76,13 +64,11 @@ impl Qemu {
     /// there is none, or not all of it.
     pub(super) fn unpacked(folder: &Path) -> Option<Result<Qemu, QemuError>> {
         let program = folder.join("usr/bin").join(PROGRAM);
-        let loader =
-            LIBRARIES.iter().map(|path| folder.join(path).join(LOADER)).find(|path| path.is_file());
-        let private = Private { folder: folder.to_owned(), loader: loader? };
+        let private = Unpacked::at(folder)?;
         process::is_executable(&program).then(|| Qemu::probed(program, Some(private)))
     }
 
-    fn probed(program: PathBuf, private: Option<Private>) -> Result<Qemu, QemuError> {
+    fn probed(program: PathBuf, private: Option<Unpacked>) -> Result<Qemu, QemuError> {
         let mut qemu = Qemu { program, version: Version { major: 0, minor: 0, micro: 0 }, private };
         let mut command = qemu.command();
         command.arg("--version");
@@ -135,17 +121,14 @@ impl Qemu {
 
     /// A command that runs it, in a process group of its own.
     pub(super) fn command(&self) -> Command {
-        let Some(Private { folder, loader }) = &self.private else {
+        let Some(private) = &self.private else {
             return process::command_at(&self.program);
         };
         // Started by the loader of its own C library, which may be newer than the machine's, and
         // with its own libraries only.
-        let mut command = process::command_at(loader);
-        let libraries = std::env::join_paths(LIBRARIES.map(|path| folder.join(path)));
-        // A cache path with a colon in it cannot be said to the loader; it then names the library
-        // that it misses.
-        command.args(["--inhibit-cache", "--argv0", PROGRAM, "--library-path"]);
-        command.arg(libraries.unwrap_or_default()).arg(&self.program);
+        let mut command = private.loader();
+        command.args(["--argv0", PROGRAM]).arg(&self.program);
+        let folder = private.folder();
         command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
         for data in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(folder.join(data));

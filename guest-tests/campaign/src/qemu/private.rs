@@ -6,12 +6,11 @@
 //! The C library and everything else that it needs is unpacked with it, and it is started by its
 //! own loader: so a QEMU that was built against a newer library runs on an older machine.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::apt::{self, Apt, AptError};
+use crate::apt::AptError;
 use crate::cache::{Cache, file_name};
-use crate::progress;
+use crate::unpacked::{self, own_release};
 
 use super::{Qemu, QemuError};
 
@@ -37,7 +36,10 @@ impl Qemu {
         if let Some(there) = Qemu::unpacked(&folder) {
             return there.map_err(not_here);
         }
-        fetch(cache, suite, &place)?;
+        unpacked::fetch(cache, suite, PACKAGES, &place).map_err(|error| match error {
+            AptError::Process(source) => not_here(QemuError::Process(source)),
+            error => error.into(),
+        })?;
         Qemu::unpacked(&folder)
             .unwrap_or(Err(QemuError::NotAProgram { path: folder }))
             .map_err(not_here)
@@ -85,64 +87,4 @@ impl Qemu {
 /// The folder of a suite's QEMU in the cache.
 fn place(suite: &str) -> PathBuf {
     Path::new("qemu").join(file_name(suite))
-}
-
-/// The code name of this machine's Debian release, such as "bookworm".
-fn own_release() -> Option<String> {
-    release_of(&fs::read_to_string("/etc/os-release").ok()?)
-}
-
-/// Reads the file of os-release(5).
-fn release_of(text: &str) -> Option<String> {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
-        Some(line.trim_matches('"').to_owned())
-    };
-    (field("ID")? == "debian").then(|| field("VERSION_CODENAME")).flatten()
-}
-
-/// Fetches and unpacks the packages of `suite` into `place`.
-fn fetch(cache: &Cache, suite: &str, place: &Path) -> Result<(), QemuError> {
-    let bar = progress::bar("QEMU");
-    // A backport leans on the release that it is for, and both on its security updates.
-    let release = suite.split('-').next().unwrap_or(suite);
-    let security = format!("{release}-security");
-    let mut suites = vec![release, security.as_str()];
-    if !suites.contains(&suite) {
-        suites.push(suite);
-    }
-    let apt = Apt::open(cache, &suites)?;
-    let files = apt.download_with_needs(PACKAGES, suite, &bar).map_err(|error| match error {
-        AptError::Process(source) => QemuError::NotHere {
-            suite: suite.to_owned(),
-            source: Box::new(QemuError::Process(source)),
-        },
-        error => error.into(),
-    })?;
-    let scratch = cache.scratch()?;
-    let root = scratch.path().join("root");
-    for file in &files {
-        bar.set_message(format!("unpacking {}", file.display()));
-        apt::unpack(file, &root)?;
-    }
-    cache.publish(&root, place)?;
-    for file in &files {
-        // What stays behind costs space, nothing else.
-        let _ = fs::remove_file(file);
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_release_is_read_from_os_release() {
-        let debian = "NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=bookworm\nID=debian\n";
-        assert_eq!(release_of(debian).as_deref(), Some("bookworm"));
-        assert_eq!(release_of(&debian.replace("ID=debian", "ID=ubuntu")), None);
-        assert_eq!(release_of("ID=debian\n"), None);
-    }
 }

@@ -251,6 +251,7 @@ impl<'a> Runner<'a> {
             vcpus: order.vcpus,
             backend,
             programs: Vec::new(),
+            unpacked: Vec::new(),
         })?;
         for error in guest.failed_boots() {
             let text = format!("the guest died while booting and was booted anew: {error}");

@@ -24,6 +24,7 @@ mod intercept;
 use connection::Connection;
 
 pub use crate::front_end::{ServeError, Transport};
+pub use crate::worker::Polling;
 
 /// Most queues of a device.
 pub const MAX_QUEUES: u16 = 16;
@@ -43,6 +44,8 @@ pub struct DeviceOptions {
     /// Leave alone guest memory that is a file of a FUSE file system: for a disk of the process
     /// that serves that file, which must not map it.
     pub spare_fuse: bool,
+    /// When queue threads look at their rings instead of sleeping.
+    pub polling: Polling,
 }
 
 impl Default for DeviceOptions {
@@ -52,6 +55,7 @@ impl Default for DeviceOptions {
             queue_size: 256,
             serial: "racegate".into(),
             spare_fuse: false,
+            polling: Polling::default(),
         }
     }
 }

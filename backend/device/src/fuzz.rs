@@ -22,7 +22,7 @@ use crate::engine::Engine;
 use crate::inflight::Area;
 use crate::queue::{Memory, Vring};
 use crate::storage::Storage;
-use crate::worker::{Negotiated, Surroundings, Wake, Worker};
+use crate::worker::{Negotiated, Polling, Surroundings, Wake, Worker};
 
 /// Turns of a control connection beyond which it hangs.
 const TURNS_MAX: usize = 100_000;
@@ -119,6 +119,7 @@ impl Queue {
             memory: guest.memory.clone(),
             inflight: Arc::new(Mutex::new(setup.inflight.and_then(|says| area(setup.size, says)))),
             dirty_log: Arc::default(),
+            polling: Polling::Off,
             serial: [0x53; crate::blk::SERIAL_BYTES],
         };
         let worker = Worker::new(0, setup.size, around).ok()?;

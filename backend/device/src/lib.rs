@@ -2,6 +2,7 @@
 //! guest memory.
 
 pub mod blk;
+pub mod client;
 pub mod clock;
 mod completion;
 mod config;

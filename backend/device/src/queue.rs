@@ -9,18 +9,23 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::num::Wrapping;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use thiserror::Error;
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::{Error as VirtqueueError, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use virtio_queue::{Error as VirtqueueError, Queue, QueueT};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::inflight::Tracker;
+use crate::request::Table;
 use crate::segments::Snapshot;
+
+mod split;
+
+use split::{BadRing, Place, Split};
 
 /// Guest memory that the front-end may change at any time.
 pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -28,7 +33,7 @@ pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// The driver (or the front-end) broke a queue: it is left alone until it is set up anew.
 #[derive(Debug, Error)]
 #[error("the ring is unusable")]
-pub(crate) struct RingFault(#[from] VirtqueueError);
+pub(crate) struct RingFault(#[from] BadRing);
 
 /// A chain that is done: its head, and how many bytes the device wrote into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +82,6 @@ impl Heads {
     }
 }
 
-/// Where the descriptors of a batch are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TableAt {
-    pub addr: GuestAddress,
-    pub len: u16,
-}
-
 /// A ring that is set up and enabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
@@ -93,49 +91,118 @@ pub(crate) struct Running {
     pub size: u16,
 }
 
-/// One virtqueue, shared by the protocol thread (which sets it up) and its worker.
+/// One virtqueue as the protocol thread sets it up; its worker sees it through a [`Ring`].
 #[derive(Clone)]
 pub(crate) struct Vring {
     ring: VringMutex<Memory>,
     /// A worker has taken over the ring's indices.
     begun: Arc<AtomicBool>,
     err: Arc<Mutex<Option<File>>>,
+    /// Counts what the protocol thread does to the ring: what was looked up before is stale.
+    changes: Arc<AtomicU64>,
 }
 
-impl Vring {
+/// The worker's side of a virtqueue: three places where heads come in, used elements go out, and
+/// a batch of them becomes visible.
+///
+/// The indices stay with the [`Vring`], whose lock is taken once for a batch; the bytes of the
+/// ring are reached without it.
+pub(crate) struct Ring {
+    vring: Vring,
+    split: Option<Split>,
+    /// [`Vring::changes`] when `split` was made.
+    as_of: u64,
+    /// Where the next head will be; `None` while the ring gives none.
+    next: Option<u16>,
+    /// Chains that were returned since the driver was last thought to want a call.
+    uncalled: usize,
+}
+
+impl Ring {
+    pub(crate) fn new(vring: Vring) -> Ring {
+        Ring { vring, split: None, as_of: 0, next: None, uncalled: 0 }
+    }
+
+    /// Whether a head seems to be available; takes no lock.
+    pub(crate) fn has_more(&self) -> bool {
+        let split = self.split.as_ref();
+        split.zip(self.next).is_some_and(|(split, next)| split.has_more(next))
+    }
+
+    /// Whether the ring is as it was when heads were last taken.
+    pub(crate) fn is_current(&self) -> bool {
+        self.vring.changes.load(Ordering::Acquire) == self.as_of
+    }
+
+    /// Kicks as the driver would: the worker is run again after its other events.
+    pub(crate) fn wake_self(&self) {
+        let state = self.vring.ring.get_ref();
+        if let Some(kick) = state.get_kick() {
+            // SAFETY: the consumer owns the descriptor, and lives as long as `state` is locked.
+            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
+            // A counter that is full is readable, which is all that counts.
+            let _ = rustix::io::write(kick, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// The ring as it is set up now, in that memory.
+    fn current<'a>(
+        split: &'a mut Option<Split>,
+        as_of: &mut u64,
+        vring: &Vring,
+        queue: &Queue,
+        memory: &Snapshot,
+    ) -> Result<&'a mut Split, RingFault> {
+        let changes = vring.changes.load(Ordering::Acquire);
+        let fresh = split
+            .as_ref()
+            .is_some_and(|split| changes == *as_of && split.memory().is_of(memory.memory()));
+        if !fresh {
+            let place = Place {
+                desc: queue.desc_table(),
+                avail: queue.avail_ring(),
+                used: queue.used_ring(),
+                size: queue.size(),
+                event_idx: queue.event_idx_enabled(),
+            };
+            *split = None;
+            *as_of = changes;
+            return Ok(split.insert(Split::new(memory, place)?));
+        }
+        match split {
+            Some(split) => Ok(split),
+            None => Err(RingFault(BadRing::Size(0))),
+        }
+    }
+
     /// The ring, once it may be served.
-    pub(crate) fn running(&self, memory: &Snapshot) -> Result<Option<Running>, RingFault> {
-        let state = self.ring.get_ref();
+    pub(crate) fn running(&mut self, memory: &Snapshot) -> Result<Option<Running>, RingFault> {
+        let state = self.vring.ring.get_ref();
         let queue = state.get_queue();
         if !state.is_enabled() || !queue.ready() {
             return Ok(None);
         }
-        let used_idx = queue.used_idx(memory.memory(), Ordering::Acquire)?.0;
-        Ok(Some(Running { used_idx, size: queue.size() }))
+        let split = Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?;
+        Ok(Some(Running { used_idx: split.used_idx(), size: queue.size() }))
     }
 
     /// Goes on in the used ring where that ring ends, and in the avail ring at `next_avail`
     /// (where the front-end said without one).
     pub(crate) fn begin_at(&self, used_idx: u16, next_avail: Option<u16>) {
-        let mut state = self.ring.get_mut();
-        self.begun.store(true, Ordering::Release);
+        let mut state = self.vring.ring.get_mut();
+        self.vring.begun.store(true, Ordering::Release);
         let queue = state.get_queue_mut();
         queue.set_next_used(used_idx);
         if let Some(next_avail) = next_avail {
             queue.set_next_avail(next_avail);
         }
-    }
-
-    /// Where the descriptors are.
-    pub(crate) fn table(&self) -> TableAt {
-        let state = self.ring.get_ref();
-        let queue = state.get_queue();
-        TableAt { addr: GuestAddress(queue.desc_table()), len: queue.size() }
+        // When the driver was last called is not known.
+        self.vring.changed();
     }
 
     /// Where the used ring is, and how many bytes it has.
     pub(crate) fn used_ring(&self) -> (u64, u64) {
-        let state = self.ring.get_ref();
+        let state = self.vring.ring.get_ref();
         let queue = state.get_queue();
         // flags, idx, elements, avail_event.
         (queue.used_ring(), 6 + 8 * u64::from(queue.size()))
@@ -143,91 +210,121 @@ impl Vring {
 
     /// Where the next used element goes.
     pub(crate) fn next_used(&self) -> u16 {
-        self.ring.get_ref().get_queue().next_used()
+        self.vring.ring.get_ref().get_queue().next_used()
     }
 
     /// Calls the driver, whatever it wants: one that was to be called may never have been.
     pub(crate) fn call(&self) {
-        let _ = self.ring.signal_used_queue();
+        let _ = self.vring.ring.signal_used_queue();
     }
 
     /// Moves up to `most` available heads to `heads`. Nothing while the queue is stopped or
     /// disabled.
     pub(crate) fn take(
-        &self,
+        &mut self,
         memory: &Snapshot,
         heads: &mut Vec<u16>,
         most: usize,
-    ) -> Result<TableAt, RingFault> {
-        let mut state = self.ring.get_mut();
-        let enabled = state.is_enabled();
+    ) -> Result<(), RingFault> {
+        let mut state = self.vring.ring.get_mut();
+        self.next = None;
+        if !state.is_enabled() || !state.get_queue().ready() {
+            return Ok(());
+        }
         let queue = state.get_queue_mut();
-        let table = TableAt { addr: GuestAddress(queue.desc_table()), len: queue.size() };
-        if !enabled || !queue.ready() {
-            return Ok(table);
-        }
-        let idx = queue.avail_idx(memory.memory(), Ordering::Acquire)?;
-        let mut left = usize::from((idx - Wrapping(queue.next_avail())).0).min(most);
-        if left == 0 {
-            return Ok(table);
-        }
-        // Fails when more is available than the queue is long.
-        let mut chains = queue.iter(memory.memory())?;
-        while left > 0 {
-            let chain = chains.next().ok_or(VirtqueueError::InvalidAvailRingIndex)?;
-            heads.push(chain.head_index());
-            left -= 1;
-        }
-        Ok(table)
+        let split = Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?;
+        let next = split.take(queue.next_avail(), heads, most)?;
+        queue.set_next_avail(next);
+        self.next = Some(next);
+        Ok(())
+    }
+
+    /// The descriptor table of what was taken last from that memory.
+    pub(crate) fn table<'a>(&self, memory: &'a Snapshot) -> Option<Table<'a>> {
+        self.split.as_ref().and_then(|split| split.table(memory))
+    }
+
+    /// The descriptor table as it is set up now.
+    pub(crate) fn table_now<'a>(&mut self, memory: &'a Snapshot) -> Option<Table<'a>> {
+        let state = self.vring.ring.get_ref();
+        let queue = state.get_queue();
+        Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)
+            .ok()
+            .and_then(|split| split.table(memory))
     }
 
     /// Asks the driver not to kick while we look at the ring anyway.
-    pub(crate) fn quiet_driver(&self, memory: &Snapshot) -> Result<(), RingFault> {
-        let mut state = self.ring.get_mut();
+    pub(crate) fn unwant_kick(&mut self, memory: &Snapshot) -> Result<(), RingFault> {
+        let mut state = self.vring.ring.get_mut();
         let queue = state.get_queue_mut();
         if queue.ready() {
-            queue.disable_notification(memory.memory())?;
+            Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?
+                .unwant_kick();
         }
         Ok(())
     }
 
     /// Asks the driver to kick from now on. True if something became available before it could
     /// know: then no kick may come, and the ring has to be looked at again.
-    pub(crate) fn wake_me(&self, memory: &Snapshot) -> Result<bool, RingFault> {
-        let mut state = self.ring.get_mut();
+    pub(crate) fn want_kick(&mut self, memory: &Snapshot) -> Result<bool, RingFault> {
+        let mut state = self.vring.ring.get_mut();
         let enabled = state.is_enabled();
         let queue = state.get_queue_mut();
         if !queue.ready() {
             return Ok(false);
         }
-        Ok(queue.enable_notification(memory.memory())? && enabled)
+        let split = Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?;
+        Ok(split.want_kick(queue.next_avail()) && enabled)
     }
 
-    /// Returns chains to the driver, in this order, and calls it once if it wants to be. The
-    /// tracker hears of each before and after: the ring's index moves with every element.
+    /// Returns chains to the driver, in this order, all at once; a driver that looks sees them.
+    /// [`Ring::call_driver`] has to follow. The tracker hears of them before and after.
     pub(crate) fn publish(
-        &self,
+        &mut self,
         memory: &Snapshot,
         used: &[Used],
         tracker: Option<&Tracker>,
     ) -> Result<(), RingFault> {
-        let mut state = self.ring.get_mut();
+        let mut state = self.vring.ring.get_mut();
         let queue = state.get_queue_mut();
-        for used in used {
-            let head = std::iter::once(used.head);
-            if let Some(tracker) = tracker {
-                tracker.returning(head.clone());
-            }
-            queue.add_used(memory.memory(), used.head, used.len)?;
-            if let Some(tracker) = tracker {
-                tracker.returned(head, queue.next_used());
-            }
+        let split = Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?;
+        let heads = used.iter().map(|used| used.head);
+        if let Some(tracker) = tracker {
+            tracker.returning(heads.clone());
         }
-        if queue.needs_notification(memory.memory())? {
+        let idx = split.put(queue.next_used(), used)?;
+        queue.set_next_used(idx);
+        if let Some(tracker) = tracker {
+            tracker.returned(heads, idx);
+        }
+        self.uncalled += used.len();
+        Ok(())
+    }
+
+    /// Calls the driver, if at least `least` chains were returned since this was last thought
+    /// about, and it wants to be called for one of them.
+    pub(crate) fn call_driver(&mut self, least: usize) {
+        if self.uncalled < least.max(1) {
+            return;
+        }
+        self.uncalled = 0;
+        let state = self.vring.ring.get_ref();
+        let idx = state.get_queue().next_used();
+        if self.split.as_mut().is_none_or(|split| split.wants_call(idx)) {
             // A front-end that closed its end has no one to call.
             let _ = state.signal_used_queue();
         }
-        Ok(())
+    }
+
+    /// Tells the front-end that the queue is broken.
+    pub(crate) fn signal_error(&self) {
+        self.vring.signal_error();
+    }
+}
+
+impl Vring {
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Tells the front-end that the queue is broken, if it gave an eventfd for that
@@ -251,7 +348,7 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 impl VringT<Memory> for Vring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Vring, VirtqueueError> {
         let ring = VringMutex::new(memory, max_queue_size)?;
-        Ok(Vring { ring, begun: Arc::default(), err: Arc::new(Mutex::new(None)) })
+        Ok(Vring { ring, begun: Arc::default(), err: Arc::default(), changes: Arc::default() })
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
@@ -284,10 +381,13 @@ impl VringT<Memory> for Vring {
 
     fn set_enabled(&self, enabled: bool) {
         self.ring.set_enabled(enabled);
+        self.changed();
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), VirtqueueError> {
-        self.ring.set_queue_info(desc, avail, used)
+        let set = self.ring.set_queue_info(desc, avail, used);
+        self.changed();
+        set
     }
 
     fn queue_next_avail(&self) -> u16 {
@@ -303,6 +403,7 @@ impl VringT<Memory> for Vring {
     fn set_queue_next_used(&self, idx: u16) {
         if !self.begun.load(Ordering::Acquire) {
             self.ring.set_queue_next_used(idx);
+            self.changed();
         }
     }
 
@@ -312,10 +413,12 @@ impl VringT<Memory> for Vring {
 
     fn set_queue_size(&self, num: u16) {
         self.ring.set_queue_size(num);
+        self.changed();
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
         self.ring.set_queue_event_idx(enabled);
+        self.changed();
     }
 
     fn set_queue_ready(&self, ready: bool) {
@@ -323,6 +426,7 @@ impl VringT<Memory> for Vring {
             self.begun.store(false, Ordering::Release);
         }
         self.ring.set_queue_ready(ready);
+        self.changed();
     }
 
     /// The kick must not block: another may have taken its count.

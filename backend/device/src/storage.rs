@@ -128,6 +128,13 @@ pub trait Storage: Send + Sync {
 
 /// One queue thread's way to a disk.
 pub trait Channel: Send {
+    /// Does an operation on the spot, if that needs no waiting; `None`: not, and nothing of it
+    /// has been done, it is to be submitted.
+    fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
+        let _ = io;
+        None
+    }
+
     /// Starts an operation, or does it on the spot. Tokens in flight must differ.
     fn submit(&mut self, token: u64, io: Io) -> Submitted;
 

@@ -7,87 +7,47 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Instant;
 
 use pipeline::{Op, RequestId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use thiserror::Error;
-use tracing::{debug, info, warn};
-use vhost::vhost_user::message::VhostUserVirtioFeatures;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use tracing::{debug, warn};
 use vm_memory::GuestAddressSpace;
 
-use crate::blk::lock;
 use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
-use crate::config::bit;
-use crate::dirty_log::DirtyLog;
-use crate::engine::{ArrivingRequest, Disposition, Engine, Inbox, Interest, Release};
-use crate::inflight::{Area, BadArea, Tracker};
-use crate::queue::{BadHead, Heads, Memory, RingFault, TableAt, Used, Vring};
+use crate::engine::{ArrivingRequest, Disposition, Inbox, Interest, Release};
+use crate::inflight::{BadArea, Tracker};
+use crate::queue::{BadHead, Heads, Ring, RingFault, Used, Vring};
 use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
 use crate::segments::{AlignedBuf, Segments, Snapshot, StatusByte};
-use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, Storage, StorageError, Submitted};
+use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, StorageError, Submitted};
+
+mod around;
+mod poll;
+mod resume;
+
+pub(crate) use around::{Negotiated, Surroundings};
+use poll::Poller;
+pub use poll::Polling;
 
 /// Heads taken from the ring at a time: enough to share one call, few enough that the first
 /// does not wait long for the last.
 const BATCH: usize = 64;
 
-/// What the front-end and the driver agreed on, shared with the protocol thread.
-#[derive(Debug, Default)]
-pub(crate) struct Negotiated {
-    /// Acknowledged virtio features.
-    pub features: AtomicU64,
-    /// Every write must be durable before it completes.
-    write_through: AtomicBool,
-    /// Writes are refused.
-    read_only: AtomicBool,
-}
+/// Ended requests that are shown to the driver at once: one that is awake works on them while the
+/// rest of the batch is served.
+const SHARE: usize = 4;
 
-impl Negotiated {
-    pub(crate) fn set_write_through(&self, on: bool) {
-        self.write_through.store(on, Ordering::Release);
-    }
+/// Ended requests for which a driver that sleeps is woken while there is more to do: to wake it
+/// costs as much as to serve some of them.
+const CALL: usize = 16;
 
-    pub(crate) fn set_read_only(&self, on: bool) {
-        self.read_only.store(on, Ordering::Release);
-    }
-
-    pub(crate) fn read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire)
-    }
-
-    fn write_through(&self) -> bool {
-        self.write_through.load(Ordering::Acquire)
-    }
-
-    /// The front-end migrates its guest, and wants to know what is written to its memory.
-    fn logging(&self) -> bool {
-        self.features.load(Ordering::Acquire) & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
-    }
-
-    fn indirect(&self) -> bool {
-        self.features.load(Ordering::Acquire) & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0
-    }
-}
-
-/// What a worker shares with its device and connection.
-#[derive(Clone)]
-pub(crate) struct Surroundings {
-    pub storage: Arc<dyn Storage>,
-    pub engine: Option<Arc<Engine>>,
-    pub negotiated: Arc<Negotiated>,
-    pub memory: Memory,
-    /// Where heads in flight are kept, if the front-end gave room for it; looked at when a ring
-    /// starts.
-    pub inflight: Arc<Mutex<Option<Arc<Area>>>>,
-    /// Where pages that were written to are marked while [`Negotiated::logging`].
-    pub dirty_log: Arc<Mutex<Option<Arc<DirtyLog>>>>,
-    /// The serial number, padded with zeroes.
-    pub serial: [u8; crate::blk::SERIAL_BYTES],
-}
+/// Looks at the ring between two looks at the clock.
+const LOOKS: u32 = 8;
 
 /// Why a worker wakes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,11 +80,12 @@ pub(crate) struct Worker {
     channel: Box<dyn Channel>,
     inbox: Option<Arc<Inbox>>,
     /// The ring, once there was an event for it.
-    vring: Option<Vring>,
+    ring: Option<Ring>,
     /// The ring was started, and not stopped since.
     begun: bool,
     /// Where the heads in flight are kept beyond our own death.
     tracker: Option<Tracker>,
+    poller: Poller,
     memory: Snapshot,
     requests: Slab<InFlight>,
     parts: Slab<Part>,
@@ -147,14 +108,16 @@ impl Worker {
         let channel = around.storage.channel()?;
         let inbox = around.engine.as_ref().and_then(|engine| engine.inbox(queue));
         let memory = Snapshot::new(around.memory.memory().into_inner());
+        let poller = Poller::new(around.polling);
         Ok(Worker {
             queue,
             around,
             channel,
             inbox,
-            vring: None,
+            ring: None,
             begun: false,
             tracker: None,
+            poller,
             memory,
             requests: Slab::new(),
             parts: Slab::new(),
@@ -178,79 +141,87 @@ impl Worker {
 
     /// Something happened: does all there is to do.
     pub(crate) fn run(&mut self, vring: &Vring, wake: Wake) {
-        if self.vring.is_none() {
-            self.vring = Some(vring.clone());
+        if self.ring.is_none() {
+            self.ring = Some(Ring::new(vring.clone()));
         }
         match wake {
-            Wake::Kick => {}
+            Wake::Kick => self.poller.woken(Instant::now()),
             Wake::Completion => self.reap(),
             Wake::Inbox => self.take_releases(),
         }
         self.settle();
         if !self.broken
-            && let Err(fault) = self.begin(vring).and_then(|()| self.drain(vring))
+            && let Err(fault) = self.begin().and_then(|()| self.drain())
         {
-            self.break_queue(vring, &fault);
+            self.break_queue(&fault);
         }
-    }
-
-    /// The first time that a started ring is seen: goes on where it was left, by whomever. What
-    /// was in flight when an earlier daemon died is done (again), in the order in which it was
-    /// taken, before anything new.
-    fn begin(&mut self, vring: &Vring) -> Result<(), QueueFault> {
-        if self.begun {
-            return Ok(());
-        }
-        self.follow_memory();
-        let Some(ring) = vring.running(&self.memory)? else {
-            return Ok(());
-        };
-        self.begun = true;
-        let area = lock(&self.around.inflight).clone();
-        let tracker = area.map(|area| Tracker::new(&area, self.queue, ring.size)).transpose()?;
-        let Some(mut tracker) = tracker.flatten() else {
-            vring.begin_at(ring.used_idx, None);
-            return Ok(());
-        };
-        let heads = tracker.recover(ring.used_idx)?;
-        // Not where the front-end says: cloud-hypervisor gives the avail index of now.
-        vring.begin_at(ring.used_idx, Some(ring.used_idx.wrapping_add(heads.len() as u16)));
-        self.tracker = Some(tracker);
-        if ring.used_idx != 0 {
-            vring.call();
-        }
-        if !heads.is_empty() {
-            info!(queue = self.queue, requests = heads.len(), "doing again what was in flight");
-            self.serve_heads(&heads, vring.table())?;
-        }
-        self.settle();
-        Ok(())
+        self.call_driver(1);
     }
 
     /// Serves the ring until the driver has nothing more, and is known to kick when it has.
-    fn drain(&mut self, vring: &Vring) -> Result<(), QueueFault> {
+    fn drain(&mut self) -> Result<(), QueueFault> {
         loop {
             self.follow_memory();
-            vring.quiet_driver(&self.memory)?;
-            while self.serve_batch(vring)? {}
-            if !vring.wake_me(&self.memory)? {
+            let Some(ring) = &mut self.ring else { return Ok(()) };
+            ring.unwant_kick(&self.memory)?;
+            while self.serve_batch()? {
+                self.call_driver(CALL);
+            }
+            self.call_driver(1);
+            if self.poll() {
+                continue;
+            }
+            let Some(ring) = &mut self.ring else { return Ok(()) };
+            if !ring.want_kick(&self.memory)? {
+                self.poller.sleeps(Instant::now());
                 return Ok(());
             }
         }
     }
 
+    /// Calls the driver if it wants to be, once at least `least` requests have ended.
+    fn call_driver(&mut self, least: usize) {
+        if let Some(ring) = &mut self.ring {
+            ring.call_driver(least);
+        }
+    }
+
+    /// Looks at the ring for a while, if that is worth it and there is nothing else to wait for.
+    /// True if there is something in it.
+    fn poll(&mut self) -> bool {
+        let window = self.poller.window();
+        let Some(ring) = self.ring.as_ref().filter(|_| !window.is_zero()) else { return false };
+        if self.parts.len() > 0 || !self.parked.is_empty() {
+            return false;
+        }
+        let until = Instant::now() + window;
+        let mut found = ring.has_more();
+        while !found && ring.is_current() && Instant::now() < until {
+            for _ in 0..LOOKS {
+                std::hint::spin_loop();
+                found |= ring.has_more();
+            }
+        }
+        self.poller.looked(found);
+        if !found && self.poller.never_sleeps() {
+            ring.wake_self();
+        }
+        found
+    }
+
     /// Serves up to [`BATCH`] chains. False if there were none.
-    fn serve_batch(&mut self, vring: &Vring) -> Result<bool, QueueFault> {
+    fn serve_batch(&mut self) -> Result<bool, QueueFault> {
+        let Some(ring) = &mut self.ring else { return Ok(false) };
         let mut heads = std::mem::take(&mut self.heads);
-        let taken = vring.take(&self.memory, &mut heads, BATCH);
-        let result = taken.map_err(QueueFault::from).and_then(|at| {
+        let taken = ring.take(&self.memory, &mut heads, BATCH);
+        let result = taken.map_err(QueueFault::from).and_then(|()| {
             if heads.is_empty() {
                 return Ok(());
             }
             if let Some(tracker) = &mut self.tracker {
                 tracker.taken(&heads);
             }
-            self.serve_heads(&heads, at)
+            self.serve_heads(&heads)
         });
         let any = !heads.is_empty();
         heads.clear();
@@ -259,12 +230,20 @@ impl Worker {
         result.map(|()| any)
     }
 
-    fn serve_heads(&mut self, heads: &[u16], at: TableAt) -> Result<(), QueueFault> {
+    fn serve_heads(&mut self, heads: &[u16]) -> Result<(), QueueFault> {
         let memory = self.memory.clone();
         let limits = self.limits();
-        let table = Table::new(&memory, at.addr, usize::from(at.len))
-            .map_err(|source| QueueFault::Chain { head: heads[0], source })?;
-        heads.iter().try_for_each(|head| self.serve(&memory, &table, *head, limits))
+        let Some(table) = self.ring.as_ref().and_then(|ring| ring.table(&memory)) else {
+            return Ok(());
+        };
+        for head in heads {
+            self.serve(&memory, &table, *head, limits)?;
+            if self.used.len() >= SHARE {
+                self.publish();
+                self.call_driver(CALL);
+            }
+        }
+        Ok(())
     }
 
     /// Moves on what storage has finished and the engine has released, and tells the driver.
@@ -344,25 +323,54 @@ impl Worker {
             }
             Verb::Read { sector, to } => {
                 let sectors = to.len() / SECTOR_BYTES;
-                let owner = self.requests.insert(in_flight(to.len() as u32, 1));
+                let in_flight = in_flight(to.len() as u32, 1);
                 let io = Io::Read { offset: sector * SECTOR_BYTES, to };
-                self.launch(owner, Op::Read, sector, sectors, io);
+                self.start_transfer(in_flight, Op::Read, sector, sectors, io);
             }
             Verb::Write { sector, from } => {
                 let sectors = from.len() / SECTOR_BYTES;
-                let owner = self.requests.insert(in_flight(0, 1));
                 let durable = self.around.negotiated.write_through();
                 let io = Io::Write { offset: sector * SECTOR_BYTES, from, durable };
-                self.launch(owner, Op::Write, sector, sectors, io);
+                self.start_transfer(in_flight(0, 1), Op::Write, sector, sectors, io);
             }
             Verb::Flush => {
+                let interest = self.interest(Op::Flush, 0, 0);
                 let owner = self.requests.insert(in_flight(0, 1));
-                self.launch(owner, Op::Flush, 0, 0, Io::Flush);
+                self.launch(owner, interest, (Op::Flush, 0, 0), Io::Flush);
             }
             Verb::Discard(ranges) => self.start_ranges(in_flight(0, 0), Op::Discard, ranges),
             Verb::WriteZeroes(ranges) => {
                 self.start_ranges(in_flight(0, 0), Op::WriteZeroes, ranges);
             }
+        }
+    }
+
+    /// A read or write; one that nobody wants to know of and that storage can do on the spot is
+    /// over without ever being in a table.
+    fn start_transfer(
+        &mut self,
+        mut in_flight: InFlight,
+        op: Op,
+        sector: u64,
+        sectors: u64,
+        mut io: Io,
+    ) {
+        let interest = self.interest(op, sector, sectors);
+        if interest == Interest::None
+            && let Some(result) = self.channel.at_once(&mut io)
+        {
+            in_flight.part_ended(result);
+            self.return_used(in_flight.complete());
+            return;
+        }
+        let owner = self.requests.insert(in_flight);
+        self.launch(owner, interest, (op, sector, sectors), io);
+    }
+
+    fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
+        match &self.around.engine {
+            Some(engine) => engine.interest(op, sector, sectors),
+            None => Interest::None,
         }
     }
 
@@ -388,25 +396,30 @@ impl Worker {
             } else {
                 Io::WriteZeroes { offset, len, unmap, durable }
             };
-            self.launch(owner, op, sector, sectors, io);
+            let interest = self.interest(op, sector, sectors);
+            self.launch(owner, interest, (op, sector, sectors), io);
         }
     }
 
     /// Hands an operation to storage, past the engine if it wants to know.
-    fn launch(&mut self, owner: Token, op: Op, sector: u64, sectors: u64, io: Io) {
-        let Some(engine) = &self.around.engine else {
+    fn launch(
+        &mut self,
+        owner: Token,
+        interest: Interest,
+        (op, sector, sectors): (Op, u64, u64),
+        io: Io,
+    ) {
+        let Some(engine) = self.around.engine.as_ref().filter(|_| interest != Interest::None)
+        else {
             return self.submit(Part { owner, traced: None }, io);
         };
-        let (io, bytes) = match (engine.interest(op, sector, sectors), io) {
-            (Interest::None, io) => {
-                return self.submit(Part { owner, traced: None }, io);
-            }
+        let (io, bytes) = match (interest, io) {
             (Interest::EventWithBytes, Io::Write { offset, from, durable }) => {
                 let bytes = from.to_private();
                 let from = Segments::private(bytes.clone());
                 (Io::Write { offset, from, durable }, Some(bytes))
             }
-            (Interest::Event | Interest::EventWithBytes, io) => (io, None),
+            (_, io) => (io, None),
         };
         let id = engine.next_id();
         let head = self.requests.get_mut(owner).map_or(0, |request| request.head);
@@ -481,43 +494,27 @@ impl Worker {
         }
         self.follow_memory();
         let log = if self.around.negotiated.logging() { self.mark_chains() } else { None };
-        if let Some(vring) = self.vring.clone()
-            && let Err(fault) = vring.publish(&self.memory, &self.used, self.tracker.as_ref())
+        if let Some(ring) = &mut self.ring
+            && let Err(fault) = ring.publish(&self.memory, &self.used, self.tracker.as_ref())
         {
-            self.break_queue(&vring, &fault.into());
+            self.break_queue(&fault.into());
         }
-        if let (Some(log), Some(vring)) = (log, &self.vring) {
-            let (addr, bytes) = vring.used_ring();
+        if let (Some(log), Some(ring)) = (log, &self.ring) {
+            let (addr, bytes) = ring.used_ring();
             log.mark(addr, bytes);
         }
         self.used.clear();
     }
 
-    /// Marks what the device may have written to in the chains that are about to be returned.
-    /// They are walked again: until then they are the device's, and those that were taken before
-    /// the log was asked for are marked too.
-    #[cold]
-    fn mark_chains(&self) -> Option<Arc<DirtyLog>> {
-        let log = lock(&self.around.dirty_log).clone()?;
-        let at = self.vring.as_ref()?.table();
-        let table = Table::new(&self.memory, at.addr, usize::from(at.len)).ok()?;
-        let indirect = self.around.negotiated.indirect();
-        for used in &self.used {
-            // A chain that is broken now was whole before: its driver has no claim.
-            if let Ok(chain) = Chain::walk(&self.memory, &table, used.head, indirect) {
-                log.mark_segments(self.memory.memory(), &chain.writable);
-            }
-        }
-        Some(log)
-    }
-
     /// This queue is of no use until it is set up anew; everything else goes on.
-    fn break_queue(&mut self, vring: &Vring, fault: &QueueFault) {
+    fn break_queue(&mut self, fault: &QueueFault) {
         if !self.broken {
             let cause = std::error::Error::source(fault).map(ToString::to_string);
             warn!(queue = self.queue, %fault, cause, "queue stopped: the driver broke it");
             self.broken = true;
-            vring.signal_error();
+            if let Some(ring) = &self.ring {
+                ring.signal_error();
+            }
         }
     }
 
@@ -532,6 +529,7 @@ impl Worker {
         self.channel.hurry();
         loop {
             self.settle();
+            self.call_driver(1);
             if self.requests.len() == 0 {
                 break;
             }
@@ -540,8 +538,8 @@ impl Worker {
         self.busy.clear();
         self.broken = false;
         self.begun = false;
-        if let (Some(tracker), Some(vring)) = (self.tracker.take(), &self.vring) {
-            tracker.begin(vring.next_used());
+        if let (Some(tracker), Some(ring)) = (self.tracker.take(), &self.ring) {
+            tracker.begin(ring.next_used());
         }
     }
 

@@ -93,6 +93,7 @@ impl Connection {
             memory: memory.clone(),
             inflight: Arc::default(),
             dirty_log: Arc::default(),
+            polling: options.polling,
             serial,
         };
         let (inflight, dirty_log) = (around.inflight.clone(), around.dirty_log.clone());

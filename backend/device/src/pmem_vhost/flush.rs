@@ -23,8 +23,8 @@ use super::Region;
 use super::request::{Answer, BrokenRequest, Request, WORD_BYTES, parse};
 use crate::blk::lock;
 use crate::config::bit;
-use crate::queue::{BadHead, Heads, Memory, RingFault, Used, Vring};
-use crate::request::{BrokenChain, Chain, Table};
+use crate::queue::{BadHead, Heads, Memory, Ring, RingFault, Used, Vring};
+use crate::request::Chain;
 use crate::segments::Snapshot;
 
 /// Largest size of the virtqueue in descriptors.
@@ -38,8 +38,6 @@ const MOST_THREADS: usize = 64;
 enum QueueFault {
     #[error("cannot access the ring")]
     Ring(#[from] RingFault),
-    #[error("cannot access the descriptor table")]
-    Table(#[source] BrokenChain),
     #[error("request {head} cannot be answered")]
     Request { head: u16, source: BrokenRequest },
     #[error(transparent)]
@@ -54,7 +52,7 @@ struct Flush {
 
 struct State {
     /// The ring, once it was started.
-    vring: Option<Vring>,
+    ring: Option<Ring>,
     memory: Snapshot,
     busy: Heads,
     waiting: VecDeque<Flush>,
@@ -87,7 +85,7 @@ pub(super) struct FlushQueue {
 impl FlushQueue {
     pub(super) fn new(region: &Arc<Region>, memory: &Memory) -> FlushQueue {
         let state = State {
-            vring: None,
+            ring: None,
             memory: Snapshot::new(memory.memory().into_inner()),
             busy: Heads::new(QUEUE_SIZE),
             waiting: VecDeque::new(),
@@ -118,13 +116,13 @@ impl FlushQueue {
     /// The driver made requests available.
     pub(super) fn run(&self, vring: &Vring) {
         let mut state = lock(&self.shared.state);
-        if state.vring.is_none() {
-            state.vring = Some(vring.clone());
+        if state.ring.is_none() {
+            state.ring = Some(Ring::new(vring.clone()));
         }
         if !state.broken
-            && let Err(fault) = self.shared.drain(&mut state, vring)
+            && let Err(fault) = self.shared.drain(&mut state)
         {
-            state.break_queue(vring, &fault);
+            state.break_queue(&fault);
         }
         self.hand_out(state);
     }
@@ -225,11 +223,12 @@ impl Shared {
     fn give_back(&self, state: &mut State, head: u16) {
         self.follow_memory(state);
         state.busy.release(head);
-        if let Some(vring) = state.vring.clone()
-            && let Err(fault) =
-                vring.publish(&state.memory, &[Used { head, len: WORD_BYTES }], None)
-        {
-            state.break_queue(&vring, &fault.into());
+        let State { ring, memory, .. } = state;
+        let Some(ring) = ring else { return };
+        let published = ring.publish(memory, &[Used { head, len: WORD_BYTES }], None);
+        ring.call_driver(1);
+        if let Err(fault) = published {
+            state.break_queue(&fault.into());
         }
     }
 
@@ -242,23 +241,22 @@ impl Shared {
     }
 
     /// Takes requests until the driver has nothing more, and is known to kick when it has.
-    fn drain(&self, state: &mut State, vring: &Vring) -> Result<(), QueueFault> {
+    fn drain(&self, state: &mut State) -> Result<(), QueueFault> {
         let indirect =
             self.features.load(Ordering::Acquire) & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0;
         let mut heads = Vec::new();
         loop {
             self.follow_memory(state);
             let memory = state.memory.clone();
-            vring.quiet_driver(&memory)?;
-            let at = vring.take(&memory, &mut heads, usize::from(QUEUE_SIZE))?;
-            if heads.is_empty() {
-                if vring.wake_me(&memory)? {
+            let Some(ring) = &mut state.ring else { return Ok(()) };
+            ring.unwant_kick(&memory)?;
+            ring.take(&memory, &mut heads, usize::from(QUEUE_SIZE))?;
+            let Some(table) = ring.table(&memory).filter(|_| !heads.is_empty()) else {
+                if ring.want_kick(&memory)? {
                     continue;
                 }
                 return Ok(());
-            }
-            let table =
-                Table::new(&memory, at.addr, usize::from(at.len)).map_err(QueueFault::Table)?;
+            };
             for head in heads.drain(..) {
                 state.busy.claim(head)?;
                 let Request { is_flush, answer } = Chain::walk(&memory, &table, head, indirect)
@@ -281,12 +279,14 @@ impl Shared {
 
 impl State {
     /// The queue is of no use until it is set up anew.
-    fn break_queue(&mut self, vring: &Vring, fault: &QueueFault) {
+    fn break_queue(&mut self, fault: &QueueFault) {
         if !self.broken {
             let cause = std::error::Error::source(fault).map(ToString::to_string);
             warn!(%fault, cause, "flush queue stopped: the driver broke it");
             self.broken = true;
-            vring.signal_error();
+            if let Some(ring) = &self.ring {
+                ring.signal_error();
+            }
         }
     }
 }

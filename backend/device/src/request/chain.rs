@@ -6,9 +6,12 @@
 //! Every way to arrange the bytes is accepted: any number of descriptors, of any size including
 //! 0, in the table or in an indirect table.
 
+use std::marker::PhantomData;
+use std::ptr;
+
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::segments::{BadAddress, Segments, Snapshot};
 
@@ -47,8 +50,10 @@ pub(crate) enum BrokenChain {
 
 /// A descriptor table in guest memory.
 pub(crate) struct Table<'a> {
-    slice: VolatileSlice<'a, ()>,
+    at: *const u8,
     len: usize,
+    /// What keeps it mapped.
+    memory: PhantomData<&'a Snapshot>,
 }
 
 impl<'a> Table<'a> {
@@ -60,17 +65,38 @@ impl<'a> Table<'a> {
     ) -> Result<Table<'a>, BrokenChain> {
         let bytes = len * DESCRIPTOR_BYTES;
         match memory.memory().get_slice(addr, bytes) {
-            Ok(slice) => Ok(Table { slice, len }),
+            Ok(slice) => {
+                let at = slice.ptr_guard().as_ptr();
+                // SAFETY: the slice is that long, and mapped as long as `memory` lives.
+                Ok(unsafe { Table::at(at, len) })
+            }
             Err(_) => Err(BrokenChain::Table(BadAddress { addr: addr.0, len: bytes as u32 })),
         }
     }
 
+    /// The table of `len` descriptors at a host address.
+    ///
+    /// # Safety
+    /// The address must be readable for 16 * `len` bytes as long as `'a`.
+    pub(crate) unsafe fn at(at: *const u8, len: usize) -> Table<'a> {
+        Table { at, len, memory: PhantomData }
+    }
+
     fn get(&self, index: u16) -> Result<Descriptor, BrokenChain> {
-        let outside = BrokenChain::Index { index, len: self.len };
         if usize::from(index) >= self.len {
-            return Err(outside);
+            return Err(BrokenChain::Index { index, len: self.len });
         }
-        self.slice.read_obj(usize::from(index) * DESCRIPTOR_BYTES).map_err(|_| outside)
+        let mut raw = [0_u8; DESCRIPTOR_BYTES];
+        // SAFETY: the index is inside the table. Indirect tables need no alignment; the driver
+        // may change the bytes meanwhile: any mix is a descriptor.
+        unsafe {
+            let from = self.at.add(usize::from(index) * DESCRIPTOR_BYTES);
+            ptr::copy_nonoverlapping(from, raw.as_mut_ptr(), DESCRIPTOR_BYTES);
+        }
+        let half = |at| u16::from_le_bytes([raw[at], raw[at + 1]]);
+        let word = |at| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
+        let addr = u64::from(word(0)) | u64::from(word(4)) << 32;
+        Ok(Descriptor::new(addr, word(8), half(12), half(14)))
     }
 }
 

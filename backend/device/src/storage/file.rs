@@ -129,6 +129,10 @@ impl BlockingChannel {
 }
 
 impl Channel for BlockingChannel {
+    fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
+        Some(self.run(std::mem::replace(io, Io::Flush)))
+    }
+
     fn submit(&mut self, _token: u64, io: Io) -> Submitted {
         Submitted::Done(self.run(io))
     }

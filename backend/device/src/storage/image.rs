@@ -300,6 +300,21 @@ impl Image {
         Ok(())
     }
 
+    /// Reads the whole of `to` if that needs no waiting for a device (RWF_NOWAIT): the file's
+    /// pages are in the page cache. False: not all of it was read, for whatever reason.
+    pub(super) fn read_cached(&self, offset: u64, to: &Segments) -> Result<bool, Errno> {
+        if to.iovecs().len() > IOV_MAX {
+            return Ok(false);
+        }
+        // SAFETY: `to` holds the memory that its addresses name, writable.
+        let read = unsafe { preadv_cached(self.buffered_fd(), to.iovecs(), offset) };
+        match read {
+            Ok(n) => Ok(n == to.len()),
+            Err(Errno::OPNOTSUPP) => Err(Errno::OPNOTSUPP),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Fills `buf`, blocking.
     pub(super) fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> IoResult {
         while !buf.is_empty() {
@@ -483,6 +498,15 @@ unsafe fn preadv(fd: BorrowedFd<'_>, iov: &[iovec], offset: u64) -> Result<u64, 
     let count = c_int::try_from(iov.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: the caller vouches for the entries.
     retry(|| unsafe { libc::preadv64(fd.as_raw_fd(), iov.as_ptr(), count, offset.cast_signed()) })
+}
+
+/// # Safety
+/// Every entry of `iov` must be writable memory.
+unsafe fn preadv_cached(fd: BorrowedFd<'_>, iov: &[iovec], offset: u64) -> Result<u64, Errno> {
+    let count = c_int::try_from(iov.len()).map_err(|_| Errno::INVAL)?;
+    let (iov, offset, flags) = (iov.as_ptr(), offset.cast_signed(), libc::RWF_NOWAIT);
+    // SAFETY: the caller vouches for the entries.
+    retry(|| unsafe { libc::preadv2(fd.as_raw_fd(), iov, count, offset, flags) })
 }
 
 /// # Safety

@@ -29,8 +29,9 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `len` bytes of zeroes that take room only once written to.
-    pub(super) fn new(len: u64) -> Result<Mapping, StorageError> {
+    /// `len` bytes of zeroes that take room only once written to: in pieces of 2 MiB where the
+    /// system has huge pages and they are wanted, which is faster, else of 4 KiB.
+    pub(super) fn new(len: u64, huge: bool) -> Result<Mapping, StorageError> {
         let len = len.next_multiple_of(PAGE);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
@@ -40,10 +41,10 @@ impl Mapping {
         let base = mapped
             .and_then(|at| NonNull::new(at.cast::<u8>()).ok_or(Errno::NOMEM))
             .map_err(|source| StorageError::Memory { bytes: len, source })?;
-        // A huge page for one sector written would make a sparse disk a dense one. Without the
-        // feature in the kernel there is nothing to turn off.
+        let advice = if huge { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+        // Without the feature in the kernel there is nothing to turn on or off.
         // SAFETY: the advice changes no contents.
-        let _ = unsafe { madvise(base.as_ptr().cast(), len as usize, Advice::LinuxNoHugepage) };
+        let _ = unsafe { madvise(base.as_ptr().cast(), len as usize, advice) };
         Ok(Mapping { base, len })
     }
 

@@ -23,7 +23,7 @@ impl MemoryStorage {
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(StorageError::Size { bytes });
         }
-        let mapping = Arc::new(Mapping::new(bytes)?);
+        let mapping = Arc::new(Mapping::new(bytes, true)?);
         Ok(MemoryStorage { mapping, sectors: bytes / SECTOR_BYTES })
     }
 }
@@ -73,6 +73,10 @@ impl MemoryChannel {
 }
 
 impl Channel for MemoryChannel {
+    fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
+        Some(self.run(io))
+    }
+
     fn submit(&mut self, _token: u64, io: Io) -> Submitted {
         Submitted::Done(self.run(&io))
     }

@@ -37,7 +37,8 @@ impl OverlayStorage {
     pub fn open(path: &Path) -> Result<OverlayStorage, StorageError> {
         let base = Image::open(path, Use { read_only: true, direct: false })?;
         let bytes = base.sectors() * SECTOR_BYTES;
-        let mapping = Mapping::new(bytes)?;
+        // Huge pages would make of each sector written 2 MiB of memory.
+        let mapping = Mapping::new(bytes, false)?;
         let pages = mapping.len() / PAGE;
         let own = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
@@ -269,6 +270,10 @@ impl OverlayChannel {
 }
 
 impl Channel for OverlayChannel {
+    fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
+        Some(self.run(std::mem::replace(io, Io::Flush)))
+    }
+
     fn submit(&mut self, _token: u64, io: Io) -> Submitted {
         Submitted::Done(self.run(io))
     }

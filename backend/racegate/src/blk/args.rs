@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, Parser, ValueEnum};
+use device::blk::Polling;
 
 use crate::check::DataMode;
 use crate::daemon::Common;
@@ -46,6 +47,10 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) direct: bool,
 
+    /// When queue threads look for requests instead of sleeping
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Poll::Adaptive)]
+    pub(super) poll: Poll,
+
     /// Serial number of the disk, at most 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "racegate")]
     pub(super) serial: String,
@@ -61,4 +66,25 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+/// `--poll`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Poll {
+    /// Never: each request may cost a wake-up
+    Off,
+    /// While requests follow each other closely
+    Adaptive,
+    /// Always: each queue keeps a processor busy
+    Always,
+}
+
+impl From<Poll> for Polling {
+    fn from(poll: Poll) -> Polling {
+        match poll {
+            Poll::Off => Polling::Off,
+            Poll::Adaptive => Polling::Adaptive,
+            Poll::Always => Polling::Always,
+        }
+    }
 }

@@ -24,6 +24,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         queue_size: args.queue_size,
         serial: args.serial.clone(),
         spare_fuse: false,
+        polling: args.poll.into(),
     };
     let files = FileOptions { read_only: args.read_only, direct: args.direct };
     let mut sources = Sources::open(&args.common, &args.blk_file, files)?;

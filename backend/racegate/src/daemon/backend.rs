@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use device::blk::{Device, DeviceOptions, Transport};
+use device::blk::{Device, DeviceOptions, Polling, Transport};
 use device::control::{Front, Server, Target};
 use device::engine::{Engine, EngineOptions};
 use device::link::{Link, Mailbox};
@@ -155,6 +155,7 @@ impl Backend {
                     serial: agent::LINK_SERIAL.to_owned(),
                     // Of a page server: its own file is among the guest's memory.
                     spare_fuse: true,
+                    polling: Polling::Off,
                 };
                 anyhow::Ok((Device::new(options, storage, None)?, transport))
             })

@@ -1,0 +1,121 @@
+//! How long a worker looks at its ring before it sleeps.
+//!
+//! In: when it woke, what it found. Out: how long to look.
+//! Must not know: rings, clocks (times are arguments).
+//!
+//! To sleep costs a kick of the driver and a wake-up of ours: some microseconds on each side. So
+//! a worker that was woken soon after it had fallen asleep looks for a while first, the next time;
+//! one that looked in vain sleeps at once. An idle one never looks.
+
+use std::time::{Duration, Instant};
+
+/// When a worker looks at its ring instead of sleeping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// Never.
+    Off,
+    /// While requests follow each other closely.
+    #[default]
+    Adaptive,
+    /// Always: one processor for each queue is kept busy.
+    Always,
+}
+
+/// Longest look, unless it is for ever: a sleep that was as short was not worth it.
+const LONGEST: Duration = Duration::from_micros(50);
+/// First look after a short sleep.
+const FIRST: Duration = Duration::from_micros(12);
+/// A look of one that always looks: then it sees to its other events.
+const TURN: Duration = Duration::from_millis(5);
+
+/// What one worker has learnt.
+#[derive(Debug)]
+pub(super) struct Poller {
+    polling: Polling,
+    window: Duration,
+    asleep_since: Option<Instant>,
+}
+
+impl Poller {
+    pub(super) fn new(polling: Polling) -> Poller {
+        Poller { polling, window: Duration::ZERO, asleep_since: None }
+    }
+
+    /// Whether the next look comes after this one, whatever it finds.
+    pub(super) fn never_sleeps(&self) -> bool {
+        self.polling == Polling::Always
+    }
+
+    /// How long to look now; zero: not at all.
+    pub(super) fn window(&self) -> Duration {
+        match self.polling {
+            Polling::Off => Duration::ZERO,
+            Polling::Adaptive => self.window,
+            Polling::Always => TURN,
+        }
+    }
+
+    /// It looked, for the whole window or until it found something.
+    pub(super) fn looked(&mut self, found: bool) {
+        if !found {
+            self.window = Duration::ZERO;
+        }
+    }
+
+    /// It goes to sleep.
+    pub(super) fn sleeps(&mut self, now: Instant) {
+        self.asleep_since = Some(now);
+    }
+
+    /// The driver woke it.
+    pub(super) fn woken(&mut self, now: Instant) {
+        if let Some(since) = self.asleep_since.take()
+            && now.saturating_duration_since(since) <= LONGEST
+        {
+            self.window = (self.window * 2).clamp(FIRST, LONGEST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(poller: &mut Poller, slept_us: u64) -> Duration {
+        let now = Instant::now();
+        poller.sleeps(now);
+        poller.woken(now + Duration::from_micros(slept_us));
+        poller.window()
+    }
+
+    #[test]
+    fn looks_while_requests_are_close() {
+        let mut poller = Poller::new(Polling::Adaptive);
+        assert_eq!(poller.window(), Duration::ZERO);
+        assert_eq!(after(&mut poller, 20), FIRST);
+        assert_eq!(after(&mut poller, 20), 2 * FIRST);
+        assert_eq!(after(&mut poller, 20), 4 * FIRST);
+        assert_eq!(after(&mut poller, 20), LONGEST);
+        poller.looked(true);
+        assert_eq!(poller.window(), LONGEST);
+    }
+
+    #[test]
+    fn sleeps_once_it_looked_in_vain() {
+        let mut poller = Poller::new(Polling::Adaptive);
+        after(&mut poller, 20);
+        poller.looked(false);
+        assert_eq!(poller.window(), Duration::ZERO);
+        // A request now and then does not make it look.
+        assert_eq!(after(&mut poller, 10_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn as_it_is_told() {
+        let mut off = Poller::new(Polling::Off);
+        assert_eq!(after(&mut off, 1), Duration::ZERO);
+        let mut always = Poller::new(Polling::Always);
+        always.looked(false);
+        assert_eq!(always.window(), TURN);
+    }
+}

@@ -4,6 +4,7 @@
 //! closing line that says how many guest tests ran.
 //! Must not know: anything that a task of `cargo` or `racegate` already does.
 
+mod bench;
 mod check;
 mod command;
 mod fuzz;
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
             Task::Test => ("test", test::run()),
             Task::Fuzz(options) => ("fuzz", fuzz::run(&options)),
             Task::Guest => ("guest", guest::run()),
-            Task::Bench => ("bench", test::bench()),
+            Task::Bench => ("bench", bench::run()),
         };
         let seconds = started.elapsed().as_secs();
         match result {

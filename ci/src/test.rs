@@ -1,4 +1,4 @@
-//! Unit, property and in-process tests; benches.
+//! Unit, property and in-process tests.
 
 use anyhow::Result;
 
@@ -9,9 +9,4 @@ use crate::command::cargo;
 pub(crate) fn run() -> Result<()> {
     cargo(&["run", "--quiet", "--package", "racegate", "--bin", "racegate", "--", "setup"])?;
     cargo(&["test", "--workspace", "--exclude", "guest-tests"])
-}
-
-/// The criterion benches and the latency table.
-pub(crate) fn bench() -> Result<()> {
-    cargo(&["bench", "--package", "benches"])
 }

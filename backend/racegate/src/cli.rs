@@ -40,6 +40,8 @@ enum Mode {
     Kernels(crate::kernels::Args),
     /// Measure how exact delays of persistent memory are on this machine, in a guest
     Latency(crate::latency::Args),
+    /// Measure a disk daemon without a guest, against others in the same run
+    Bench(crate::bench::Args),
     /// Steer a running disk: rules, statistics, events
     Ctl(crate::ctl::Args),
     /// Check a rules file
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Mode::Inspect(args) => crate::inspect::run(args),
         Mode::Kernels(args) => crate::kernels::run(args),
         Mode::Latency(args) => crate::latency::run(&args),
+        Mode::Bench(args) => crate::bench::run(&args),
         Mode::Ctl(args) => crate::ctl::run(args),
         Mode::Rules(args) => crate::rules::run(args),
         Mode::Check(args) => crate::check::run(&args),

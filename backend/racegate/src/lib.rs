@@ -3,6 +3,7 @@
 //! In: command lines. Out: text for people, JSON for programs, exit statuses.
 //! Must not know: how a device, a guest or a model works.
 
+pub mod bench;
 pub mod bisect;
 pub mod blk;
 pub mod campaign;

@@ -229,6 +229,7 @@ impl<'a> Bisect<'a> {
             rate_at_least
         };
         self.judge_again();
+        self.tested.iter().for_each(|tested| (self.tell)(&Step::Judged(tested)));
         Ok(None)
     }
 
@@ -276,7 +277,10 @@ impl<'a> Bisect<'a> {
     }
 
     fn learn(&mut self, tested: Tested) {
-        (self.tell)(&Step::Judged(&tested));
+        // Before the calibration a verdict is that of the plan's promise, which may not hold here.
+        if self.calibration.is_some() || self.settings.calibrate == 0 {
+            (self.tell)(&Step::Judged(&tested));
+        }
         if let Some(index) = self.names.iter().position(|name| *name == tested.kernel) {
             self.known[index] = match (&tested.verdict, &tested.reason) {
                 (Verdict::Inconclusive, reason) => {

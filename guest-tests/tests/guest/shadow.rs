@@ -29,10 +29,6 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
         let run = move |machine: &Machine| catches(machine, kernel, stale);
         tests.push(machine.test(&name, Which::Own, run));
     }
-    for kernel in ["debian-6.1.192", "debian-6.12.107"] {
-        let run = move |machine: &Machine| punched(machine, kernel);
-        tests.push(machine.test(&format!("shadow::punched::{kernel}"), Which::Own, run));
-    }
     tests.push(machine.test("shadow::recorded", Which::Own, recorded));
     tests
 }
@@ -187,60 +183,4 @@ fn short(options: &str) -> Workload {
     ]);
     ops.extend([close("c"), Op::Umount {}]);
     Workload { setup: ops, ..Workload::default() }
-}
-
-/// A page of which one block is on its way to the log while another thread punches it out.
-fn punched(machine: &Machine, kernel: &str) -> Result<()> {
-    let image = machine.made(64 * MIB, &["-b".to_owned(), "1024".to_owned()])?;
-    let mut config = machine.guest(Which::Own, kernel, &image)?;
-    config.backend.extra = vec!["--shadow".into()];
-    let mut guest = boot(&config)?;
-    let file = "f".to_owned();
-    for trial in 1..=20 {
-        let mut writer = Vec::new();
-        let mut puncher = Vec::new();
-        for round in 0..150_u64 {
-            let offset = round % 8 * 4096;
-            writer.push(Op::Write {
-                file: file.clone(),
-                offset,
-                bytes: 4096,
-                fill: 1 + round as u8 % 250,
-            });
-            writer.push(Op::Fsync { file: file.clone() });
-            puncher.push(Op::Fallocate {
-                file: file.clone(),
-                mode: FallocateMode::PunchHole,
-                offset: offset + 1024,
-                bytes: 1024,
-            });
-            puncher.push(Op::Delay { min_us: 0, max_us: 4000 });
-        }
-        let workload = Workload {
-            setup: vec![
-                Op::Mount { options: "data=journal".into() },
-                Op::Open { file: file.clone(), path: file.clone(), create: true, direct: false },
-                Op::Write { file: file.clone(), offset: 0, bytes: 65_536, fill: 9 },
-                Op::Syncfs {},
-            ],
-            threads: [("writer", writer), ("puncher", puncher)]
-                .into_iter()
-                .map(|(name, ops)| agent::wire::Thread {
-                    name: name.into(),
-                    ops,
-                    ..Default::default()
-                })
-                .collect(),
-            finish: vec![Op::Syncfs {}, Op::Close { file: file.clone() }],
-            cleanup: vec![Op::Umount {}],
-        };
-        run(&mut guest, trial, workload, LIMIT)?;
-        let stats = shadow(&mut guest)?;
-        eprintln!("punched: {kernel} trial {trial}: {} commits, {:?}", stats.commits, stats.rules);
-        if stats.findings > 0 {
-            eprintln!("{}", guest.backend_stderr());
-            break;
-        }
-    }
-    Ok(())
 }

@@ -7,7 +7,7 @@
 //! Two of the kernel's mechanisms, both open to ordinary users:
 //! - **Landlock** takes away every access to files by path, except the removal of the daemon's
 //!   own sockets, and TCP. Descriptors that are open, or that a front-end sends, still work.
-//! - **seccomp** lets a thread make the system calls of [`calls`] and no other. What a library
+//! - **seccomp** lets a thread make the system calls of `calls` and no other. What a library
 //!   tries and can do without (opening a file) fails with EACCES. Anything else ends the daemon,
 //!   with a line that names the call.
 //!

@@ -37,7 +37,7 @@
 //! What would survive a power cut now is [`Shadow::survivors`].
 //!
 //! Memory is bounded whatever the guest does: each table has a bound, see the modules, and all
-//! together [`HEAP_MAX`]. At a bound the shadow forgets, counts [`ShadowStats::unknown`] and checks
+//! together `HEAP_MAX`. At a bound the shadow forgets, counts [`ShadowStats::unknown`] and checks
 //! what needs it only when it is seen again; it never guesses. Requests in flight are bounded by the
 //! queues. The work for a request is proportional to its blocks, for a commit to what it has logged,
 //! up to a bound.

@@ -2,7 +2,8 @@
 //!
 //! In: nothing. Out: lists.
 //!
-//! Found by tracing the end-to-end tests (`strace -f`) and by running them under the filter.
+//! Found by tracing the page server (`strace -f`) and by running tests of the daemons under the
+//! filter.
 
 use syscalls::Sysno;
 

@@ -173,6 +173,22 @@ impl Kernel {
             .ok_or_else(|| UnknownKernel { name: name.to_owned() })
     }
 
+    /// The newest version known whose series is not newer than that of a release as `uname -r`
+    /// gives it (`6.1.0-55-cloud-amd64`); `None` if it is older than all, or no release. The
+    /// packager's release does not tell the fixes: only flags of structure are to be relied upon.
+    pub fn of_release(release: &str) -> Option<Kernel> {
+        let series = |text: &str| {
+            let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+            Some((numbers.next()?.parse::<u32>().ok()?, numbers.next()?.parse::<u32>().ok()?))
+        };
+        let running = series(release)?;
+        let known = |index: &usize| {
+            let name = Kernel::NAMES[*index].trim_start_matches("linux-");
+            series(name).is_some_and(|known| known <= running)
+        };
+        (0..Kernel::NAMES.len()).rev().find(known).map(Kernel::nth)
+    }
+
     /// Name, e.g. `linux-5.10.223`.
     pub const fn name(&self) -> &'static str {
         self.name
@@ -211,4 +227,20 @@ impl fmt::Display for Kernel {
 pub struct UnknownKernel {
     /// What was asked for.
     pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_of_the_newest_series_not_above_it() {
+        let of = |release| Kernel::of_release(release).map(|kernel| kernel.name());
+        assert_eq!(of("5.10.0-32-cloud-amd64"), Some("linux-5.10.262"));
+        assert_eq!(of("6.1.0-55-cloud-amd64"), Some("linux-6.1.192"));
+        assert_eq!(of("6.8.12"), Some("linux-6.1.192"));
+        assert_eq!(of("6.12.107+deb13-cloud-amd64"), Some("linux-6.12.107"));
+        assert_eq!(of("9.0-rc1"), Some("linux-7.3.4"));
+        assert_eq!((of("4.19.0"), of(""), of("next")), (None, None, None));
+    }
 }

@@ -13,9 +13,10 @@ use device::link::{Link, Mailbox};
 use device::segments::{AlignedBuf, Segments};
 use device::storage::memory::MemoryStorage;
 use device::storage::{Channel, Io, SECTOR_BYTES, Storage, Submitted};
-use pipeline::delalloc_shadow::DelallocShadow;
+use pipeline::delalloc_shadow::Follower;
 use pipeline::event::RulesText;
-use pipeline::kernel::{KernelLine, parse_line};
+use pipeline::{Event, Nanos, What};
+use serde_json::{Value, json};
 
 use crate::seed::Seed;
 
@@ -62,7 +63,10 @@ pub(crate) fn run(input: &[u8]) {
 }
 
 fn interpret(channel: &mut dyn Channel, u: &mut Unstructured<'_>) -> Result<()> {
-    let mut shadow = DelallocShadow::new();
+    // A kernel that is watched from the start.
+    let mut follower = Follower::new();
+    follow(&mut follower, json!({"kind": "hello", "kernel": "6.1.0"}));
+    follow(&mut follower, json!({"kind": "trace_started", "missing": []}));
     for seq in 0..FRAMES_MOST as u32 {
         if u.is_empty() {
             break;
@@ -78,10 +82,10 @@ fn interpret(channel: &mut dyn Channel, u: &mut Unstructured<'_>) -> Result<()> 
         }
         // The agent's own side of the wire.
         let _ = wire::decode_message::<ToGuest>(&frame);
-        if let Ok(Some(ToHost::Trace(lines))) = wire::decode_message::<ToHost>(&frame) {
-            for line in &lines.lines {
-                kernel(&mut shadow, line);
-            }
+        if let Ok(Some(_)) = wire::decode_message::<ToHost>(&frame)
+            && let Ok(message) = serde_json::from_slice(bytes)
+        {
+            follow(&mut follower, message);
         }
         let ended = store(channel, &frame);
         assert!(ended, "a frame is answered at once");
@@ -89,16 +93,11 @@ fn interpret(channel: &mut dyn Channel, u: &mut Unstructured<'_>) -> Result<()> 
     Ok(())
 }
 
-/// What the campaign does with a line that the kernel wrote.
-fn kernel(shadow: &mut DelallocShadow, line: &str) {
-    match parse_line(line) {
-        KernelLine::Event(event) => {
-            if let Some(finding) = shadow.step(&event) {
-                assert!(!finding.to_string().is_empty());
-            }
-        }
-        KernelLine::Lost(_) => shadow.lost(),
-        KernelLine::Other => {}
+/// What the engine does with a message, when somebody reads its events.
+fn follow(follower: &mut Follower, message: Value) {
+    follower.observe(&[Event { seq: 0, at: Nanos(1_000_000), what: What::Agent { message } }]);
+    for finding in follower.take_findings() {
+        assert!(!finding.to_string().is_empty());
     }
 }
 

@@ -201,6 +201,7 @@ impl Core {
             crowded: self.crowded,
             rules: self.rule_stats().collect(),
             shadow: None,
+            kernel: None,
         }
     }
 

@@ -5,148 +5,109 @@
 //! Must not know: how events travel, devices, plans.
 //!
 //! The probes sit inside the functions that change the extent status tree, under `i_es_lock` held
-//! for writing, so their order is that of the changes whatever the number of processors.
+//! for writing, so their order is that of the changes whatever the number of processors, and the
+//! same on every kernel: the tracepoints of ext4 fire before the change or after it by version.
+//! Names and statements of the rules are those of the model in `delalloc`, and what a kernel of a
+//! series may do is asked of its flags.
 //!
-//! Verified:
-//! - **A4**: no delayed extent is inserted over a block that has been seen allocated (written or
-//!   unwritten) and not been given up since (`ext4_es_remove_extent`, which truncate, punch and
-//!   the like call before they free blocks). Sound also when the shadow starts on a file system in
-//!   use: a block of which nothing was seen is unknown, and unknown is never a finding.
-//! - **C1**: `i_reserved_data_blocks` is 0 when the inode is destroyed.
+//! Verified, each only where everything that it needs was seen; the rest is unknown, and unknown is
+//! no finding:
+//! - **A1**: a W or U entry keeps its physical blocks until it is given up, and is gone when they
+//!   are freed.
+//! - **A2**: no H entry goes in over a delayed block, nor over one that has space.
+//! - **A3**: `i_reserved_data_blocks` is the number of delayed clusters without space (bigalloc: less
+//!   those that are pending) whenever a section under `i_data_sem` is known to be over.
+//! - **A4**: no delayed extent goes in over a block that has space, and none is left behind the end
+//!   of the file by a truncation.
+//! - **A5**: what becomes pending holds a delayed block (bigalloc), until delayed blocks of it go away:
+//!   from then on pending clusters are unknown until nothing is delayed.
+//! - **A6**: `i_disksize` is at most `i_size` when a buffered write begins.
+//! - **A8**: an entry has a legal set of types for the series of the kernel; the counters of entries
+//!   agree about whether any must be kept.
+//! - **A10**: neither the shrinker nor `EXT4_IOC_CLEAR_ES_CACHE` takes a delayed entry.
+//! - **A11**: no more is released or used up than is reserved.
+//! - **B1**: nothing is reserved after `syncfs` with nobody at work.
+//! - **B4**: a file whose writeback never failed has `i_disksize` equal to `i_size` in the end.
+//! - **C1**: when an inode is destroyed, nothing is reserved, pending, or in extent status.
+//! - **C2**: when an inode is destroyed, no I/O is in flight.
+//! - **C3**: an unlinked inode with blocks has `i_blocks` above 0, or they would not be freed.
+//! - **G4**: SEEK_DATA and SEEK_HOLE take no delayed block for a hole.
 //!
-//! Not verified: physical block numbers (A1), holes (A2), the counter against the tree while the
-//! inode lives (A3), the pending tree of bigalloc (A5), the page cache (A7), on-disk extents.
-//! After a loss of events everything seen before is unknown.
+//! Not verified: whether a W entry should be a U entry, and entries that nobody has inserted since
+//! the shadow began (A1); dirty buffers of delayed blocks (A4); that a delayed cluster with space is
+//! pending (A5); the page cache (A7); `i_es_seq` (A9); free clusters (B2) and unwritten extents
+//! after writeback (B3); orphans (B4); `i_blocks` while the inode lives (B5: the on-disk shadow).
+//!
+//! Two events within one microsecond on two processors may be told in the wrong order: their times
+//! are printed in microseconds. After a loss of events, or one that comes out of order, everything seen
+//! before is unknown.
+//!
+//! Memory: at most [`MOST_INODES`] inodes and [`MOST_RANGES`] ranges, some 30 MiB; beyond that the
+//! inode that was changed least recently is forgotten.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use delalloc::{Flag, Invariant, Kernel};
 
 use crate::kernel::KernelEvent;
 
-mod blocks;
+mod finding;
+mod follower;
+mod inode;
+mod probes;
+mod ranges;
+mod reorder;
+mod rules;
+mod threads;
 
-use blocks::Blocks;
+pub use finding::{Actor, DelallocFinding};
+pub use follower::{Follower, FollowerStats};
+pub use probes::{PROBES, QUIET, RULES};
 
-/// The probes that the shadow needs, as `kprobe_events` of tracefs takes them, with members of
-/// structures in braces. Arguments are those of x86-64.
-pub const PROBES: &[&str] = &[
-    "p:racegate/es_insert __es_insert_extent inode=%di:x64 ino={inode.i_ino}(%di):u64 \
-     lblk={extent_status.es_lblk}(%si):u32 len={extent_status.es_len}(%si):u32 \
-     pblk={extent_status.es_pblk}(%si):x64",
-    "p:racegate/es_give_up ext4_es_remove_extent inode=%di:x64 lblk=%si:u32 len=%dx:u32",
-    "p:racegate/destroy ext4_destroy_inode inode=%di:x64 ino={inode.i_ino}(%di):u64 \
-     reserved={ext4_inode_info.i_reserved_data_blocks-ext4_inode_info.vfs_inode}(%di):u32",
-    "p:racegate/mkwrite ext4_page_mkwrite",
-    "r:racegate/mkwrite_end ext4_page_mkwrite",
-    "p:racegate/fallocate ext4_fallocate",
-    "r:racegate/fallocate_end ext4_fallocate",
-];
+use inode::{Change, Inode};
+use threads::{Call, Threads};
 
-/// Status bits are the highest five of `es_pblk` (`ES_SHIFT` in fs/ext4/extents_status.h).
-const ES_SHIFT: u32 = 59;
-const ES_WRITTEN: u64 = 1;
-const ES_UNWRITTEN: u64 = 2;
-const ES_DELAYED: u64 = 4;
-
-/// Most inodes that are followed; the one that was changed least recently makes room.
-const MOST_INODES: usize = 4096;
-
-/// A rule that the kernel broke.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DelallocRule {
-    /// A delayed extent over an allocated block.
-    A4,
-    /// Reserved blocks outlive the inode.
-    C1,
-}
-
-impl DelallocRule {
-    /// Its name in the catalogue of invariants.
-    pub fn name(self) -> &'static str {
-        match self {
-            DelallocRule::A4 => "A4",
-            DelallocRule::C1 => "C1",
-        }
-    }
-}
-
-/// Who did something, and when.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor {
-    /// Name of the thread.
-    pub thread: String,
-    /// Its id.
-    pub tid: u32,
-    /// What it was doing, as far as a probe says so, and since when.
-    pub operation: Option<(&'static str, u64)>,
-    /// When, in microseconds of the guest's CLOCK_MONOTONIC.
-    pub at_us: u64,
-}
-
-/// What the kernel got wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DelallocFinding {
-    /// The rule.
-    pub rule: DelallocRule,
-    /// Inode number.
-    pub ino: u64,
-    /// First logical block and their number; `None` for a rule about the whole inode.
-    pub blocks: Option<(u32, u32)>,
-    /// Blocks that are still reserved, for C1.
-    pub reserved: u64,
-    /// Whose step broke the rule.
-    pub by: Actor,
-    /// Whose step it conflicts with.
-    pub against: Option<Actor>,
-}
-
-impl std::fmt::Display for DelallocFinding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: inode {}", self.rule.name(), self.ino)?;
-        match (self.rule, self.blocks) {
-            (DelallocRule::A4, Some((lblk, len))) => {
-                write!(f, ", blocks {lblk}+{len}: a delayed extent went in over allocated blocks")?;
-            }
-            _ => write!(f, ": {} blocks are reserved and the inode is gone", self.reserved)?,
-        }
-        write!(f, "; by {}", self.by)?;
-        if let Some(against) = &self.against {
-            write!(f, ", allocated by {against}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for Actor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.thread, self.tid)?;
-        if let Some((operation, _)) = self.operation {
-            write!(f, " in {operation}")?;
-        }
-        write!(f, " at {} us", self.at_us)
-    }
-}
+/// Most inodes that are followed.
+pub const MOST_INODES: usize = 4096;
+/// Most ranges of extent status and of blocks on disk, of all inodes.
+pub const MOST_RANGES: usize = 1 << 17;
 
 /// The shadow of one kernel.
 #[derive(Debug, Default)]
 pub struct DelallocShadow {
     /// By the inode's address: numbers are per file system.
     inodes: BTreeMap<u64, Inode>,
-    /// What each thread is in and since when, by its id.
-    within: BTreeMap<u32, (&'static str, u64)>,
+    threads: Threads,
+    /// `None`: not known; rules that depend on it are not checked.
+    kernel: Option<Kernel>,
+    unchecked: Vec<Invariant>,
+    ranges: usize,
     events: u64,
     forgotten: u64,
-}
-
-#[derive(Debug, Default)]
-struct Inode {
-    allocated: Blocks<Actor>,
-    changed: u64,
+    /// B1 was told of.
+    leaked: bool,
+    found: Vec<DelallocFinding>,
 }
 
 impl DelallocShadow {
-    /// A shadow that knows nothing yet.
-    pub fn new() -> DelallocShadow {
-        DelallocShadow::default()
+    /// A shadow that knows nothing yet. `release` is that of `uname -r`.
+    pub fn new(release: &str) -> DelallocShadow {
+        DelallocShadow { kernel: Kernel::of_release(release), ..DelallocShadow::default() }
+    }
+
+    /// Probes that this kernel does not have, as the agent names them: what needs them is not
+    /// checked.
+    pub fn without<'a>(&mut self, missing: impl Iterator<Item = &'a str>) {
+        self.unchecked = probes::out_of_reach(missing);
+        if self.kernel.is_none() {
+            self.unchecked.push(Invariant::A8);
+        }
+    }
+
+    /// The rules that are checked.
+    pub fn rules(&self) -> impl Iterator<Item = Invariant> + '_ {
+        RULES.iter().map(|(rule, _)| *rule).filter(|rule| !self.unchecked.contains(rule))
     }
 
     /// How many events were taken in.
@@ -162,103 +123,192 @@ impl DelallocShadow {
     /// Events are missing: what was known may not hold any more.
     pub fn lost(&mut self) {
         self.inodes.clear();
-        self.within.clear();
+        self.threads.clear();
+        self.ranges = 0;
         self.forgotten += 1;
     }
 
-    /// Takes in one event.
-    pub fn step(&mut self, event: &KernelEvent) -> Option<DelallocFinding> {
+    /// Takes in one event; what it shows to be wrong, the first of each rule and inode only.
+    pub fn step(&mut self, event: &KernelEvent) -> Vec<DelallocFinding> {
         self.events += 1;
+        self.threads.learn(event);
+        // An event without its fields is not one of ours, and says nothing.
+        let _ = self.dispatch(event);
+        std::mem::take(&mut self.found)
+    }
+
+    fn dispatch(&mut self, event: &KernelEvent) -> Option<()> {
+        let tid = event.tid;
+        let inode = event.field("inode").filter(|inode| *inode != 0);
         match event.name.as_str() {
-            "es_insert" => self.insert(event),
+            "es_insert" => self.es_insert(event, inode?),
+            "es_remove" => self.es_remove(event, inode?),
+            "es_insert_end" | "es_remove_end" => self.es_failed(tid),
+            "es_put" => self.es_put(event, inode?),
             "es_give_up" => {
-                let (inode, lblk, len) =
-                    (event.field("inode")?, block(event, "lblk")?, block(event, "len")?);
-                self.inode(inode).allocated.remove(lblk, len);
-                None
+                let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+                let by = self.threads.actor(event);
+                self.with(inode?, |inode, _| {
+                    inode.disk.remove(lblk, len);
+                    inode.tell(&by, Change::Remove(lblk, len));
+                });
+                Some(())
             }
-            "destroy" => {
-                self.inodes.remove(&event.field("inode")?);
-                let (ino, reserved) = (event.field("ino")?, event.field("reserved")?);
-                let finding = || DelallocFinding {
-                    rule: DelallocRule::C1,
-                    ino,
-                    blocks: None,
-                    reserved,
-                    by: self.actor(event),
-                    against: None,
-                };
-                (reserved != 0).then(finding)
+            "es_free" => self.es_free(event, inode?),
+            "update_reserve" | "release" => self.reservation(event, inode?),
+            "rereserve" => {
+                let lblk = block(event, "lblk")?;
+                self.with(inode?, |inode, _| {
+                    inode.reserved = inode.reserved.map(|reserved| reserved.saturating_add(1));
+                    inode.set_pending(lblk, false);
+                });
+                Some(())
             }
-            "mkwrite" => self.enter(event, "ext4_page_mkwrite"),
-            "fallocate" => self.enter(event, "ext4_fallocate"),
-            "mkwrite_end" | "fallocate_end" => {
-                self.within.remove(&event.tid);
-                None
+            "pend_insert" | "pend_remove" => {
+                let (lblk, on) = (block(event, "lblk")?, event.name == "pend_insert");
+                self.threads.of(tid).last = Some((inode?, lblk, 0));
+                self.with(inode?, |inode, _| inode.set_pending(lblk, on));
+                Some(())
             }
-            _ => None,
+            "pend_insert_end" => {
+                let (inode, ..) = self.threads.of(tid).last.take()?;
+                self.with(inode, |inode, _| inode.pending = None);
+                Some(())
+            }
+            "free" => self.freed(event, inode?),
+            "alloc" => {
+                let inode = inode?;
+                self.forget(inode);
+                self.inodes.insert(inode, Inode::fresh(self.events));
+                self.make_room(inode);
+                Some(())
+            }
+            "evict" => self.evict(event, inode?),
+            "destroy" => self.destroy(event, inode?),
+            "destroy_io" => self.destroy_io(event, inode?),
+            "destroy_size" => self.destroy_size(event, inode?),
+            "write_begin" => self.write_begin(event, inode?),
+            "put_super" => {
+                self.leaked = false;
+                Some(())
+            }
+            "tracing_mark_write" => self.mark(event),
+            _ => self.call(event, inode.unwrap_or(0)),
         }
     }
 
-    fn insert(&mut self, event: &KernelEvent) -> Option<DelallocFinding> {
-        let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
-        let status = event.field("pblk")? >> ES_SHIFT;
-        let actor = self.actor(event);
-        let inode = self.inode(event.field("inode")?);
-        if status & (ES_WRITTEN | ES_UNWRITTEN) != 0 {
-            inode.allocated.insert(lblk, len, &actor);
-            return None;
+    /// Entries and returns of functions.
+    fn call(&mut self, event: &KernelEvent, inode: u64) -> Option<()> {
+        const CALLS: [&str; 9] = [
+            "mkwrite",
+            "fallocate",
+            "write",
+            "writepages",
+            "truncate",
+            "reclaim",
+            "clear_es",
+            "seek_data",
+            "seek_hole",
+        ];
+        let name = event.name.as_str();
+        if let Some(probe) = CALLS.into_iter().find(|probe| *probe == name) {
+            let value = |name| event.field(name).unwrap_or(0);
+            let mut values = [value("size"), value("bits"), value("from")];
+            if let "seek_data" | "seek_hole" = probe {
+                self.before_seek(inode, &mut values);
+            }
+            let call = Call { probe, since_us: event.at_us, inode, values };
+            self.threads.of(event.tid).enter(call);
+            if probe == "truncate" {
+                let by = self.threads.actor(event);
+                self.with(inode, |inode, _| inode.tell(&by, Change::Truncate(values[0])));
+            }
+            return Some(());
         }
-        if status & ES_DELAYED == 0 {
-            return None;
+        let entry = name.strip_suffix("_end")?;
+        // Every one of these returns after i_data_sem was given up.
+        if !matches!(entry, "reclaim" | "clear_es" | "seek_data" | "seek_hole") {
+            self.sections_over(event.tid);
         }
-        let (first, blocks, against) = inode.allocated.first_of(lblk, len)?;
-        // Once is enough: what is broken now breaks more of what follows.
-        inode.allocated.remove(lblk, len);
-        Some(DelallocFinding {
-            rule: DelallocRule::A4,
-            ino: event.field("ino")?,
-            blocks: Some((first, blocks)),
-            reserved: 0,
-            by: actor,
-            against: Some(against),
-        })
+        let call = self.threads.of(event.tid).leave(entry)?;
+        let returned = event.field("ret");
+        match entry {
+            "truncate" if returned == Some(0) => self.truncated(event, &call),
+            "writepages" if returned.is_some_and(|ret| ret.cast_signed() < 0) => {
+                self.with(call.inode, |inode, _| inode.failed = true);
+            }
+            "seek_data" | "seek_hole" => self.sought(event, &call, returned?),
+            _ => {}
+        }
+        Some(())
     }
 
-    fn inode(&mut self, address: u64) -> &mut Inode {
-        if self.inodes.len() >= MOST_INODES && !self.inodes.contains_key(&address) {
-            let oldest = self.inodes.iter().min_by_key(|(_, inode)| inode.changed);
-            if let Some(oldest) = oldest.map(|(address, _)| *address) {
-                self.inodes.remove(&oldest);
-                self.forgotten += 1;
-            }
-        }
+    /// Changes what is known of an inode, which is made if it is new.
+    fn with<T>(&mut self, address: u64, change: impl FnOnce(&mut Inode, &Context) -> T) -> T {
+        let context =
+            Context { exclusive: self.kernel.is_some_and(|of| of.has(Flag::ExclusiveTypes)) };
         let inode = self.inodes.entry(address).or_default();
+        let before = inode.ranges();
         inode.changed = self.events;
-        inode
+        let result = change(inode, &context);
+        self.ranges = self.ranges + inode.ranges() - before;
+        self.make_room(address);
+        result
     }
 
-    fn enter(&mut self, event: &KernelEvent, operation: &'static str) -> Option<DelallocFinding> {
-        // A thread that ends inside leaves its entry behind; ids come round again.
-        if self.within.len() >= MOST_INODES {
-            self.within.clear();
+    /// Forgets inodes until all bounds hold; `current` comes last.
+    fn make_room(&mut self, current: u64) {
+        while self.inodes.len() > MOST_INODES || self.ranges > MOST_RANGES {
+            let others = self.inodes.iter().filter(|(address, _)| **address != current);
+            let oldest = others.min_by_key(|(_, inode)| inode.changed).map(|(address, _)| *address);
+            self.forget(oldest.unwrap_or(current));
+            self.forgotten += 1;
         }
-        self.within.insert(event.tid, (operation, event.at_us));
-        None
     }
 
-    fn actor(&self, event: &KernelEvent) -> Actor {
-        Actor {
-            thread: event.thread.clone(),
-            tid: event.tid,
-            operation: self.within.get(&event.tid).copied(),
-            at_us: event.at_us,
+    fn forget(&mut self, address: u64) -> Option<Inode> {
+        let inode = self.inodes.remove(&address)?;
+        self.ranges = self.ranges.saturating_sub(inode.ranges());
+        Some(inode)
+    }
+
+    /// Tells of a broken rule, once per inode.
+    fn find(&mut self, address: u64, finding: DelallocFinding) {
+        if self.unchecked.contains(&finding.rule) {
+            return;
+        }
+        if let Some(inode) = self.inodes.get_mut(&address) {
+            if inode.told.contains(&finding.rule) {
+                return;
+            }
+            inode.told.push(finding.rule);
+            let story = inode.story().map(|step| (Arc::clone(&step.by), step.what.to_string()));
+            self.found.push(DelallocFinding { story: story.collect(), ..finding });
+        } else {
+            self.found.push(finding);
+        }
+        if let Some(finding) = self.found.last_mut() {
+            let others = finding.story.iter_mut().map(|(actor, _)| actor);
+            let threads = &self.threads;
+            let all = others.chain([&mut finding.by]).chain(finding.against.as_mut());
+            all.for_each(|actor| threads.named(actor));
         }
     }
 }
 
+/// What a change needs to know besides the inode.
+struct Context {
+    /// [`Flag::ExclusiveTypes`].
+    exclusive: bool,
+}
+
 fn block(event: &KernelEvent, name: &str) -> Option<u32> {
     u32::try_from(event.field(name)?).ok()
+}
+
+/// An actor and, if it is another's, what that one does.
+fn unless_same(by: &Arc<Actor>, other: Option<Arc<Actor>>) -> Option<Arc<Actor>> {
+    other.filter(|other| other.tid != by.tid)
 }
 
 #[cfg(test)]

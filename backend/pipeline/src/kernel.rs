@@ -86,6 +86,8 @@ fn event(line: &str) -> Option<KernelEvent> {
 fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        // A negative number keeps its bits.
+        None if text.starts_with('-') => text.parse().ok().map(i64::cast_unsigned),
         None => text.parse().ok(),
     }
 }

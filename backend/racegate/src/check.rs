@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         findings.iter().map(|(_, of)| (of.rule.clone(), of.seen.clone())).collect()
     };
     let same = of(&found.findings) == of(&found.recorded);
-    let Checked { findings, recorded, stats, .. } = &found;
+    let Checked { findings, recorded, stats, kernel } = &found;
     if args.json.as_deref() != Some(Path::new("-")) {
         for (line, finding) in findings {
             println!("line {line}: {finding}");
@@ -80,8 +80,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             stats.commits,
             stats.checked,
             stats.unknown,
-            stats.findings
+            findings.len()
         );
+        if let Some(kernel) = kernel {
+            println!(
+                "the guest's kernel: {} events, {} lost; checked: {}",
+                kernel.events,
+                kernel.lost,
+                kernel.rules.join(" ")
+            );
+        }
         if !same {
             println!("{} were found when the log was written", recorded.len());
         }
@@ -95,6 +103,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "schema": 1,
             "log": name(),
             "stats": stats,
+            "kernel": kernel,
             "findings": findings,
             "recorded": recorded.len(),
             "same_as_recorded": same,

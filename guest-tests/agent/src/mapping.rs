@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync, munmap};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, msync, munmap};
 
 /// The mapping; unmapped when dropped.
 pub(crate) struct Mapping {
@@ -59,6 +59,35 @@ impl Mapping {
         // SAFETY: the range is inside the mapping, which lives as long as `self`; the call reads
         // it and changes nothing.
         Ok(unsafe { msync(self.base.add(offset).as_ptr().cast(), length, MsyncFlags::SYNC) }?)
+    }
+
+    /// Takes pages out of the address space; the file keeps them. `offset` is a multiple of the page
+    /// size.
+    pub(crate) fn drop_pages(&self, offset: u64, length: u64) -> io::Result<()> {
+        let (offset, length) = self.range(offset, length)?;
+        // SAFETY: the range is inside the mapping, which lives as long as `self`. The mapping is
+        // shared: what was stored stays in the file, and the next touch finds it there.
+        let dropped = unsafe {
+            madvise(self.base.add(offset).as_ptr().cast(), length, Advice::LinuxDontNeed)
+        };
+        Ok(dropped?)
+    }
+
+    /// pwrite of `length` bytes of the mapping to a file, once; gives how many were written. The
+    /// kernel reads them, not we: they may change or leave the address space meanwhile.
+    pub(crate) fn write_to(
+        &self,
+        to: &File,
+        at: u64,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<usize> {
+        let (offset, length) = self.range(offset, length)?;
+        // SAFETY: the range is inside the mapping, which lives as long as `self`. Nobody of this
+        // process stores to it while the call runs: a workload that does races with itself, which
+        // is what it is for, and only the kernel reads these bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(self.base.add(offset).as_ptr(), length) };
+        Ok(rustix::io::pwrite(to, bytes, at)?)
     }
 
     fn range(&self, offset: u64, length: u64) -> io::Result<(usize, usize)> {

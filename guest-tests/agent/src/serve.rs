@@ -13,8 +13,9 @@ use anyhow::{Context, bail};
 
 use crate::link::{Aligned, Link, PollError};
 use crate::meeting::Meeting;
+use crate::trace::Tracer;
 use crate::trial::{Stage, run_trial};
-use crate::{clock, console, exec, lists, trace};
+use crate::{clock, console, exec, lists};
 
 /// Answers that are no frames, one after the other, before the link is taken for dead.
 const MOST_BAD_POLLS: u32 = 16;
@@ -46,11 +47,10 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
                     refuse(link, Some(id), &format!("{error:#}"))?;
                 }
             }
-            ToGuest::Trace(order) => {
-                if let Err(error) = trace::start(link, &order) {
-                    refuse(link, Some(order.id), &format!("{error:#}"))?;
-                }
-            }
+            ToGuest::Trace(order) => match Tracer::start(link, &order) {
+                Ok(tracer) => stage.watch(tracer),
+                Err(error) => refuse(link, Some(order.id), &format!("{error:#}"))?,
+            },
             ToGuest::Sync { rounds } => synchronise(link, rounds)?,
             ToGuest::Ping { id } => {
                 link.send(&ToHost::Pong { id, guest_ns: clock::now_ns() })?;
@@ -102,6 +102,10 @@ fn run(link: &Link, stage: &mut Stage, trial: &Trial) -> anyhow::Result<()> {
         return refuse(link, Some(trial.trial), &error.to_string());
     }
     let result = run_trial(stage, trial);
+    // What the kernel wrote meanwhile belongs to this trial.
+    if let Some(tracer) = stage.tracer() {
+        tracer.flush();
+    }
     let mut message = ToHost::Trial(result);
     if let Err(error) = link.send(&message) {
         // The one thing that can be too long is what the kernel had to say.

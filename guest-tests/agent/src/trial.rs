@@ -28,6 +28,7 @@ use crate::clock;
 use crate::kmsg::Kmsg;
 use crate::link::Link;
 use crate::meeting::Meeting;
+use crate::trace::Tracer;
 use files::Files;
 use ops::{Failure, Performer};
 
@@ -44,6 +45,7 @@ pub(crate) struct Stage {
     meeting: Arc<Meeting>,
     host: Arc<dyn Host>,
     kernel_log: Option<Kmsg>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 /// The way to the host, for marks.
@@ -72,7 +74,18 @@ impl Stage {
             meeting,
             host: link,
             kernel_log: Some(kernel_log),
+            tracer: None,
         })
+    }
+
+    /// The kernel is watched from now on.
+    pub(crate) fn watch(&mut self, tracer: Arc<Tracer>) {
+        self.tracer = Some(tracer);
+    }
+
+    /// What watches the kernel, if anything does.
+    pub(crate) fn tracer(&self) -> Option<&Tracer> {
+        self.tracer.as_deref()
     }
 
     /// Mount point of the file system under test.

@@ -5,15 +5,17 @@
 
 mod error;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use agent::wire::{
-    List, ListResult, Lists, Stream, ToGuest, ToHost, TraceLines, TraceOrder, Trial, TrialResult,
+    List, ListResult, Lists, Stream, ToGuest, ToHost, TraceOrder, Trial, TrialResult,
 };
 use pipeline::control::Request;
+use pipeline::shadow::Finding;
 use pipeline::{Event, Nanos, RuleSet};
 use tempfile::NamedTempFile;
 
@@ -31,8 +33,9 @@ use crate::unpacked::Unpacked;
 /// The guest's init, a static program.
 pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
 
-/// How long a guest may take until the agent is ready. An emulated one needs 4 s on an idle host.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a guest may take until the agent is ready. An emulated one needs 4 s on an idle host,
+/// and more than 100 s have been seen on one with ten processes for each processor.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Boots after which a guest whose kernel dies each time is given up. Under TCG of QEMU 7.2 a
 /// virtual CPU can keep a stale translation of code that another one patches (the kernel's jump
 /// labels), and then stops at an `int3` that is not there any more: "Oops: int3", now and then,
@@ -44,6 +47,8 @@ const OFF_LIMIT: Duration = Duration::from_secs(30);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Entries of the link disk's virtqueue; the agent has two requests in flight.
 const LINK_QUEUE_SIZE: u16 = 64;
+/// Most findings of one trial that are kept.
+const MOST_FINDINGS: usize = 1024;
 /// Rounds of clock synchronisation; the best one counts.
 const CLOCK_ROUNDS: u32 = 8;
 
@@ -93,6 +98,9 @@ pub struct Observed {
     pub events: Vec<Event>,
     /// From the guest's clock to that of the events.
     pub clock: ClockMap,
+    /// What the backend's shadows found, and when they told; from the trial before, too, if they told
+    /// of it late.
+    pub findings: Vec<(Nanos, Finding)>,
 }
 
 /// A program that ran in the guest.
@@ -128,7 +136,9 @@ pub struct Guest {
     hello: Hello,
     next_id: u64,
     failed_boots: Vec<GuestError>,
-    watched: Vec<(Nanos, TraceLines)>,
+    findings: Vec<(Nanos, Finding)>,
+    /// Rules of which a finding was printed.
+    told: BTreeSet<String>,
 }
 
 impl Guest {
@@ -228,7 +238,8 @@ impl Guest {
             hello,
             next_id: 0,
             failed_boots: Vec::new(),
-            watched: Vec::new(),
+            findings: Vec::new(),
+            told: BTreeSet::new(),
         })
     }
 
@@ -307,7 +318,7 @@ impl Guest {
                 _ => None,
             }
         })?;
-        Ok(Observed { result, events, clock })
+        Ok(Observed { result, events, clock, findings: self.take_findings() })
     }
 
     /// Carries out lists of calls on a file system that is mounted: one result for each, in
@@ -337,26 +348,23 @@ impl Guest {
         Ok(results)
     }
 
-    /// Has the kernel watched from now on: what its probes write is kept for
-    /// [`Guest::take_watched`]. Gives what this kernel does not have, with reasons.
+    /// Has the kernel watched from now on: what its probes write goes to the backend's delalloc
+    /// shadow. Gives what this kernel does not have, with reasons.
     pub fn watch_kernel(&mut self, mut order: TraceOrder) -> Result<Vec<String>, GuestError> {
         self.next_id += 1;
         let id = self.next_id;
         order.id = id;
         self.send(&ToGuest::Trace(order))?;
-        self.wait("starting to watch the kernel", ANSWER_LIMIT, |_, message| match message? {
+        self.wait("starting to watch the kernel", BOOT_LIMIT, |_, message| match message? {
             ToHost::TraceStarted(started) if started.id == id => Some(Ok(started.missing)),
             ToHost::Refused { id: of, reason } if of == Some(id) => Some(Err(reason)),
             _ => None,
         })
     }
 
-    /// What the kernel's probes wrote so far, with the device's time at which it came, each once.
-    /// With the map from the guest's clock to the device's.
-    pub fn take_watched(&mut self) -> Result<(Vec<(Nanos, TraceLines)>, ClockMap), GuestError> {
-        // Its messages pass all that was written before.
-        let clock = self.synchronise()?;
-        Ok((std::mem::take(&mut self.watched), clock))
+    /// What the backend's shadows found and no trial has: with the device's time at which they told.
+    pub fn take_findings(&mut self) -> Vec<(Nanos, Finding)> {
+        std::mem::take(&mut self.findings)
     }
 
     /// Starts a trial that is not waited for: its marks are, and then the machine is killed.
@@ -467,7 +475,8 @@ impl Guest {
             Garbled(String),
             Lost(u64),
         }
-        let watched = &mut self.watched;
+        let (findings, told) = (&mut self.findings, &mut self.told);
+        let kernel = &self.hello.kernel;
         let picked = self.inbox.wait_for(what, limit, |notice| {
             let Notice::Event { event, .. } = notice else {
                 return None;
@@ -475,16 +484,23 @@ impl Guest {
             if let pipeline::What::Lost { events } = event.what {
                 return Some(End::Lost(events));
             }
+            if let pipeline::What::Finding(finding) = &event.what {
+                // When it happens, the first of each rule; the report has them all.
+                if told.insert(finding.rule.clone()) {
+                    tracing::warn!("{kernel}: {finding}");
+                }
+                if findings.len() < MOST_FINDINGS {
+                    findings.push((event.at, finding.clone()));
+                }
+            }
             let message = match link::message_of(event).transpose() {
                 Ok(message) => message,
                 Err(garbled) => return Some(End::Garbled(garbled)),
             };
             match message {
                 Some(ToHost::Panic { text }) => Some(End::Panic(text)),
-                Some(ToHost::Trace(lines)) => {
-                    watched.push((event.at, lines));
-                    None
-                }
+                // For the shadow, and many.
+                Some(ToHost::Trace(_)) => None,
                 message => pick(event, message).map(End::Picked),
             }
         });

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use agent::wire::{Op, Workload};
 use pipeline::RuleSet;
+use pipeline::delalloc_shadow::RULES;
+use pipeline::shadow::Rule;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -129,6 +131,10 @@ pub struct Hit {
     pub kernel_log: Vec<String>,
     /// A number that the workload reads twice is larger the second time.
     pub counter_rises: Option<CounterRises>,
+    /// A shadow tells of one of these rules: `A3` and the like of the kernel's memory,
+    /// `D3-stale-data` and the like of the disk. Trials of such a plan always have shadows.
+    #[serde(default)]
+    pub shadow: Vec<String>,
 }
 
 /// Two values that the workload reads.
@@ -261,8 +267,16 @@ impl Plan {
 
 impl Hit {
     fn check(&self, workload: &Workload) -> Result<(), PlanProblem> {
-        if self.kernel_log.is_empty() && self.counter_rises.is_none() {
+        if self.kernel_log.is_empty() && self.counter_rises.is_none() && self.shadow.is_empty() {
             return Err(PlanProblem::NoHit);
+        }
+        let known =
+            |rule: &&String| is_of_kernel(rule) || Rule::ALL.iter().any(|of| of.id() == **rule);
+        if let Some(unknown) = self.shadow.iter().find(|rule| !known(rule)) {
+            let of_kernel = RULES.iter().map(|(rule, _)| rule.name());
+            let known = of_kernel.chain(Rule::ALL.iter().map(|rule| rule.id()));
+            let known = known.collect::<Vec<_>>().join(", ");
+            return Err(PlanProblem::UnknownRule { rule: unknown.clone(), known });
         }
         let Some(CounterRises { before, after }) = &self.counter_rises else {
             return Ok(());
@@ -274,6 +288,11 @@ impl Hit {
         }
         Ok(())
     }
+}
+
+/// Whether the delalloc shadow, not that of the disk, has such a rule.
+pub(crate) fn is_of_kernel(rule: &str) -> bool {
+    RULES.iter().any(|(of, _)| of.name() == rule)
 }
 
 /// Parses an arm's rules so that their line numbers are those of the plan file.

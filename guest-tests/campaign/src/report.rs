@@ -152,12 +152,13 @@ fn amplifications(campaign: &Campaign) -> impl Iterator<Item = (&str, &str, Ampl
     })
 }
 
-/// What the delalloc shadow noticed: per kernel, arm and rule, in how many trials, and the first.
+/// What the shadows noticed: per kernel, arm and rule, in how many trials, and the first.
 fn shadow(campaign: &Campaign) -> String {
     let mut groups: Vec<(&Noticed, BTreeSet<u32>, u64)> = Vec::new();
     for noticed in &campaign.noticed {
         let same = |first: &Noticed| {
-            (&first.kernel, &first.arm, first.rule) == (&noticed.kernel, &noticed.arm, noticed.rule)
+            (&first.kernel, &first.arm, &first.rule)
+                == (&noticed.kernel, &noticed.arm, &noticed.rule)
         };
         let at = groups.iter().position(|(first, ..)| same(first)).unwrap_or_else(|| {
             groups.push((noticed, BTreeSet::new(), 0));
@@ -171,11 +172,13 @@ fn shadow(campaign: &Campaign) -> String {
     if !campaign.watched.is_empty() {
         text += "\nThe shadow:\n";
     }
-    for Watched { kernel, events, lost } in &campaign.watched {
-        let _ = writeln!(text, "  {kernel}: {events} events of the kernel, {lost} lost");
+    for Watched { kernel, events, lost, rules } in &campaign.watched {
+        let rules = rules.join(" ");
+        let _ = writeln!(text, "  {kernel}: {events} events of the kernel, {lost} lost; {rules}");
     }
     for (first, trials, latest_us) in groups {
-        let Noticed { kernel, arm, rule, text: what, parked, .. } = first;
+        let Noticed { kernel, arm, rule, text: what, .. } = first;
+        let what = what.replace('\n', "\n    ");
         let _ = writeln!(
             text,
             "  {kernel}, arm {arm}: {rule} in {} trials, each within {:.1} ms; the first:\n    \
@@ -183,9 +186,6 @@ fn shadow(campaign: &Campaign) -> String {
             trials.len(),
             latest_us as f64 / 1000.0
         );
-        for request in parked {
-            let _ = writeln!(text, "    meanwhile parked: {request}");
-        }
     }
     text
 }

@@ -138,7 +138,7 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Something that the delalloc shadow noticed.
+/// Something that a shadow noticed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Noticed {
     /// The kernel.
@@ -147,9 +147,9 @@ pub struct Noticed {
     pub arm: String,
     /// The trial.
     pub trial: u32,
-    /// The invariant that was broken.
-    pub rule: &'static str,
-    /// By whom, where and against whom.
+    /// The rule that was broken.
+    pub rule: String,
+    /// Where, what was expected and seen, and what led to it on both sides.
     pub text: String,
     /// Requests that the device had parked while the two operations ran.
     pub parked: Vec<String>,
@@ -166,6 +166,8 @@ pub struct Watched {
     pub events: u64,
     /// Events that the kernel had no room for.
     pub lost: u64,
+    /// The rules that were checked.
+    pub rules: Vec<String>,
 }
 
 /// What came out.
@@ -185,7 +187,7 @@ pub struct Campaign {
     pub timelines: Vec<(String, Timeline)>,
     /// What nobody expected.
     pub findings: Vec<Finding>,
-    /// What the delalloc shadow noticed.
+    /// What the shadows noticed.
     pub noticed: Vec<Noticed>,
     /// Per kernel that was watched: what the shadow took in.
     pub watched: Vec<Watched>,

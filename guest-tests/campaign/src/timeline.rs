@@ -92,40 +92,6 @@ impl Timeline {
     }
 }
 
-/// A request that was parked for a while.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Parked {
-    /// From when to when, in nanoseconds of the device's clock.
-    pub(crate) from_ns: i64,
-    pub(crate) to_ns: i64,
-    /// What it touches, and by which rule it was parked.
-    pub(crate) text: String,
-}
-
-/// Every request that was parked and let go again.
-pub(crate) fn parked(events: &[Event]) -> Vec<Parked> {
-    let mut seen: BTreeMap<RequestId, String> = BTreeMap::new();
-    let mut parked = Vec::new();
-    for event in events {
-        match &event.what {
-            What::Request { id, op, sector, sectors, classes, .. } => {
-                seen.insert(*id, request_text(*op, *sector, *sectors, classes));
-            }
-            What::Released { id, rule, waited_ns, .. } => {
-                let to_ns = event.at.0.cast_signed();
-                let request = seen.remove(id).unwrap_or_else(|| format!("request {}", id.0));
-                parked.push(Parked {
-                    from_ns: to_ns.saturating_sub_unsigned(*waited_ns),
-                    to_ns,
-                    text: format!("{request} ({rule}, {} us)", waited_ns / 1000),
-                });
-            }
-            _ => {}
-        }
-    }
-    parked
-}
-
 fn request_text(op: Op, sector: u64, sectors: u64, classes: &[SpanRecord]) -> String {
     format!("{} {} at {sector}+{sectors}", op.name(), touches(classes))
 }

@@ -76,7 +76,7 @@ impl Engine {
         let layout_bytes = state.layout.as_ref().map_or(0, Layout::heap_bytes) as u64;
         let shadow = state.shadow.as_ref().map(Shadow::stats);
         let shadow = shadow.map(|stats| ShadowStats { layout_bytes, ..stats });
-        Stats { shadow, ..state.core.stats() }
+        Stats { shadow, kernel: state.follower.stats(), ..state.core.stats() }
     }
 
     /// Arms or disarms a rule.

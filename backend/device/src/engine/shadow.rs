@@ -1,12 +1,13 @@
-//! The engine's shadow: when it is fed, and what becomes of its findings.
+//! The engine's shadows: when they are fed, and what becomes of their findings.
 //!
-//! In: requests under the engine's lock. Out: findings as events and in the daemon's log.
-//! Must not know: what the shadow looks for.
+//! In: requests under the engine's lock, events of one step. Out: findings as events and in the
+//! daemon's log.
+//! Must not know: what the shadows look for.
 
 use ext4_layout::{Layout, LayoutMap};
 use pipeline::event::LayoutChange;
 use pipeline::shadow::{Arriving, Finding};
-use pipeline::{Nanos, Outcome, RequestId, What};
+use pipeline::{Nanos, Outbox, Outcome, RequestId, What};
 
 use super::state::State;
 use super::{ArrivingRequest, Engine};
@@ -56,6 +57,19 @@ pub(super) fn complete(
     let commits = state.layout.as_mut().map(Layout::take_commits).unwrap_or_default();
     shadow.complete(now, id, outcome, (old, map), &commits);
     tell(state, now);
+}
+
+/// Shows the events of a step to the delalloc shadow: what it finds comes right behind them.
+pub(super) fn follow(state: &mut State, outbox: &mut Outbox) {
+    state.follower.observe(&outbox.events);
+    if !state.follower.has_findings() {
+        return;
+    }
+    let at = outbox.events.last().map_or(Nanos(0), |event| event.at);
+    for finding in state.follower.take_findings() {
+        warn(&finding);
+        state.core.note(at, What::Finding(finding), outbox);
+    }
 }
 
 fn tell(state: &mut State, now: Nanos) {

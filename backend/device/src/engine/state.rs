@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
 
 use ext4_layout::{Layout, LayoutMap, Span};
+use pipeline::delalloc_shadow::Follower;
 use pipeline::shadow::Shadow;
 use pipeline::{Action, Core, Filter, Nanos, Outbox, RequestId};
 
 use super::view::Snapshot;
-use super::{Disposition, Engine, Release};
+use super::{Disposition, Engine, Release, shadow};
 use crate::clock::Clock;
 
 /// Core, layout and what belongs to them.
@@ -37,6 +38,8 @@ pub(super) struct State {
     pub(super) reopen_due: bool,
     /// Looks at what the guest does to the disk, if it is asked to.
     pub(super) shadow: Option<Shadow>,
+    /// Follows what the guest's kernel keeps in memory, as far as an agent tells.
+    pub(super) follower: Follower,
     /// Set while the disk has no ext4 that can be read.
     pub(super) no_ext4: Option<NoExt4>,
     /// The time of the last step, which no later one may precede: a step that lets go of
@@ -72,6 +75,7 @@ impl State {
             logging: false,
             reopen_due: false,
             shadow,
+            follower: Follower::new(),
             no_ext4: None,
             last: Nanos(0),
             parked: HashMap::new(),
@@ -154,6 +158,7 @@ impl Engine {
             state.filter = state.core.filter();
             self.publish(state);
         }
+        shadow::follow(state, &mut outbox);
         self.sinks.push(&mut outbox.events);
         outbox.clear();
         state.outbox = outbox;

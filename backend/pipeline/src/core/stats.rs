@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::delalloc_shadow::FollowerStats;
 use crate::rules::LIMIT_NS;
 use crate::shadow::ShadowStats;
 
@@ -25,6 +26,9 @@ pub struct Stats {
     /// Counts of the shadow, if the disk has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowStats>,
+    /// Counts of the delalloc shadow, if the guest's kernel is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<FollowerStats>,
 }
 
 /// Counts and latencies of a rule, since it was loaded.

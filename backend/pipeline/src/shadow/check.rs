@@ -11,6 +11,7 @@ use ext4_layout::{Change, Layout, ReadAt, ReadError};
 use thiserror::Error;
 
 use super::{Arriving, Finding, Options, Shadow, ShadowStats};
+use crate::delalloc_shadow::{Follower, FollowerStats};
 use crate::event::{BadBytes, Event, LayoutChange, SCHEMA, What, bytes_of};
 use crate::request::{Nanos, Op, Outcome, RequestId};
 
@@ -23,6 +24,8 @@ pub struct Checked {
     pub recorded: Vec<(usize, Finding)>,
     /// Counts at the end.
     pub stats: ShadowStats,
+    /// Counts of the delalloc shadow, if a kernel was watched.
+    pub kernel: Option<FollowerStats>,
 }
 
 /// A log that cannot be checked.
@@ -51,7 +54,7 @@ pub enum CheckError {
         /// Schema of the log.
         found: u32,
     },
-    /// No bytes in it.
+    /// No bytes in it, and no kernel that was watched.
     #[error("the log has no bytes of metadata; record it with --shadow and --event-log")]
     NoBytes,
 }
@@ -75,6 +78,10 @@ pub struct Checker {
     pending: HashMap<RequestId, Vec<u8>>,
     open: HashMap<RequestId, Open>,
     seen_bytes: bool,
+    /// What the agent said of its kernel, in the same log.
+    follower: Follower,
+    /// The last event, if it was a request.
+    request: Option<Event>,
     checked: Checked,
 }
 
@@ -109,6 +116,8 @@ impl Checker {
             pending: HashMap::new(),
             open: HashMap::new(),
             seen_bytes: false,
+            follower: Follower::new(),
+            request: None,
             checked: Checked::default(),
         }
     }
@@ -130,6 +139,7 @@ impl Checker {
     /// # Errors
     /// An event that cannot be read, or of another schema.
     pub fn event(&mut self, event: Event) -> Result<(), CheckError> {
+        self.follow(&event);
         let Event { at, what, .. } = event;
         match what {
             What::Log { schema, .. } if schema != SCHEMA => {
@@ -171,12 +181,27 @@ impl Checker {
     /// # Errors
     /// A log without bytes.
     pub fn finish(mut self) -> Result<Checked, CheckError> {
-        if !self.seen_bytes {
+        self.checked.kernel = self.follower.stats();
+        if !self.seen_bytes && self.checked.kernel.is_none() {
             return Err(CheckError::NoBytes);
         }
         self.checked.stats = self.shadow.stats();
         self.checked.stats.layout_bytes = self.layout.heap_bytes() as u64;
         Ok(self.checked)
+    }
+
+    /// The delalloc shadow goes by events, and a decision belongs to the request before it.
+    fn follow(&mut self, event: &Event) {
+        let belongs = matches!(event.what, What::Decision { .. });
+        match self.request.take().filter(|_| belongs) {
+            Some(request) => self.follower.observe(&[request, event.clone()]),
+            None => self.follower.observe(std::slice::from_ref(event)),
+        }
+        if matches!(event.what, What::Request { .. }) {
+            self.request = Some(event.clone());
+        }
+        let found = self.follower.take_findings().into_iter().map(|finding| (self.line, finding));
+        self.checked.findings.extend(found);
     }
 
     fn request(&mut self, at: Nanos, id: RequestId, op: Op, sector: u64, sectors: u64) {

@@ -226,7 +226,10 @@ impl Findings {
 /// For people: one line, then the story, one line each.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.rule)?;
+        f.write_str(&self.rule)?;
+        if (self.inode, self.lblks, self.blocks, self.tid) != (None, None, None, None) {
+            f.write_str(":")?;
+        }
         if let Some(inode) = self.inode {
             write!(f, " inode {inode}")?;
         }

@@ -62,13 +62,16 @@ fn describe(text: &mut String, plan: &Plan) {
             let _ = writeln!(text, "  arm {}, rule {name}: {meaning}", arm.name);
         }
     }
-    let Hit { kernel_log, counter_rises } = &plan.hit;
+    let Hit { kernel_log, counter_rises, shadow } = &plan.hit;
     if !kernel_log.is_empty() {
         let parts = kernel_log.join("\" and \"");
         let _ = writeln!(text, "  hit: the kernel says \"{parts}\"");
     }
     if let Some(counter) = counter_rises {
         let _ = writeln!(text, "  hit: {} is more than {}", counter.after, counter.before);
+    }
+    if !shadow.is_empty() {
+        let _ = writeln!(text, "  hit: a shadow finds {}", shadow.join(" or "));
     }
     let percent = 100.0 * plan.rate_if_affected;
     let _ = writeln!(text, "  an affected kernel is hit in at least {percent:.0} % of the trials");

@@ -14,7 +14,7 @@ use std::time::Duration;
 use agent::draws::Draws;
 use agent::random_writes::{RandomWrites, synced};
 use agent::wire::{Op, Step, ToHost};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -188,7 +188,36 @@ impl<'a> Performer<'a> {
                 compare(&data, *offset, *expect)
             }
             Op::Fsync { file } => files.get(file)?.file.sync_all(),
-            Op::Syncfs {} => Ok(rustix::fs::syncfs(File::open(&stage.root)?)?),
+            Op::TryFsync { file } => {
+                // Its failure is in the step's time and in the kernel's log, if anywhere.
+                drop(files.get(file)?.file.sync_all());
+                Ok(())
+            }
+            Op::SeekData { file, offset, name } => {
+                let open = files.get(file)?;
+                match rustix::fs::seek(&open.file, SeekFrom::Data(*offset)) {
+                    Ok(at) => self.value(name, &at.to_string()),
+                    Err(Errno::NXIO) => self.value(name, "none"),
+                    Err(error) => return Err(error.into()),
+                }
+                Ok(())
+            }
+            Op::WriteMapped { file, offset, bytes, from, from_offset, name } => {
+                let (to, from) = (files.get(file)?, files.get(from)?);
+                let mapping = from.mapping.get().ok_or_else(unmapped)?;
+                let written = mapping.write_to(&to.file, *offset, *from_offset, *bytes)?;
+                self.value(name, &written.to_string());
+                Ok(())
+            }
+            Op::DropMapped { file, offset, bytes } => {
+                let open = files.get(file)?;
+                open.mapping.get().ok_or_else(unmapped)?.drop_pages(*offset, *bytes)
+            }
+            Op::Syncfs {} => {
+                rustix::fs::syncfs(File::open(&stage.root)?)?;
+                self.tell_quiet();
+                Ok(())
+            }
             _ => self.call_on_system(op),
         }
     }
@@ -205,7 +234,18 @@ impl<'a> Performer<'a> {
             Op::Umount {} => {
                 // An open file would keep the file system busy.
                 files.clear();
+                // What umount would write anyway; a failure is umount's to tell.
+                if stage.tracer().is_some() && rustix::fs::syncfs(File::open(&stage.root)?).is_ok()
+                {
+                    self.tell_quiet();
+                }
                 Ok(rustix::mount::unmount(&stage.root, UnmountFlags::empty())?)
+            }
+            Op::Remount { options, may_fail } => {
+                let (flags, data) = mount_flags(options, running());
+                let remounted =
+                    rustix::mount::mount_remount(&stage.root, flags, &CString::new(data)?);
+                if *may_fail { Ok(()) } else { Ok(remounted?) }
             }
             Op::Delay { min_us, max_us } => {
                 clock::sleep(Duration::from_micros(self.draws.between(*min_us, *max_us)));
@@ -255,13 +295,29 @@ impl<'a> Performer<'a> {
     }
 
     fn mount(&self, options: &str) -> io::Result<()> {
-        let uname = rustix::system::uname();
-        let running = version(&uname.release().to_string_lossy());
-        let (flags, data) = mount_flags(options, running);
+        let (flags, data) = mount_flags(options, running());
         let device = format!("/dev/{}", self.shared.stage.disk);
         let data = CString::new(data)?;
         let root = &self.shared.stage.root;
         Ok(rustix::mount::mount(device, root, "ext4", flags, data.as_c_str())?)
+    }
+
+    /// With no other thread at work, and everything written, the kernel says how many blocks it still
+    /// counts as delayed: for those who watch it.
+    fn tell_quiet(&self) {
+        let stage = self.shared.stage;
+        let (Some(tracer), false) = (stage.tracer(), self.in_thread()) else {
+            return;
+        };
+        let path = format!("/sys/fs/ext4/{}/delayed_allocation_blocks", stage.disk);
+        if let Ok(dirty) = fs::read_to_string(path) {
+            tracer.mark(&format!("quiet=1 dirty={}", dirty.trim()));
+        }
+    }
+
+    /// Whether other threads may be at work.
+    fn in_thread(&self) -> bool {
+        self.shared.trial.workload.threads.iter().any(|thread| thread.name == self.thread)
     }
 
     fn mark(&self, name: &str) -> io::Result<()> {
@@ -282,6 +338,11 @@ impl<'a> Performer<'a> {
         let watch = Watch::new(tid.ok_or_else(not_yet)?)?;
         watch.wait(within, limit, || self.shared.stage.meeting.given_up())
     }
+}
+
+/// The kernel that runs.
+fn running() -> Option<(u32, u32)> {
+    version(&rustix::system::uname().release().to_string_lossy())
 }
 
 fn unmapped() -> io::Error {

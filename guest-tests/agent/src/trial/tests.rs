@@ -29,6 +29,7 @@ fn ground() -> Ground {
         meeting: Arc::default(),
         host: Arc::clone(&told) as Arc<dyn Host>,
         kernel_log: None,
+        tracer: None,
     };
     Ground { stage, told, dir }
 }

@@ -12,7 +12,8 @@ pub struct TraceOrder {
     /// Probes as `kprobe_events` of tracefs takes them (kernel:
     /// `Documentation/trace/kprobetrace.rst`), in the group `racegate`. `{STRUCT.MEMBER}` becomes
     /// the offset of the member in bytes, with its sign, from the kernel's own type information;
-    /// `{STRUCT.MEMBER-STRUCT.MEMBER}` the difference of two.
+    /// `{STRUCT.MEMBER-STRUCT.MEMBER}` the difference of two. ` if EXPRESSION` at the end is a filter
+    /// (kernel: `Documentation/trace/events.rst`).
     pub probes: Vec<String>,
     /// Tracepoints, as `GROUP/NAME`.
     pub events: Vec<String>,
@@ -34,6 +35,10 @@ pub struct TraceStarted {
 pub struct TraceLines {
     /// Counts batches from 0; a gap means that one was lost on the way.
     pub batch: u64,
-    /// The lines; the kernel writes `CPU:1 [LOST 12 EVENTS]` where its buffer overflowed.
+    /// The lines; the kernel writes `CPU:1 [LOST 12 EVENTS]` where its buffer overflowed. None: the
+    /// kernel's buffers were empty.
     pub lines: Vec<String>,
+    /// When they were sent, CLOCK_MONOTONIC of the guest in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_ns: Option<u64>,
 }

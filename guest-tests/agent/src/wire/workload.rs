@@ -4,10 +4,13 @@
 //! they are.
 //! Must not know: how an operation is carried out, and what counts as a hit.
 
+mod error;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+
+pub use error::WorkloadError;
 
 /// One trial's work: `setup`, then all `threads` at once, then `finish`; `cleanup` in any case.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,14 @@ pub enum Op {
     },
     /// Unmount it.
     Umount {},
+    /// Mount it again with other options (`mount -o remount`).
+    Remount {
+        /// As for `mount`.
+        options: String,
+        /// A kernel may refuse: the trial goes on.
+        #[serde(default)]
+        may_fail: bool,
+    },
     /// Mount it unless it is.
     EnsureMounted {
         /// As for `mount`.
@@ -155,8 +166,52 @@ pub enum Op {
         #[serde(default)]
         expect: Option<u8>,
     },
+    /// lseek(SEEK_DATA) into the result: where data begins at or after the offset, or `none`.
+    SeekData {
+        /// Which file.
+        file: String,
+        /// From where.
+        #[serde(default)]
+        offset: u64,
+        /// Name of the value in the result.
+        name: String,
+    },
+    /// pwrite of bytes that lie in another file's mapping. A page that is not in memory when the
+    /// kernel copies makes it a short write; how much was written is no failure.
+    WriteMapped {
+        /// Which file is written to.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// The file in whose mapping the bytes are.
+        from: String,
+        /// Where in that mapping.
+        #[serde(default)]
+        from_offset: u64,
+        /// Name of the value in the result: how many bytes were written by the first call.
+        name: String,
+    },
+    /// madvise(MADV_DONTNEED) of a part of a mapping: its pages leave the address space, not the
+    /// page cache.
+    DropMapped {
+        /// Whose mapping.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+    },
     /// fsync.
     Fsync {
+        /// Which file.
+        file: String,
+    },
+    /// fsync that may fail, as after a write that the disk failed: the trial goes on.
+    TryFsync {
         /// Which file.
         file: String,
     },
@@ -307,70 +362,6 @@ const MOST_TIMES: u64 = 4096;
 /// Names that [`super::Step::thread`] uses for the parts outside threads.
 const PARTS: [&str; 3] = ["setup", "finish", "cleanup"];
 
-/// Why a workload cannot be carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum WorkloadError {
-    /// Two threads share a name, or one is called like a part of the workload.
-    #[error("thread name \"{name}\" is taken; give each thread a name of its own")]
-    ThreadName {
-        /// The name.
-        name: String,
-    },
-    /// `await_parked` names no thread of the workload.
-    #[error("{place}: there is no thread \"{thread}\" to wait for")]
-    UnknownThread {
-        /// Where.
-        place: String,
-        /// The name.
-        thread: String,
-    },
-    /// An operation uses a file that no `open` names.
-    #[error("{place}: no `open` names the file \"{file}\"")]
-    UnknownFile {
-        /// Where.
-        place: String,
-        /// The name.
-        file: String,
-    },
-    /// A number is outside what the agent accepts.
-    #[error("{place}: `{field}` is {value}; at most {most} can be done")]
-    TooMuch {
-        /// Where.
-        place: String,
-        /// Field.
-        field: &'static str,
-        /// Its value.
-        value: u64,
-        /// The most that is accepted.
-        most: u64,
-    },
-    /// A range is empty.
-    #[error("{place}: `min_us` {min_us} is above `max_us` {max_us}")]
-    Range {
-        /// Where.
-        place: String,
-        /// Lower end.
-        min_us: u64,
-        /// Upper end.
-        max_us: u64,
-    },
-    /// A thread operation stands outside threads.
-    #[error("{place}: only threads can do this")]
-    OutsideThread {
-        /// Where.
-        place: String,
-    },
-    /// A path leaves the mount point.
-    #[error("{place}: path \"{path}\" must be relative and without \"..\"")]
-    Path {
-        /// Where.
-        place: String,
-        /// The path.
-        path: String,
-    },
-}
-
 impl Workload {
     /// Checks what types cannot: names that must fit together, and limits.
     ///
@@ -408,7 +399,10 @@ impl Workload {
 
     /// Whether some operation reads a value of that name.
     pub fn reads(&self, value: &str) -> bool {
-        let reads = |op: &Op| matches!(op, Op::ReadValue { name, .. } | Op::CountUntil { name, .. } if name == value);
+        let reads = |op: &Op| {
+            matches!(op, Op::ReadValue { name, .. } | Op::CountUntil { name, .. }
+                | Op::SeekData { name, .. } | Op::WriteMapped { name, .. } if name == value)
+        };
         self.parts().flat_map(|(_, ops)| ops).any(reads)
     }
 
@@ -426,6 +420,7 @@ impl Op {
         match self {
             Op::Mount { options } => format!("mount {options}"),
             Op::Umount {} => "umount".into(),
+            Op::Remount { options, .. } => format!("remount {options}"),
             Op::EnsureMounted { options } => format!("ensure_mounted {options}"),
             Op::Open { path, .. } => format!("open {path}"),
             Op::Close { file } => format!("close {file}"),
@@ -439,7 +434,15 @@ impl Op {
             Op::Store { file, offset, .. } => format!("store {file} {offset}"),
             Op::Write { file, offset, bytes, .. } => format!("write {file} {offset}+{bytes}"),
             Op::Read { file, offset, bytes, .. } => format!("read {file} {offset}+{bytes}"),
+            Op::SeekData { file, offset, .. } => format!("seek_data {file} {offset}"),
+            Op::WriteMapped { file, offset, bytes, .. } => {
+                format!("write_mapped {file} {offset}+{bytes}")
+            }
+            Op::DropMapped { file, offset, bytes } => {
+                format!("drop_mapped {file} {offset}+{bytes}")
+            }
             Op::Fsync { file } => format!("fsync {file}"),
+            Op::TryFsync { file } => format!("try_fsync {file}"),
             Op::Msync { file, bytes } => format!("msync {file} 0+{bytes}"),
             Op::Syncfs {} => "syncfs".into(),
             Op::Delay { min_us, max_us } => format!("delay {min_us}..{max_us} us"),
@@ -501,7 +504,11 @@ impl Op {
             | Op::Map { file, .. }
             | Op::Store { file, .. }
             | Op::Msync { file, .. }
+            | Op::SeekData { file, .. }
+            | Op::DropMapped { file, .. }
+            | Op::TryFsync { file }
             | Op::Fsync { file } => known(file),
+            Op::WriteMapped { file, from, .. } => known(file).and_then(|()| known(from)),
             Op::Delay { min_us, max_us } => {
                 if min_us > max_us {
                     let (min_us, max_us) = (*min_us, *max_us);
@@ -536,6 +543,7 @@ impl Op {
             }
             Op::Mount { .. }
             | Op::Umount {}
+            | Op::Remount { .. }
             | Op::EnsureMounted { .. }
             | Op::Syncfs {}
             | Op::Barrier { .. }

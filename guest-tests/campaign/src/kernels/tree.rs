@@ -59,7 +59,8 @@ pub(super) fn modules_in(root: &Path) -> Option<PathBuf> {
 #[derive(Debug)]
 pub(super) struct Tree {
     files: BTreeMap<String, PathBuf>,
-    built_in: BTreeSet<String>,
+    /// `None`: the package has no list, as those of Linux 7 do not.
+    built_in: Option<BTreeSet<String>>,
 }
 
 impl Tree {
@@ -81,10 +82,10 @@ impl Tree {
                 }
             }
         }
-        let list = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
-        let built_in =
-            list.lines().filter_map(|line| module_name(line.rsplit('/').next().unwrap_or(line)));
-        Ok(Tree { files, built_in: built_in.collect() })
+        let list = fs::read_to_string(folder.join("modules.builtin")).ok();
+        let name = |line: &str| module_name(line.rsplit('/').next().unwrap_or(line));
+        let built_in = list.map(|list| list.lines().filter_map(name).collect());
+        Ok(Tree { files, built_in })
     }
 
     /// The file of module `name`.
@@ -92,9 +93,13 @@ impl Tree {
         self.files.get(name).map(PathBuf::as_path)
     }
 
-    /// Whether `name` is a module that was built into the image.
+    /// Whether `name` is a module that was built into the image. Without a list, what has no file is
+    /// taken to be.
     pub(super) fn is_built_in(&self, name: &str) -> bool {
-        self.built_in.contains(name)
+        match &self.built_in {
+            Some(list) => list.contains(name),
+            None => !self.files.contains_key(name),
+        }
     }
 }
 

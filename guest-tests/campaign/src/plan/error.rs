@@ -60,8 +60,16 @@ pub enum PlanProblem {
     #[error(transparent)]
     Workload(WorkloadError),
     /// Nothing counts as a hit.
-    #[error("nothing counts as a hit; give kernel_log, counter_rises, or both")]
+    #[error("nothing counts as a hit; give kernel_log, counter_rises, shadow, or several")]
     NoHit,
+    /// A rule that no shadow has.
+    #[error("no shadow has a rule \"{rule}\"; there are {known}")]
+    UnknownRule {
+        /// The rule.
+        rule: String,
+        /// Those that there are.
+        known: String,
+    },
     /// A hit needs a value that the workload does not read.
     #[error("counter_rises needs the value \"{0}\", which no read_value of the workload reads")]
     UnreadValue(String),

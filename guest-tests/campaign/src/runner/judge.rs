@@ -9,6 +9,7 @@ use agent::wire::{KernelLine, TrialResult};
 use pipeline::{Event, What};
 use serde::Serialize;
 
+use super::Noticed;
 use crate::device::Device;
 use crate::plan::{Arm, CounterRises, Hit};
 
@@ -52,6 +53,7 @@ pub(super) fn judge(
     device: Device,
     result: &TrialResult,
     events: &[Event],
+    noticed: &[Noticed],
 ) -> Outcome {
     let invalid = |evidence: String| Outcome::Invalid { evidence };
     if let Some(error) = &result.error {
@@ -67,6 +69,13 @@ pub(super) fn judge(
         findings.push(match line {
             Some(line) => (true, format!("kernel: {}", line.text)),
             None => (false, "kernel log: nothing".to_owned()),
+        });
+    }
+    if !hit.shadow.is_empty() {
+        let of = noticed.iter().find(|noticed| hit.shadow.contains(&noticed.rule));
+        findings.push(match of {
+            Some(of) => (true, format!("shadow: {}", of.text.lines().next().unwrap_or(&of.rule))),
+            None => (false, "shadow: nothing".to_owned()),
         });
     }
     if let Some(counter) = &hit.counter_rises {
@@ -114,6 +123,7 @@ mod tests {
         Hit {
             kernel_log: vec!["i_reserved_data_blocks (".into(), "not cleared!".into()],
             counter_rises: Some(CounterRises { before: "before".into(), after: "after".into() }),
+            shadow: Vec::new(),
         }
     }
 
@@ -138,7 +148,7 @@ mod tests {
     #[test]
     fn both_signs_must_agree() {
         let judge = |line, before, after| {
-            judge(&hit(), &arm(""), Device::Blk, &result(line, before, after), &[])
+            judge(&hit(), &arm(""), Device::Blk, &result(line, before, after), &[], &[])
         };
         assert!(matches!(judge(COMPLAINT, "0", "1"), Outcome::Hit { .. }));
         assert!(matches!(judge(COMPLAINT, "3", "4"), Outcome::Hit { .. }));
@@ -157,7 +167,7 @@ mod tests {
         let mut failed = result(COMPLAINT, "0", "1");
         failed.error = Some("storer: store: no".into());
         assert!(matches!(
-            judge(&hit(), &arm(""), Device::Blk, &failed, &[]),
+            judge(&hit(), &arm(""), Device::Blk, &failed, &[], &[]),
             Outcome::Invalid { .. }
         ));
 
@@ -172,14 +182,35 @@ mod tests {
             },
         };
         let good = result(COMPLAINT, "0", "1");
-        let idle = judge(&hit(), &arm(RULE), Device::Blk, &good, &[]);
+        let idle = judge(&hit(), &arm(RULE), Device::Blk, &good, &[], &[]);
         assert_eq!(idle, Outcome::Invalid { evidence: "rule r did not fire".into() });
         assert!(matches!(
-            judge(&hit(), &arm(RULE), Device::Blk, &good, &[decision]),
+            judge(&hit(), &arm(RULE), Device::Blk, &good, &[decision], &[]),
             Outcome::Hit { .. }
         ));
         // A rule about reads says nothing about a device that has none.
-        let judged = judge(&hit(), &arm(RULE), Device::Nvdimm, &good, &[]);
+        let judged = judge(&hit(), &arm(RULE), Device::Nvdimm, &good, &[], &[]);
         assert!(matches!(judged, Outcome::Hit { .. }), "{judged:?}");
+    }
+
+    #[test]
+    fn a_finding_of_the_shadow_is_a_sign_like_the_others() {
+        let noticed = |rule: &str| Noticed {
+            kernel: "k".into(),
+            arm: "rules".into(),
+            trial: 0,
+            rule: rule.into(),
+            text: format!("{rule}: inode 12\n  0.1 ms"),
+            parked: Vec::new(),
+            noticed_after_us: 1,
+        };
+        let wanted = Hit { kernel_log: vec![], counter_rises: None, shadow: vec!["A3".into()] };
+        let judge = |noticed: &[Noticed]| {
+            judge(&wanted, &arm(""), Device::Blk, &result("x", "0", "0"), &[], noticed)
+        };
+        let hit = Outcome::Hit { evidence: "shadow: A3: inode 12".into() };
+        assert_eq!(judge(&[noticed("C1"), noticed("A3")]), hit);
+        assert!(matches!(judge(&[noticed("C1")]), Outcome::Miss { .. }));
+        assert!(matches!(judge(&[]), Outcome::Miss { .. }));
     }
 }

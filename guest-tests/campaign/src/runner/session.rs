@@ -13,9 +13,11 @@ use std::time::Instant;
 use agent::wire::{KernelLine, Trial};
 
 use super::judge::{self, Outcome};
-use super::shadow::Watch;
-use super::{ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, trial_seed};
+use super::{
+    ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, shadow, trial_seed,
+};
 use crate::backend::BackendConfig;
+use crate::device::Device;
 use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
 use crate::kernels::Kernel;
@@ -77,7 +79,8 @@ pub(super) fn run(
             watched: None,
             gave_up: None,
         },
-        watch: None,
+        unseen: Vec::new(),
+        last: None,
         seen: HashSet::new(),
         broken: None,
     };
@@ -129,8 +132,10 @@ struct Runner<'a> {
     /// Whether one of them brought up a guest.
     booted: bool,
     session: Session,
-    /// The shadow of the guest that runs.
-    watch: Option<Watch>,
+    /// Rules that a hit needs and the shadow cannot check on this kernel.
+    unseen: Vec<String>,
+    /// The trial before.
+    last: Option<(String, u32)>,
     /// Findings that were noted, with digits taken out.
     seen: HashSet<String>,
     /// Why a finding could not be stored.
@@ -176,6 +181,7 @@ impl<'a> Runner<'a> {
                     return Err(RunError::Boot { kernel, source: Box::new(error) });
                 }
                 Err(error) => {
+                    self.watched();
                     self.keep_console()?;
                     self.guest = None;
                     let text = format!("the guest failed and was booted anew: {error}");
@@ -220,17 +226,8 @@ impl<'a> Runner<'a> {
         let observed = guest.run(order, plan.guest.trial_limit);
         let seconds = started.elapsed().as_secs_f64();
         // Kept also after a failure: its console is evidence.
-        let guest = self.guest.insert(guest);
-        let observed = observed?;
-        if let Some(watch) = &mut self.watch {
-            watch.trial(&arm.name, trial, observed.result.ended_ns);
-            self.session.noticed.extend(watch.catch_up(
-                &self.kernel.name,
-                guest,
-                &observed.events,
-            )?);
-        }
-        Ok((observed, seconds))
+        self.guest = Some(guest);
+        Ok((observed?, seconds))
     }
 
     fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
@@ -240,6 +237,11 @@ impl<'a> Runner<'a> {
         backend.queues = order.queues;
         backend.seed = order.seed;
         backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));
+        let shadowed = order.shadow || !order.plan.hit.shadow.is_empty();
+        // A page server has no shadow of its disk.
+        if shadowed && order.device == Device::Blk {
+            backend.extra.push("--shadow".into());
+        }
         self.boots += 1;
         self.loaded = None;
         let mut guest = Guest::boot(&GuestConfig {
@@ -257,32 +259,40 @@ impl<'a> Runner<'a> {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
         }
-        self.watched();
-        self.watch = None;
-        if order.shadow {
-            let (watch, missing) = Watch::start(&mut guest)?;
-            self.watch = Some(watch);
-            for probe in missing {
+        if shadowed {
+            for probe in shadow::start(&mut guest)? {
                 self.find(arm, trial, format!("the shadow does not see all: {probe}"));
             }
+            let checked = shadow::stats(&mut guest)?.rules;
+            let wanted = order.plan.hit.shadow.iter();
+            let wanted = wanted.filter(|rule| crate::plan::is_of_kernel(rule));
+            self.unseen = wanted.filter(|rule| !checked.contains(rule)).cloned().collect();
         }
         Ok(guest)
     }
 
-    /// Adds what the shadow of the guest saw to that of the guests before.
+    /// Adds what the delalloc shadow of the guest saw to that of the guests before.
     fn watched(&mut self) {
-        let Some(watch) = &self.watch else {
+        let Some(guest) = &mut self.guest else {
             return;
         };
-        let (events, lost) = watch.counts();
+        let stats = match shadow::stats(guest) {
+            Ok(stats) => stats,
+            Err(error) => return tracing::warn!(kernel = self.kernel.name, "{error}"),
+        };
+        if stats.rules.is_empty() {
+            return;
+        }
         let name = || self.kernel.name.clone();
         let sum = self.session.watched.get_or_insert_with(|| Watched {
             kernel: name(),
             events: 0,
             lost: 0,
+            rules: Vec::new(),
         });
-        sum.events += events;
-        sum.lost += lost;
+        sum.events += stats.events;
+        sum.lost += stats.lost;
+        sum.rules = stats.rules;
     }
 
     fn record(
@@ -292,9 +302,29 @@ impl<'a> Runner<'a> {
         observed: &Observed,
         seconds: f64,
     ) -> Result<TrialRecord, RunError> {
-        let Observed { result, events, clock } = observed;
+        let Observed { result, events, clock, findings } = observed;
         let hit = &self.order.plan.hit;
-        let outcome = judge::judge(hit, arm, self.order.device, result, events);
+        // What was told of before the trial began belongs to the one before.
+        let began = clock.to_device(result.began_ns).saturating_sub_unsigned(clock.error_ns);
+        let split = findings.partition_point(|(at, _)| at.0.cast_signed() < began);
+        let (late, own) = findings.split_at(split);
+        let kernel = &self.kernel.name;
+        let last = self.last.replace((arm.name.clone(), trial));
+        if let Some((last_arm, last_trial)) = last {
+            let late = late
+                .iter()
+                .map(|(at, finding)| shadow::noticed(kernel, &last_arm, last_trial, *at, finding));
+            self.session.noticed.extend(late);
+        }
+        let own = own.iter().map(|(at, f)| shadow::noticed(kernel, &arm.name, trial, *at, f));
+        let own: Vec<Noticed> = own.collect();
+        let outcome = match &self.unseen[..] {
+            [] => judge::judge(hit, arm, self.order.device, result, events, &own),
+            unseen => Outcome::Invalid {
+                evidence: format!("the shadow cannot check {} here", unseen.join(", ")),
+            },
+        };
+        self.session.noticed.extend(own);
         for line in result.kernel.iter().filter(|line| is_complaint(hit, line)) {
             self.find(arm, trial, line.text.clone());
         }
@@ -337,14 +367,13 @@ impl<'a> Runner<'a> {
 
     fn end(mut self) -> Result<Session, RunError> {
         self.keep_console()?;
-        if let Some(guest) = &mut self.guest
-            && let Some(watch) = &mut self.watch
-        {
-            match watch.catch_up(&self.kernel.name, guest, &[]) {
-                Ok(noticed) => self.session.noticed.extend(noticed),
-                Err(error) => tracing::warn!(kernel = self.kernel.name, "{error}"),
-            }
-            self.watched();
+        self.watched();
+        if let (Some(guest), Some((arm, trial))) = (&mut self.guest, &self.last) {
+            let late = guest.take_findings();
+            let late = late
+                .iter()
+                .map(|(at, finding)| shadow::noticed(&self.kernel.name, arm, *trial, *at, finding));
+            self.session.noticed.extend(late);
         }
         if let Some(guest) = self.guest.take() {
             // The trials are done; a guest that does not power off is killed by being dropped.

@@ -5,30 +5,33 @@
 
 use std::collections::BTreeMap;
 
-/// Most ranges; beyond that the lowest is forgotten, which makes it unknown.
-const MOST_RANGES: usize = 16_384;
-
 /// Ranges that do not overlap: first block to (number of blocks, note).
 #[derive(Debug)]
-pub(super) struct Blocks<T>(BTreeMap<u32, (u32, T)>);
+pub(super) struct Ranges<T>(BTreeMap<u32, (u32, T)>);
 
-impl<T> Default for Blocks<T> {
-    fn default() -> Blocks<T> {
-        Blocks(BTreeMap::new())
+impl<T> Default for Ranges<T> {
+    fn default() -> Ranges<T> {
+        Ranges(BTreeMap::new())
     }
 }
 
-impl<T: Clone> Blocks<T> {
+impl<T: Clone> Ranges<T> {
+    /// How many ranges.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Enters `first..first + len`; what was known of those blocks is replaced.
-    pub(super) fn insert(&mut self, first: u32, len: u32, note: &T) {
+    pub(super) fn insert(&mut self, first: u32, len: u32, note: T) {
         self.remove(first, len);
-        if len == 0 {
-            return;
+        if len > 0 {
+            self.0.insert(first, (len, note));
         }
-        if self.0.len() >= MOST_RANGES {
-            self.0.pop_first();
-        }
-        self.0.insert(first, (len, note.clone()));
     }
 
     /// Takes out `first..first + len`.
@@ -42,7 +45,7 @@ impl<T: Clone> Blocks<T> {
         }
     }
 
-    /// Makes two of a range that has `point` in its middle.
+    /// Makes two of a range that has `point` in its middle. Both keep the note as it is.
     fn split_at(&mut self, point: u64) {
         let Ok(block) = u32::try_from(point) else {
             return;
@@ -59,16 +62,23 @@ impl<T: Clone> Blocks<T> {
         }
     }
 
-    /// The first blocks of `first..first + len` that are known: where they begin, how many, and
-    /// their note.
-    pub(super) fn first_of(&self, first: u32, len: u32) -> Option<(u32, u32, T)> {
+    /// The known parts of `first..first + len`, in order: where each begins, how many blocks, and
+    /// its note.
+    pub(super) fn within(&self, first: u32, len: u32) -> impl Iterator<Item = (u32, u32, &T)> {
         let end = end_of(first, len);
-        let before = self.0.range(..=first).next_back();
+        let before = self.0.range(..first).next_back();
         let reaching = before.filter(|(at, (len, _))| end_of(**at, *len) > u64::from(first));
-        let (at, (len, note)) = reaching.or_else(|| self.0.range(first..).next())?;
-        let begin = (*at).max(first);
-        let upto = end_of(*at, *len).min(end);
-        (u64::from(begin) < upto).then(|| (begin, (upto - u64::from(begin)) as u32, note.clone()))
+        let rest = self.0.range(first..).take_while(move |(at, _)| u64::from(**at) < end);
+        reaching.into_iter().chain(rest).filter_map(move |(at, (len, note))| {
+            let begin = (*at).max(first);
+            let upto = end_of(*at, *len).min(end);
+            (u64::from(begin) < upto).then(|| (begin, (upto - u64::from(begin)) as u32, note))
+        })
+    }
+
+    /// Every range.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, u32, &T)> {
+        self.0.iter().map(|(at, (len, note))| (*at, *len, note))
     }
 }
 
@@ -87,36 +97,39 @@ mod tests {
         #[test]
         fn as_one_cell_per_block(
             steps in prop::collection::vec((any::<bool>(), 0..40_u32, 0..40_u32), 0..60),
+            (from, len) in (0..80_u32, 0..80_u32),
         ) {
-            let mut blocks = Blocks::default();
+            let mut ranges = Ranges::default();
             let mut cells = [None; 80];
             for (number, (insert, first, len)) in steps.into_iter().enumerate() {
                 let range = first as usize..(first + len) as usize;
                 if insert {
-                    blocks.insert(first, len, &number);
+                    ranges.insert(first, len, number);
                     cells[range].fill(Some(number));
                 } else {
-                    blocks.remove(first, len);
+                    ranges.remove(first, len);
                     cells[range].fill(None);
                 }
-                for at in 0..80_u32 {
-                    let found = blocks.first_of(at, 1).map(|(begin, len, note)| {
-                        assert_eq!((begin, len), (at, 1));
-                        note
-                    });
-                    prop_assert_eq!(found, cells[at as usize]);
-                }
-                let known = (10..50_u32).find(|at| cells[*at as usize].is_some());
-                prop_assert_eq!(blocks.first_of(10, 40).map(|(begin, ..)| begin), known);
             }
+            let mut seen = [None; 80];
+            for (begin, len, note) in ranges.within(from, len) {
+                prop_assert!(len > 0);
+                seen[begin as usize..(begin + len) as usize].fill(Some(*note));
+            }
+            for at in 0..80_u32 {
+                let inside = at >= from && at < from + len;
+                prop_assert_eq!(seen[at as usize], cells[at as usize].filter(|_| inside));
+            }
+            prop_assert_eq!(ranges.all().count(), ranges.len());
         }
     }
 
     #[test]
     fn the_last_block_of_a_file_is_a_block() {
-        let mut blocks = Blocks::default();
-        blocks.insert(u32::MAX - 1, 1, &());
-        blocks.remove(5, u32::MAX - 5);
-        assert_eq!(blocks.first_of(0, u32::MAX), None);
+        let mut ranges = Ranges::default();
+        ranges.insert(u32::MAX - 1, 1, ());
+        ranges.remove(5, u32::MAX - 5);
+        assert!(ranges.within(0, u32::MAX).next().is_none());
+        assert_eq!(ranges.len(), 0);
     }
 }

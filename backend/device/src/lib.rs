@@ -16,6 +16,7 @@ pub mod fuzz;
 mod inflight;
 mod lead;
 pub mod link;
+pub mod metrics;
 pub mod pmem;
 pub mod pmem_vhost;
 mod queue;

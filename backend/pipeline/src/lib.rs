@@ -27,6 +27,7 @@ pub mod control;
 pub mod delalloc_shadow;
 pub mod event;
 pub mod kernel;
+pub mod prometheus;
 pub mod shadow;
 
 pub use core::{Core, Latency, RuleStats, Stats, UnknownRule};

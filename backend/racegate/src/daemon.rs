@@ -6,6 +6,7 @@
 
 mod args;
 mod backend;
+mod log;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -14,21 +15,24 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+pub(crate) use args::{Common, StorageKind};
+pub(crate) use backend::{Backend, Sockets, Sources};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 use device::socket;
 use device::stop::Stop;
-use tracing_subscriber::EnvFilter;
-
-pub(crate) use args::{Common, StorageKind};
-pub(crate) use backend::{Backend, Sockets, Sources};
+pub(crate) use log::Log;
 
 /// Exit status for a command line that cannot be understood, or carried out.
 const USAGE: u8 = 2;
 
-/// What is logged if RUST_LOG does not say: fuser reports every answer that came too late for a
-/// reader that was killed.
-const LOGGED: &str = "warn,fuser=off";
+/// The command line of a daemon.
+pub(crate) trait CommandLine: Parser {
+    /// How it logs.
+    fn log(&self) -> Log {
+        Log::default()
+    }
+}
 
 /// Why a daemon has ended, other than by request.
 pub(crate) enum Failure {
@@ -46,7 +50,7 @@ impl From<anyhow::Error> for Failure {
 
 /// Runs the daemon `name` with a command line, program name included: 0 after a clean end, 1 if it
 /// could not start or go on, 2 if the command line is wrong.
-pub(crate) fn main<A: Parser, E: Into<Failure>>(
+pub(crate) fn main<A: CommandLine, E: Into<Failure>>(
     name: &str,
     command_line: Vec<OsString>,
     run: impl FnOnce(&A) -> Result<(), E>,
@@ -63,8 +67,7 @@ pub(crate) fn main<A: Parser, E: Into<Failure>>(
             return ExitCode::SUCCESS;
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    args.log().start();
     let (error, status) = match run(&args).map_err(E::into) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Usage(error)) => (error, ExitCode::from(USAGE)),

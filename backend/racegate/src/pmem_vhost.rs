@@ -14,7 +14,7 @@ use clap::{ArgGroup, Parser};
 use device::pmem_vhost::{PmemDevice, Transport};
 use device::socket;
 
-use crate::daemon::{Ready, stop_on_signal};
+use crate::daemon::{CommandLine, Ready, stop_on_signal};
 
 /// A vhost-user virtio-pmem backend: a file as persistent memory, for QEMU 11.1 or later
 #[derive(Debug, Parser)]
@@ -48,6 +48,8 @@ struct Args {
     #[arg(long, value_name = "FDNUM")]
     ready_fd: Option<i32>,
 }
+
+impl CommandLine for Args {}
 
 fn address(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);

@@ -25,7 +25,7 @@ use pipeline::Event;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::ctl::show;
-use crate::daemon::{Ready, stop_on_signal};
+use crate::daemon::{CommandLine, Ready, stop_on_signal};
 
 /// Events that may wait to be written; then whoever stores waits.
 const BACKLOG: usize = 1 << 16;
@@ -94,6 +94,8 @@ struct WatchArgs {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
+
+impl CommandLine for Args {}
 
 /// Runs the mode with a command line, program name included, and gives its exit status: 0 after a
 /// clean end, 1 if it could not start or go on, 2 if the command line is wrong.

@@ -4,7 +4,7 @@
 //! started daemon ends promptly and cleanly. Method: the real program, real files and sockets.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -260,6 +260,45 @@ fn inherited_sockets() {
     let output = daemon.terminate();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(place.names(), ["disk", "given"]);
+}
+
+/// Goal: the metrics endpoint tells what `ctl stats` tells, from within the sandbox; the log is
+/// JSON if asked for.
+#[test]
+fn metrics_and_json_log() {
+    let place = place();
+    let rules = "[[rule]]\nname='a'\nmatch={op='read'}\naction={delay='1ms'}\n";
+    fs::write(place.path("rules.toml"), rules).expect("rules");
+    let daemon = start(
+        &place,
+        &[
+            "--blk-file=disk",
+            "--socket-path=s",
+            "--rules=rules.toml",
+            "--metrics-socket=m",
+            "--log=json:info",
+        ],
+    );
+    let mut client = UnixStream::connect(place.path("m")).expect("connects");
+    client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("asks");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\nracegate_requests_total 0\n"), "{answer}");
+    assert!(answer.contains("\nracegate_rule_armed{rule=\"a\"} 1\n"), "{answer}");
+    // The daemon takes it in, and says so.
+    let front_end = UnixStream::connect(place.path("s")).expect("connects");
+    front_end.shutdown(Shutdown::Write).expect("hangs up");
+    let mut nothing = Vec::new();
+    (&front_end).read_to_end(&mut nothing).expect("the daemon hangs up");
+    let output = daemon.terminate();
+    assert!(!place.path("m").exists());
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(log.contains("front-end connected"), "{log}");
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use device::blk::Polling;
 
 use crate::check::DataMode;
-use crate::daemon::Common;
+use crate::daemon::{CommandLine, Common, Log};
 
 /// A vhost-user-blk backend that delays, holds and fails requests by the ext4 object they touch
 #[derive(Debug, Parser)]
@@ -86,5 +86,11 @@ impl From<Poll> for Polling {
             Poll::Adaptive => Polling::Adaptive,
             Poll::Always => Polling::Always,
         }
+    }
+}
+
+impl CommandLine for Args {
+    fn log(&self) -> Log {
+        self.common.log.clone()
     }
 }

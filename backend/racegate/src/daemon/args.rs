@@ -1,9 +1,12 @@
 //! The part of the command line that every daemon has.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use device::sandbox;
+
+use super::Log;
 
 /// Options of every daemon.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,19 @@ pub(crate) struct Common {
     /// Write every event to this file, one JSON object a line; an existing file is replaced
     #[arg(long, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,
+
+    /// Tell Prometheus everything that `racegate ctl stats` tells, over HTTP on this Unix socket
+    #[arg(long, value_name = "PATH", conflicts_with = "metrics")]
+    pub(crate) metrics_socket: Option<PathBuf>,
+
+    /// The same on a TCP port, like 127.0.0.1:9600
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
+
+    /// Log to standard error as `text` or `json`, maybe with a filter as RUST_LOG has it:
+    /// `json:debug`
+    #[arg(long, value_name = "FORM[:LEVEL]", default_value = "text", hide_default_value = true)]
+    pub(crate) log: Log,
 
     /// Give up everything that serving does not need; `log` only has the kernel log what would be
     /// forbidden

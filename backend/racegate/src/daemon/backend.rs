@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use device::blk::{Device, DeviceOptions, Polling, Transport};
 use device::control::{Front, Server, Target};
 use device::engine::{Engine, EngineOptions};
 use device::link::{Link, Mailbox};
+use device::metrics::{self, Endpoint};
 use device::sandbox;
 use device::sink::Log;
 use device::socket::{self, SocketFile};
@@ -28,7 +30,7 @@ use device::storage::file::{FileOptions, FileStorage};
 use device::storage::memory::MemoryStorage;
 use device::storage::overlay::OverlayStorage;
 use device::storage::{SECTOR_BYTES, Storage};
-use pipeline::{RuleSet, shadow};
+use pipeline::{RuleSet, prometheus, shadow};
 
 use super::{Common, Ready, StorageKind, stop_on_signal};
 
@@ -85,6 +87,7 @@ pub(crate) struct Backend {
     stop: Arc<Stop>,
     control: Option<UnixListener>,
     link: Option<(Transport, Arc<Mailbox>)>,
+    metrics: Option<Endpoint>,
     _sockets: Sockets,
 }
 
@@ -102,6 +105,15 @@ impl Backend {
         };
         let link = listen(&common.link_socket, "--link-socket")?;
         let control = listen(&common.control_socket, "--control-socket")?;
+        let metrics = match (&common.metrics_socket, common.metrics) {
+            (Some(_), _) => listen(&common.metrics_socket, "--metrics-socket")?.map(Endpoint::Unix),
+            (None, Some(address)) => {
+                let listener = TcpListener::bind(address)
+                    .with_context(|| format!("--metrics: cannot listen on {address}"))?;
+                Some(Endpoint::Tcp(listener))
+            }
+            (None, None) => None,
+        };
         let log = common.event_log.as_deref().map(create_log).transpose()?;
         // Everything is open; nothing serves yet.
         if let Some(mode) = common.sandbox.mode() {
@@ -118,7 +130,7 @@ impl Backend {
         if let Some(rules) = rules {
             engine.load_rules(rules);
         }
-        Ok(Backend { engine, stop, control, link, _sockets: sockets })
+        Ok(Backend { engine, stop, control, link, metrics, _sockets: sockets })
     }
 
     /// Starts control server and link disk, says `ready`, and serves the main device until it or
@@ -133,7 +145,15 @@ impl Backend {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        let Backend { engine, stop, control, link, _sockets } = self;
+        let Backend { engine, stop, control, link, metrics, _sockets } = self;
+        let of_metrics = Arc::clone(&engine);
+        let metrics = metrics
+            .map(|endpoint| {
+                let render = move || prometheus::render(&of_metrics.stats());
+                metrics::Endpoints::start(endpoint, render)
+            })
+            .transpose()
+            .context("cannot start the metrics endpoint")?;
         let control = control
             .map(|listener| {
                 let target = Target {
@@ -190,7 +210,7 @@ impl Backend {
             }
         });
         engine.disconnect();
-        drop(control);
+        drop((control, metrics));
         // The log is complete before the program ends, whoever holds the engine last.
         engine.settle_events();
         served

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::daemon::Common;
+use crate::daemon::{CommandLine, Common, Log};
 
 /// A file for a VMM to map as persistent memory, whose page faults, write-backs and flushes are
 /// delayed, held and failed by the ext4 object they touch
@@ -40,4 +40,10 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+impl CommandLine for Args {
+    fn log(&self) -> Log {
+        self.common.log.clone()
+    }
 }

@@ -1,6 +1,6 @@
 //! Goal: a kernel that dies while it boots is booted again, and given up after three times.
-//! Method: kernel parameters that leave no init to run; and a QEMU that once, before it starts
-//! the real one, says what a dying kernel says.
+//! Method: kernel parameters that leave no init to run; and a QEMU that once, asked for a
+//! machine, says what a dying kernel says.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -44,9 +44,10 @@ fn booted_anew(machine: &Machine) -> Result<()> {
     let mark_path = mark.display();
     let text = format!(
         "#!/bin/sh\n\
-         if [ \"$1\" != --version ] && [ ! -e '{mark_path}' ]; then\n\
+         case \"$*\" in *--version*|*,help*) ;; *)\n\
+         if [ ! -e '{mark_path}' ]; then\n\
          : > '{mark_path}'; echo 'Kernel panic - not syncing: once'; exit 0\n\
-         fi\n\
+         fi;; esac\n\
          exec '{real}' \"$@\"\n"
     );
     fs::write(&script, text)?;

@@ -1,6 +1,6 @@
 //! The plans that come with the program.
 
-const PLANS: [(&str, &str); 8] = [
+const PLANS: [(&str, &str); 7] = [
     ("mkwrite-fallocate", include_str!("../../../plans/mkwrite-fallocate.toml")),
     ("mkwrite-fallocate-journal", include_str!("../../../plans/mkwrite-fallocate-journal.toml")),
     ("mkwrite-fallocate-gated", include_str!("../../../plans/mkwrite-fallocate-gated.toml")),
@@ -8,7 +8,6 @@ const PLANS: [(&str, &str); 8] = [
     ("remount-nodelalloc", include_str!("../../../plans/remount-nodelalloc.toml")),
     ("inline-truncate", include_str!("../../../plans/inline-truncate.toml")),
     ("indirect-seek", include_str!("../../../plans/indirect-seek.toml")),
-    ("failed-write-converts", include_str!("../../../plans/failed-write-converts.toml")),
 ];
 
 /// Names of the built-in plans.

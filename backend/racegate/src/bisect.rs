@@ -68,6 +68,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.options.arms.len() > 1 {
         bail!("bisect looks at one arm; give --arm once");
     }
+    if args.options.shard.is_some() || args.options.formats.any() {
+        bail!("--shard, --html, --markdown, --junit and --ktap are for racegate campaign run");
+    }
     match &args.series {
         Some(series) => search(args, series),
         None => Ok(ExitCode::from(step(args).unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 //! In: arguments. Out: progress on standard error, a report on standard output, JSON, an exit
 //! status. Must not know: how a trial runs, how a report looks.
 
+mod jobs;
 mod order;
 mod own;
 mod results;
@@ -56,6 +57,8 @@ enum Verb {
         #[arg(required = true, value_name = "PLAN")]
         plans: Vec<String>,
     },
+    /// Print a job that runs a campaign in shards: a Slurm array, or a Kubernetes Indexed Job
+    Jobs(Box<jobs::Args>),
     /// List the campaigns whose results are kept
     Results {
         /// Database of results; default: racegate/results.db in $XDG_STATE_HOME or ~/.local/state
@@ -97,6 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Verb::New { name, from } => own::new(name, from),
         Verb::Check { plans } => own::check(plans),
+        Verb::Jobs(args) => jobs::print(args),
         Verb::Results { db, json } => {
             results::list(db.as_deref(), *json)?;
             Ok(ExitCode::SUCCESS)

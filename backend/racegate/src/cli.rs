@@ -30,6 +30,10 @@ enum Mode {
     Bisect(crate::bisect::Args),
     /// Run a stored result again
     Replay(crate::replay::Args),
+    /// Write a report of stored campaigns: HTML, Markdown, JUnit, KTAP
+    Report(crate::report::Args),
+    /// Put databases of results together: shards become one campaign
+    Merge(crate::merge::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
     /// Compare the engine with a real kernel on random lists of operations
@@ -89,6 +93,8 @@ pub fn main() -> ExitCode {
         Mode::Campaign(args) => crate::campaign::run(&args),
         Mode::Bisect(args) => crate::bisect::run(&args),
         Mode::Replay(args) => crate::replay::run(&args),
+        Mode::Report(args) => crate::report::run(&args),
+        Mode::Merge(args) => crate::merge::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
         Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),

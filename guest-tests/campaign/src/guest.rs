@@ -49,6 +49,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const LINK_QUEUE_SIZE: u16 = 64;
 /// Most findings of one trial that are kept.
 const MOST_FINDINGS: usize = 1024;
+/// Most events of one trial that are kept: a trial of a plan has some hundred, and a guest may make
+/// as many as it likes.
+const MOST_EVENTS: usize = 1 << 18;
 /// Rounds of clock synchronisation; the best one counts.
 const CLOCK_ROUNDS: u32 = 8;
 
@@ -309,7 +312,9 @@ impl Guest {
         self.send(&ToGuest::Run(trial))?;
         let mut events = Vec::new();
         let result = self.wait("running a trial", limit, |event, message| {
-            events.push(event.clone());
+            if events.len() < MOST_EVENTS {
+                events.push(event.clone());
+            }
             match message {
                 Some(ToHost::Trial(result)) if result.trial == number => Some(Ok(result)),
                 Some(ToHost::Refused { id, reason }) if id.is_none_or(|id| id == number) => {
@@ -500,8 +505,8 @@ impl Guest {
             };
             match message {
                 Some(ToHost::Panic { text }) => Some(End::Panic(text)),
-                // For the shadow, and many.
-                Some(ToHost::Trace(_)) => None,
+                // For the shadow; who collects events has them, too.
+                Some(ToHost::Trace(_)) => pick(event, None).map(End::Picked),
                 message => pick(event, message).map(End::Picked),
             }
         });

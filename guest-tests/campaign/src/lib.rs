@@ -4,6 +4,7 @@ pub mod apt;
 pub mod backend;
 pub mod bisect;
 pub mod cache;
+pub mod delays;
 pub mod device;
 pub mod differential;
 pub mod guest;

@@ -1,15 +1,28 @@
 //! What a campaign says to people, and to programs.
 //!
-//! In: a [`Campaign`]. Out: text, or JSON of schema [`SCHEMA`].
+//! In: a [`Campaign`], or a [`Document`] of the database. Out: text, JSON of schema [`SCHEMA`], HTML,
+//! Markdown, JUnit XML, KTAP.
 //! Must not know: how trials run.
+
+mod answer;
+pub mod clean;
+mod document;
+#[cfg(test)]
+mod fixture;
+pub mod html;
+pub mod junit;
+pub mod ktap;
+pub mod markdown;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use crate::runner::{ArmOutcome, Campaign, Noticed, Outcome, Watched};
 use crate::stats::{self, Amplification};
+pub use document::{Document, Dose, Known};
 
 /// Version of the JSON report; raised when a key changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -84,18 +97,16 @@ pub fn text(campaign: &Campaign) -> String {
     let mut text = table(&campaign.arms);
     if let Some((kernel, timeline)) = campaign.timelines.first() {
         // Writing to a String does not fail.
-        let _ = write!(text, "\nThe first hit of {kernel} with the plan's rules:\n{timeline}\n");
+        let _ = write!(
+            text,
+            "\nThe first hit of {kernel} with the plan's rules:\n{}\n",
+            clean::lines_of(&timeline.to_string())
+        );
     }
     let mut lines = String::new();
     for (kernel, arm, Amplification { ratio, ci95: (low, high) }) in amplifications(campaign) {
         // Writing to a String does not fail.
-        let _ = if ratio.is_finite() {
-            let high = if high.is_finite() { format!("{high:.1}") } else { "no bound".to_owned() };
-            let interval = format!("95 % interval {low:.1} to {high}");
-            writeln!(lines, "{kernel}: {arm} hits {ratio:.1} times as often as none ({interval})")
-        } else {
-            writeln!(lines, "{kernel}: {arm} hits at least {low:.1} times as often as none (95 %)")
-        };
+        let _ = writeln!(lines, "{kernel}: {}", describe(arm, ratio, low, high));
     }
     if !lines.is_empty() {
         text = text + "\n" + &lines;
@@ -110,7 +121,8 @@ pub fn text(campaign: &Campaign) -> String {
             let count = arm.invalid();
             let _ = write!(
                 text,
-                "\n{kernel}, arm {name}: {count} invalid, the first is trial {trial}: {evidence}\n"
+                "\n{kernel}, arm {name}: {count} invalid, the first is trial {trial}: {}\n",
+                clean::line(evidence)
             );
         }
     }
@@ -120,7 +132,10 @@ pub fn text(campaign: &Campaign) -> String {
             let _ = writeln!(
                 text,
                 "  {}, arm {}, trial {}: {}",
-                finding.kernel, finding.arm, finding.trial, finding.text
+                finding.kernel,
+                finding.arm,
+                finding.trial,
+                clean::line(&finding.text)
             );
         }
     }
@@ -132,6 +147,53 @@ pub fn text(campaign: &Campaign) -> String {
         text += &(reason.unwrap_or_default() + "\n");
     }
     text
+}
+
+/// An arm's amplification in words.
+fn describe(arm: &str, ratio: f64, low: f64, high: f64) -> String {
+    if ratio.is_finite() {
+        let high = if high.is_finite() { format!("{high:.1}") } else { "no bound".to_owned() };
+        format!("{arm} hits {ratio:.1} times as often as none (95 % interval {low:.1} to {high})")
+    } else {
+        format!("{arm} hits at least {low:.1} times as often as none (95 %)")
+    }
+}
+
+/// Seconds since 1970 as date and time, UTC.
+fn date(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    // Beyond the year 9999 there is no such text.
+    let known = UNIX_EPOCH.checked_add(since).filter(|_| since.as_secs() < 253_402_300_800);
+    humantime::format_rfc3339_seconds(known.unwrap_or(UNIX_EPOCH)).to_string()
+}
+
+/// Nanoseconds with three digits and the unit that suits them.
+fn duration(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let text = match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text} {unit}")
+}
+
+/// The line that runs the same trials: what was typed, with the seed.
+fn again(document: &Document) -> String {
+    let words = document.command.split(' ').filter(|word| *word != "--resume");
+    let line = words.collect::<Vec<_>>().join(" ");
+    if line.contains(" --seed") {
+        line
+    } else {
+        format!("{line} --seed {}", document.campaign.seed)
+    }
 }
 
 /// Why the verdict on `kernel` is inconclusive.
@@ -178,7 +240,7 @@ fn shadow(campaign: &Campaign) -> String {
     }
     for (first, trials, latest_us) in groups {
         let Noticed { kernel, arm, rule, text: what, .. } = first;
-        let what = what.replace('\n', "\n    ");
+        let what = clean::lines(what).replace('\n', "\n    ");
         let _ = writeln!(
             text,
             "  {kernel}, arm {arm}: {rule} in {} trials, each within {:.1} ms; the first:\n    \

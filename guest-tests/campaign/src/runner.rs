@@ -357,7 +357,10 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
             let kernel = arm.kernel.clone();
             campaign.verdicts.push((kernel.clone(), verdict, error));
             if verdict == Verdict::Inconclusive {
-                let reason = session.gave_up.clone().unwrap_or_else(|| undecided(arm, order));
+                let reason = session.gave_up.clone().unwrap_or_else(|| {
+                    let ordered = order.only_trial.is_none().then(|| order.limits.of(order.trials));
+                    undecided(arm, ordered)
+                });
                 campaign.reasons.push((kernel.clone(), reason));
             }
             campaign.timelines.extend(session.timeline.map(|timeline| (kernel, timeline)));
@@ -370,8 +373,8 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
     Ok(campaign)
 }
 
-/// Why the trials of `arm` do not tell.
-fn undecided(arm: &ArmOutcome, order: &Order) -> String {
+/// Why the trials of `arm` do not tell; `ordered` is how many there were to be.
+pub(crate) fn undecided(arm: &ArmOutcome, ordered: Option<usize>) -> String {
     let Tally { hits, trials } = arm.tally();
     let invalid = arm.trials.iter().find_map(|trial| match &trial.outcome {
         Outcome::Invalid { evidence } => Some(evidence),
@@ -382,7 +385,7 @@ fn undecided(arm: &ArmOutcome, order: &Order) -> String {
         Some(why) if arm.invalid() > trials => {
             format!("{} of {} trials are invalid: {why}", arm.invalid(), arm.trials.len())
         }
-        _ if arm.trials.len() < order.trials as usize && order.only_trial.is_none() => {
+        _ if ordered.is_some_and(|ordered| arm.trials.len() < ordered) => {
             format!("the time was up after {trials} trials, {hits} of them hits")
         }
         _ => format!("{hits} hits in {trials} trials fit neither verdict, or are too few"),

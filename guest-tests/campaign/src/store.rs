@@ -8,6 +8,8 @@
 //! in it survives the death of a process, not that of the machine's power.
 
 mod error;
+mod merge;
+mod more;
 mod read;
 
 use std::fs;
@@ -18,6 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, params};
 
 pub use error::StoreError;
+pub use merge::{Merged, Source};
+pub use more::{Failure, Judged, Notice, Ordered, Shard, Stored};
 pub use read::{Earlier, StoredTrial, Summary};
 
 use crate::runner::{Finding, Outcome, TrialRecord};
@@ -126,6 +130,7 @@ impl Store {
             VERSION => {}
             found => return Err(StoreError::Version { path: path.to_owned(), found }),
         }
+        making.execute_batch(more::TABLES).map_err(failed)?;
         making.commit().map_err(failed)?;
         Ok(Store { path: path.to_owned(), connection: Mutex::new(connection) })
     }

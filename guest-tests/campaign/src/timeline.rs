@@ -4,6 +4,8 @@
 //! Out: a [`Timeline`], which prints itself as columns.
 //! Must not know: plans, rules, QEMU.
 
+mod span;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
@@ -12,7 +14,11 @@ use pipeline::event::{Cause, HomeRecord, SpanRecord, Verdict};
 use pipeline::{Event, Op, RequestId, What};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use span::PROBES;
+pub use span::{Kind, Parked, Span};
+
 use crate::link::ClockMap;
+use span::Window;
 
 /// A step shorter than this is one line, with its duration.
 const SHORT_NS: u64 = 100_000;
@@ -43,6 +49,9 @@ pub struct Timeline {
     pub entries: Vec<Entry>,
     /// Guest times are at most this far off the device's, in microseconds.
     pub error_us: u64,
+    /// The same as bars. Empty in results of an older racegate.
+    #[serde(default)]
+    pub spans: Vec<Span>,
 }
 
 impl Timeline {
@@ -79,15 +88,32 @@ impl Timeline {
             entries.extend(meanwhile.map(|(at, text)| (at, DEVICE.to_owned(), text)));
         }
         entries.sort_by_key(|(at, ..)| *at);
+        let spans = match (first, last) {
+            (Some(first_ns), Some(last_ns)) => {
+                let window = Window { first_ns, last_ns };
+                let steps = result.steps.iter();
+                let steps = steps.filter(|step| columns.contains(&step.thread) && shown(&step.op));
+                let mut spans = span::operations(steps, clock, window);
+                spans.extend(span::kernel(events, &columns, clock, window));
+                spans.extend(span::device(events, DEVICE, window));
+                spans
+            }
+            _ => Vec::new(),
+        };
         let first = first.unwrap_or_default();
         columns.push(DEVICE.to_owned());
         Timeline {
             columns,
             entries: entries
                 .into_iter()
-                .map(|(at, column, text)| Entry { at_us: (at - first) / 1000, column, text })
+                .map(|(at, column, text)| Entry {
+                    at_us: at.saturating_sub(first) / 1000,
+                    column,
+                    text,
+                })
                 .collect(),
             error_us: clock.error_ns.div_ceil(1000),
+            spans,
         }
     }
 }

@@ -17,11 +17,13 @@ use campaign::plan::{Plan, RULES_ARM};
 use campaign::qemu::Qemu;
 use campaign::runner::{self, Campaign, Limits, Order, Outcome, RunError, TrialRecord, UntilSure};
 use campaign::sequential::Sequential;
+use campaign::store::Shard;
 use campaign::{interrupt, report, setup};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::results;
+use crate::report::Formats;
 
 /// The file name that means standard output.
 const STDOUT: &str = "-";
@@ -69,6 +71,10 @@ pub struct Options {
     /// Follow what the kernel does in memory with probes, and tell what it gets wrong when it does
     #[arg(long)]
     pub shadow: bool,
+    /// Run this part of the trials only, INDEX of COUNT ("2/8"); needs --seed, the same for all.
+    /// `racegate merge` puts the parts together
+    #[arg(long, value_name = "INDEX/COUNT", value_parser = shard, requires = "seed", conflicts_with = "trial")]
+    pub shard: Option<Shard>,
     /// Stop after this long ("10m"), with what is known by then
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub budget: Option<Duration>,
@@ -91,6 +97,9 @@ pub struct Options {
     /// Write the report as JSON to FILE ("-" is standard output, in place of the text)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Reports besides the text.
+    #[command(flatten)]
+    pub formats: Formats,
     /// Keep consoles, event logs and trials, and say where they are
     #[arg(long)]
     pub keep: bool,
@@ -114,6 +123,15 @@ fn device_parser() -> impl TypedValueParser<Value = Device> {
         .map(|name| Device::parse(&name).unwrap_or_default())
 }
 
+/// `INDEX/COUNT`, from `1/1` on.
+fn shard(text: &str) -> Result<Shard, String> {
+    let parts = text
+        .split_once('/')
+        .and_then(|(index, of)| Some(Shard { index: index.parse().ok()?, of: of.parse().ok()? }));
+    let is_one = |shard: &Shard| (1..=shard.of).contains(&shard.index);
+    parts.filter(is_one).ok_or_else(|| "give INDEX/COUNT, such as 1/8 to 8/8".to_owned())
+}
+
 /// A campaign that ran to its end.
 pub(crate) struct Finished {
     /// The plan.
@@ -135,8 +153,9 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     let asked = names(&order.kernels);
     results::attach(&mut order, options, &asked)?;
     eprintln!(
-        "plan {}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {}",
+        "plan {}{}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {}",
         order.plan.name,
+        options.shard.map_or_else(String::new, |s| format!(", shard {} of {}", s.index, s.of)),
         names(&order.kernels),
         order.device,
         if options.dax { " with -o dax" } else { "" },
@@ -157,8 +176,9 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
             return Err(replayable(error, &order, options, command));
         }
     };
-    results::finish(&order)?;
+    results::conclude(&order, &campaign)?;
     print(&campaign, options.json.as_deref())?;
+    results::report(&order, &options.formats)?;
     Ok(Finished { plan: order.plan, campaign })
 }
 
@@ -209,7 +229,7 @@ pub(crate) fn prepare(mut plan: Plan, options: &Options) -> anyhow::Result<(Orde
             .jobs
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         qemu,
-        limits: Limits::default(),
+        limits: Limits { shard: options.shard, ..Limits::default() },
     };
     Ok((order, cache))
 }
@@ -231,7 +251,7 @@ fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<
 fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
     let arms =
         if order.only_arms.is_empty() { order.plan.arms.len() } else { order.only_arms.len() };
-    let trials = if order.only_trial.is_some() { 1 } else { order.trials as usize };
+    let trials = if order.only_trial.is_some() { 1 } else { order.limits.of(order.trials) };
     let bar = ProgressBar::new((arms * trials * order.kernels.len()) as u64);
     // A constant; the default style serves if it were wrong.
     if let Ok(style) =

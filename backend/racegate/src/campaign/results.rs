@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use campaign::interrupt;
-use campaign::runner::Order;
-use campaign::store::{Store, Summary};
+use campaign::runner::{Campaign, Order};
+use campaign::store::{Ordered, Store, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
+use super::jobs::quote;
+use crate::report::{self, Formats};
 
 /// Everything that decides what a trial is; as JSON it tells campaigns apart.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +73,8 @@ pub(crate) fn attach(order: &mut Order, options: &Options, kernels: &str) -> any
         shadow: order.shadow,
         qemu: options.qemu.clone(),
     })?;
+    let ordered =
+        Ordered { trials: order.trials, sure: options.until_sure, shard: order.limits.shard };
     if options.resume {
         match store.resume(&settings, options.seed)? {
             Some((running, seed)) => {
@@ -81,6 +85,7 @@ pub(crate) fn attach(order: &mut Order, options: &Options, kernels: &str) -> any
                     "going on with campaign {}: {trials} trials are there",
                     running.campaign()
                 );
+                running.ordered(&ordered)?;
                 order.limits.results = Some(running);
                 return Ok(());
             }
@@ -88,6 +93,7 @@ pub(crate) fn attach(order: &mut Order, options: &Options, kernels: &str) -> any
         }
     }
     let running = store.begin(&order.plan.name, order.seed, &settings, &command_line())?;
+    running.ordered(&ordered)?;
     order.limits.results = Some(running);
     Ok(())
 }
@@ -95,6 +101,24 @@ pub(crate) fn attach(order: &mut Order, options: &Options, kernels: &str) -> any
 /// The campaign ran to its end.
 pub(crate) fn finish(order: &Order) -> anyhow::Result<()> {
     Ok(order.limits.results.as_ref().map_or(Ok(()), campaign::store::Running::finish)?)
+}
+
+/// The campaign ran to its end, with these verdicts.
+pub(super) fn conclude(order: &Order, campaign: &Campaign) -> anyhow::Result<()> {
+    let results = order.limits.results.as_ref();
+    Ok(results.map_or(Ok(()), |running| running.conclude(campaign))?)
+}
+
+/// Writes reports of the campaign that has just ended.
+pub(super) fn report(order: &Order, formats: &Formats) -> anyhow::Result<()> {
+    match &order.limits.results {
+        Some(running) if formats.any() => {
+            let document = report::document(running.store(), running.campaign())?;
+            report::write(&[document], formats)
+        }
+        None if formats.any() => bail!("a report needs stored results; leave out --trial"),
+        _ => Ok(()),
+    }
 }
 
 /// Says that nothing is lost, and what to type.
@@ -121,15 +145,7 @@ pub(crate) fn existing(path: Option<&Path>) -> anyhow::Result<Arc<Store>> {
 
 /// What was typed, as a line for a shell.
 fn command_line() -> String {
-    let quote = |word: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-        if !word.is_empty() && word.chars().all(plain) {
-            word
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    let words = std::env::args_os().skip(1).map(|word| quote(word.to_string_lossy().into_owned()));
+    let words = std::env::args_os().skip(1).map(|word| quote(&word.to_string_lossy()));
     std::iter::once("racegate".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }
 

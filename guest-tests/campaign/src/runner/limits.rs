@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::sequential::Sequential;
-use crate::store::{Earlier, Running};
+use crate::store::{Earlier, Running, Shard};
 
 /// What ends a campaign besides its last trial, and what it starts from.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct Limits {
     /// A kernel that does not boot, or whose guest fails again and again, is inconclusive, and the
     /// others go on; else it ends the campaign.
     pub keep_going: bool,
+    /// Only these trials; all if not given.
+    pub shard: Option<Shard>,
     /// Where results are stored as they come.
     pub results: Option<Running>,
     /// What was stored of this campaign before; these trials are not carried out again.
@@ -37,6 +39,12 @@ pub struct UntilSure {
 }
 
 impl Limits {
+    /// How many of so many trials are carried out here.
+    pub fn of(&self, trials: u32) -> usize {
+        let shard = self.shard;
+        (0..trials).filter(|trial| shard.is_none_or(|shard| shard.has(*trial))).count()
+    }
+
     /// The deadline of one kernel of `left` that have not been started, this one included, when
     /// `jobs` run side by side.
     pub(super) fn share(&self, now: Instant, left: usize, jobs: usize) -> Option<Instant> {

@@ -17,6 +17,7 @@ use super::{
     ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, shadow, trial_seed,
 };
 use crate::backend::BackendConfig;
+use crate::delays;
 use crate::device::Device;
 use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
@@ -92,6 +93,8 @@ pub(super) fn run(
         Some(trial) => trial..trial.saturating_add(1),
         None => 0..order.trials,
     };
+    let shard = order.limits.shard;
+    let trials = trials.filter(|trial| shard.is_none_or(|shard| shard.has(*trial)));
     'trials: for trial in trials {
         for (index, arm) in arms.iter().enumerate() {
             if stop.load(Ordering::Relaxed) || interrupt::requested() {
@@ -348,7 +351,9 @@ impl<'a> Runner<'a> {
             return Err(error.into());
         }
         if let Some(results) = &self.order.limits.results {
-            results.trial(&record, self.session.timeline.as_ref().filter(|_| first))?;
+            let timeline = self.session.timeline.as_ref().filter(|_| first);
+            let id = results.trial(&record, timeline)?;
+            results.delays(id, &delays::of(events))?;
         }
         Ok(record)
     }

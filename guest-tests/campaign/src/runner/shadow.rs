@@ -11,18 +11,23 @@ use pipeline::shadow::Finding;
 
 use super::Noticed;
 use crate::guest::{Guest, GuestError};
+use crate::timeline;
 
 /// Room for events that the agent has not sent yet, per processor.
 const BUFFER_KIB: u32 = 4096;
 
 /// Has the guest's kernel watched from now on; gives what that kernel does not have.
 pub(super) fn start(guest: &mut Guest) -> Result<Vec<String>, GuestError> {
-    guest.watch_kernel(TraceOrder {
+    // The timeline's probes come last: without one of them the shadow sees as much as before.
+    let probes = PROBES.iter().chain(&timeline::PROBES);
+    let missing = guest.watch_kernel(TraceOrder {
         id: 0,
-        probes: PROBES.iter().map(ToString::to_string).collect(),
+        probes: probes.map(ToString::to_string).collect(),
         events: Vec::new(),
         buffer_kib: BUFFER_KIB,
-    })
+    })?;
+    let needed = |probe: &String| !probe.contains(" rwsem_down_");
+    Ok(missing.into_iter().filter(needed).collect())
 }
 
 /// How much the delalloc shadow has seen of the guest's kernel, and what it checks.

@@ -46,4 +46,34 @@ pub enum StoreError {
         /// The number.
         id: i64,
     },
+    /// There is no campaign of that number.
+    #[error("{} has no campaign {id}; see racegate campaign results", path.display())]
+    NoCampaign {
+        /// The file.
+        path: PathBuf,
+        /// The number.
+        id: i64,
+    },
+    /// The database to merge into is one of those that are merged.
+    #[error("{} is merged into itself; give another file with --into", path.display())]
+    Itself {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two databases have the same trial, with different outcomes.
+    #[error(
+        "{} has trial {trial} of {kernel}, arm {arm}, as another outcome than the databases before \
+         it; these are not shards of one campaign",
+        path.display()
+    )]
+    Conflict {
+        /// The file.
+        path: PathBuf,
+        /// The kernel.
+        kernel: String,
+        /// The arm.
+        arm: String,
+        /// The trial.
+        trial: u32,
+    },
 }

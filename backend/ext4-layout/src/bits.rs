@@ -4,9 +4,10 @@
 //! written, `BLOCK_UNINIT`) uses nothing beyond its metadata.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use crate::class::Group;
-use crate::radix::Radix;
+use crate::radix::{Radix, page_bytes};
 
 /// The bitmap of one group; bit n of byte n/8 is cluster n.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,8 @@ enum Bits {
 pub(crate) struct Bitmaps {
     groups: Radix<Bits>,
     bytes_per_group: usize,
+    /// [`Bits::Set`], one for all groups: a damaged file system may have a million.
+    full: Arc<Bits>,
 }
 
 impl Bitmaps {
@@ -31,6 +34,7 @@ impl Bitmaps {
         Bitmaps {
             groups: Radix::new(groups.into()),
             bytes_per_group: (clusters_per_group / 8) as usize,
+            full: Arc::new(Bits::Set),
         }
     }
 
@@ -39,9 +43,7 @@ impl Bitmaps {
     }
 
     pub(crate) fn fill(&mut self, group: Group) {
-        if let Some(bits) = self.groups.get_mut(group.into()) {
-            *bits = Bits::Set;
-        }
+        self.groups.put(group.into(), &self.full);
     }
 
     /// Replaces the bytes from `offset` on; what lies beyond the group's clusters is padding.
@@ -133,8 +135,10 @@ impl Bitmaps {
 
     pub(crate) fn heap_bytes(&self) -> usize {
         self.groups.heap_bytes(|bits| match bits {
-            Bits::Raw(raw) => raw.len(),
-            Bits::Clear | Bits::Set => 0,
+            Bits::Raw(raw) => page_bytes::<Bits>() + raw.len(),
+            Bits::Clear => page_bytes::<Bits>(),
+            // Most of them are one.
+            Bits::Set => 0,
         })
     }
 }

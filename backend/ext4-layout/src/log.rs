@@ -4,7 +4,7 @@
 //! of transactions not older than the log's tail (`s_sequence`).
 
 use crate::class::Tid;
-use crate::radix::Radix;
+use crate::radix::{Radix, page_bytes};
 
 const PAGE_ENTRIES: usize = 64;
 
@@ -116,7 +116,7 @@ impl Log {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.pages.heap_bytes(|_| 0)
+        self.pages.heap_bytes(|_| page_bytes::<Page>())
     }
 }
 

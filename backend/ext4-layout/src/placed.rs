@@ -3,6 +3,8 @@
 //! In: the descriptors. Out: which of them a block belongs to. With `flex_bg` those of sixteen
 //! groups lie in a row, so a row is one entry: 8192 groups make about 1500.
 
+use std::collections::BTreeMap;
+
 use crate::class::Group;
 use crate::descriptor::Descriptor;
 use crate::geometry::Geometry;
@@ -49,13 +51,11 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    pub(crate) fn new(descriptors: &[Option<Descriptor>], geometry: &Geometry) -> Placed {
+    pub(crate) fn new(descriptors: &BTreeMap<Group, Descriptor>, geometry: &Geometry) -> Placed {
         let mut rows: Vec<Row> = Vec::new();
         let table_blocks = geometry.inode_table_blocks();
-        for (descriptor, group) in descriptors.iter().zip(0..) {
-            let Some(descriptor) = descriptor else {
-                continue;
-            };
+        for (group, descriptor) in descriptors {
+            let group = *group;
             for (part, first, len) in [
                 (Part::BlockBitmap, descriptor.block_bitmap, 1),
                 (Part::InodeBitmap, descriptor.inode_bitmap, 1),

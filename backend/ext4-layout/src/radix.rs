@@ -44,6 +44,19 @@ impl<T: Clone + Default> Radix<T> {
         Some(Arc::make_mut(page))
     }
 
+    /// Makes `page` the page at `index`, shared with whoever else has it. Nothing happens beyond
+    /// the room.
+    pub(crate) fn put(&mut self, index: u64, page: &Arc<T>) {
+        let Some((branch, leaf)) = split(index).filter(|(branch, _)| *branch < self.top.len())
+        else {
+            return;
+        };
+        if let Some(branch) = Arc::make_mut(&mut self.top).get_mut(branch) {
+            let branch = branch.get_or_insert_with(|| Arc::new([const { None }; FANOUT]));
+            Arc::make_mut(branch)[leaf] = Some(Arc::clone(page));
+        }
+    }
+
     pub(crate) fn remove(&mut self, index: u64) {
         if self.get(index).is_none() {
             return;
@@ -74,14 +87,20 @@ impl<T: Clone + Default> Radix<T> {
         None
     }
 
-    /// Bytes on the heap, `page_bytes` giving those that a page owns beyond its own size.
-    pub(crate) fn heap_bytes(&self, page_bytes: impl Fn(&T) -> usize) -> usize {
+    /// Bytes on the heap, `bytes_of` giving those of a page, [`page_bytes`] of them its own.
+    pub(crate) fn heap_bytes(&self, bytes_of: impl Fn(&T) -> usize) -> usize {
         let branches = self.top.iter().flatten();
         let pages = branches.clone().flat_map(|branch| branch.iter().flatten());
         self.top.capacity() * size_of::<usize>()
             + branches.count() * (size_of::<Branch<T>>() + 16)
-            + pages.map(|page| size_of::<T>() + 16 + page_bytes(page)).sum::<usize>()
+            + pages.map(|page| bytes_of(page)).sum::<usize>()
     }
+}
+
+/// Bytes of a page without what it owns.
+pub(crate) const fn page_bytes<T>() -> usize {
+    // The two counts of a reference.
+    size_of::<T>() + 2 * size_of::<usize>()
 }
 
 fn split(index: u64) -> Option<(usize, usize)> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::audit::Contest;
 use crate::class::{Ino, Written};
-use crate::radix::Radix;
+use crate::radix::{Radix, page_bytes};
 
 const PAGE_BITS: u32 = 12;
 const PAGE_BLOCKS: u64 = 1 << PAGE_BITS;
@@ -223,7 +223,7 @@ impl Runs {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.pages.heap_bytes(|page| page.capacity() * size_of::<Run>())
+        self.pages.heap_bytes(|page| page_bytes::<Vec<Run>>() + page.capacity() * size_of::<Run>())
     }
 }
 

@@ -14,7 +14,7 @@ use pipeline::{Nanos, Op, Outcome, RequestId};
 use crate::recorded::{Recorded, SECTOR};
 
 /// What layout and shadow may hold together, on a disk of any size, 16 EiB among them.
-const HEAP_MOST: usize = 128 << 20;
+const HEAP_MOST: usize = 64 << 20;
 
 /// Sectors of a recorded disk, with what was written since.
 pub(crate) struct Sectors {

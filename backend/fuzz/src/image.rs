@@ -113,5 +113,21 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             seeds.push(written.u8(0).u16(sector).u8(1).u16(4).u8(2).u16(1).u8(7).u8(0).done());
         }
     }
+    seeds.push(a_million_groups());
     seeds
+}
+
+/// A superblock that promises as many groups as there can be, on a disk that has none of them.
+fn a_million_groups() -> Vec<u8> {
+    let words = |seed: Seed, field: u16, words: &[u32]| {
+        let seed = seed.u16(2).u16(field).u8(words.len() as u8 * 4);
+        words.iter().fold(seed, |seed, word| seed.u32(*word))
+    };
+    let seed = Seed::default().u8(0).u8(6).u8(0).u8(4);
+    let seed = words(seed, 0x00, &[1 << 23, 1 << 28]);
+    // Blocks of 1 KiB, 256 of them and 8 inodes in a group.
+    let seed = words(seed, 0x14, &[1, 0, 0]);
+    let seed = words(seed, 0x20, &[256, 256, 8]);
+    // Neither journal nor checksums; extents.
+    words(seed, 0x5C, &[0, 0x42, 1]).done()
 }

@@ -67,7 +67,7 @@ pub const TARGETS: &[Target] = &[
         run: image::run,
         seeds: image::seeds,
         longest: 8192,
-        most_bytes: 128 * MIB,
+        most_bytes: 64 * MIB,
         gives_back: true,
     },
     Target {

@@ -4,6 +4,7 @@
 //! descriptor, a bitmap or an inode costs the labels that depend on it; only a superblock that
 //! cannot be used is an error.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bits::Bitmaps;
@@ -87,12 +88,10 @@ pub(crate) fn open(
     let bitmaps = read_bitmaps(&mut disk, &geometry, &descriptors)?;
     let mut runs = Runs::new(geometry.blocks_count);
     let mut forest = Forest::default();
-    for (descriptor, group) in descriptors.iter().zip(0..) {
-        if let Some(descriptor) = descriptor {
-            read_inodes(&mut disk, &geometry, group, descriptor, &mut |ino, inode| {
-                forest.set_inode(&mut runs, ino, inode);
-            })?;
-        }
+    for (group, descriptor) in &descriptors {
+        read_inodes(&mut disk, &geometry, *group, descriptor, &mut |ino, inode| {
+            forest.set_inode(&mut runs, ino, inode);
+        })?;
     }
     while let Some(pblk) = forest.next_wanted() {
         let block = disk.block(pblk)?;
@@ -147,11 +146,12 @@ fn find(
     })
 }
 
+/// Those that are sound: a superblock may promise a million groups and have none.
 fn read_descriptors(
     disk: &mut Disk<'_>,
     geometry: &Geometry,
-) -> Result<Vec<Option<Descriptor>>, OpenError> {
-    let mut descriptors = Vec::with_capacity(geometry.groups as usize);
+) -> Result<BTreeMap<Group, Descriptor>, OpenError> {
+    let mut descriptors = BTreeMap::new();
     for index in 0..geometry.gdt_blocks {
         let first = index * geometry.descs_per_block;
         let groups = first..geometry.groups.min(first.saturating_add(geometry.descs_per_block));
@@ -160,8 +160,9 @@ fn read_descriptors(
             None => vec![0; geometry.block_bytes()],
         };
         let raw = block.chunks_exact(geometry.desc_bytes);
-        descriptors
-            .extend(groups.zip(raw).map(|(group, raw)| Descriptor::parse(raw, geometry, group)));
+        descriptors.extend(groups.zip(raw).filter_map(|(group, raw)| {
+            Descriptor::parse(raw, geometry, group).map(|found| (group, found))
+        }));
     }
     Ok(descriptors)
 }
@@ -169,12 +170,12 @@ fn read_descriptors(
 fn read_bitmaps(
     disk: &mut Disk<'_>,
     geometry: &Geometry,
-    descriptors: &[Option<Descriptor>],
+    descriptors: &BTreeMap<Group, Descriptor>,
 ) -> Result<Bitmaps, OpenError> {
     let mut bitmaps =
         Bitmaps::new(geometry.groups, geometry.blocks_per_group >> geometry.cluster_bits);
-    for (descriptor, group) in descriptors.iter().zip(0..) {
-        match descriptor {
+    for group in 0..geometry.groups {
+        match descriptors.get(&group) {
             None => bitmaps.fill(group),
             Some(descriptor) if descriptor.block_uninit => {}
             Some(descriptor) => {
@@ -233,4 +234,43 @@ fn read_inodes(
         at = end;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::reader::{ReadAt, ReadError};
+    use crate::superblock::tests::sample;
+    use crate::{Layout, class::Kind};
+
+    /// A superblock, and zeroes.
+    struct Bare(Vec<u8>);
+
+    impl ReadAt for Bare {
+        fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+            buf.fill(0);
+            for (at, byte) in (offset..).zip(buf) {
+                let field = at.checked_sub(1024).and_then(|at| self.0.get(at as usize));
+                *byte = field.copied().unwrap_or(0);
+            }
+            Ok(())
+        }
+    }
+
+    /// Goal: what a superblock promises costs nothing before it is there: a million groups
+    /// without a sound descriptor.
+    #[test]
+    fn promised_groups_cost_little() {
+        let mut raw = sample();
+        for (at, value) in
+            [(0x0, 1 << 23), (0x4, 1 << 28), (0x20, 256), (0x24, 256), (0x28, 8_u32), (0x5c, 0)]
+        {
+            raw[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        let layout = Layout::open(&mut Bare(raw), 1 << 40).expect("a layout");
+        let map = layout.map();
+        assert_eq!(map.group_count(), Some(1 << 20));
+        assert_eq!(map.kinds(1 << 28, 8), Kind::Unknown.bit(), "in use, by nobody knows whom");
+        let bytes = layout.heap_bytes();
+        assert!(bytes < 12 << 20, "{bytes} bytes");
+    }
 }

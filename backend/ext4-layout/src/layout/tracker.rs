@@ -67,7 +67,8 @@ impl<'a> Part<'a> {
 /// The owner's state of one file system.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    descriptors: Vec<Option<Descriptor>>,
+    /// The sound ones.
+    descriptors: BTreeMap<Group, Descriptor>,
     forest: Forest,
     pub(crate) journal: Option<Journal>,
     candidates: Candidates,
@@ -79,7 +80,7 @@ pub(crate) struct Tracker {
 
 impl Tracker {
     pub(crate) fn new(
-        descriptors: Vec<Option<Descriptor>>,
+        descriptors: BTreeMap<Group, Descriptor>,
         forest: Forest,
         journal: Option<Journal>,
         superblock: &[u8; SUPERBLOCK_BYTES],
@@ -203,8 +204,7 @@ impl Tracker {
                 None => Effect::default(),
             },
             Home::BlockBitmap { group } => {
-                let uninit =
-                    self.descriptors[group as usize].is_none_or(|found| found.block_uninit);
+                let uninit = self.descriptors.get(&group).is_none_or(|found| found.block_uninit);
                 let changed = !uninit && fs.bitmaps.patch(group, part.offset, part.bytes);
                 self.note_bitmap(group, part, uninit);
                 Effect::changed(changed)
@@ -218,7 +218,7 @@ impl Tracker {
 
     /// A bitmap that its descriptor calls uninitialised: the descriptor may say otherwise later.
     fn note_bitmap(&mut self, group: Group, part: Part<'_>, uninit: bool) {
-        if uninit && self.descriptors[group as usize].is_some() {
+        if uninit && self.descriptors.contains_key(&group) {
             self.candidates.keep(part.pblk, part.bytes);
         }
     }
@@ -254,10 +254,10 @@ impl Tracker {
         let mut effect = Effect::default();
         for (raw, group) in aligned.chunks_exact(bytes).zip(first..geometry.groups) {
             let new = Descriptor::parse(raw, &geometry, group);
-            let Some(slot) = self.descriptors.get_mut(group as usize) else {
-                break;
+            let old = match new {
+                Some(new) => self.descriptors.insert(group, new),
+                None => self.descriptors.remove(&group),
             };
-            let old = std::mem::replace(slot, new);
             effect |= match (old, new) {
                 (Some(old), Some(new)) if old.same_places(&new) => {
                     self.flags_changed(fs, group, old, new)
@@ -318,7 +318,8 @@ impl Tracker {
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.descriptors.capacity() * size_of::<Option<Descriptor>>()
+        // A node of the map is between half full and full.
+        self.descriptors.len() * size_of::<(Group, Descriptor)>() * 3 / 2
             + self.forest.heap_bytes()
             + self.candidates.heap_bytes()
             + self.journal.as_ref().map_or(0, Journal::heap_bytes)

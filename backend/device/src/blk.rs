@@ -9,10 +9,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use pipeline::traffic::Traffic;
 use thiserror::Error;
 use tracing::info;
 
 use crate::control::Front;
+use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::front_end::each_front_end;
 use crate::storage::{Storage, StorageError};
@@ -80,6 +82,7 @@ pub struct Device {
     storage: Arc<dyn Storage>,
     engine: Option<Arc<Engine>>,
     orders: Arc<Orders>,
+    counters: Arc<Counters>,
     /// Who is connected, to be told of a new size.
     current: Mutex<Weak<Connection>>,
 }
@@ -110,7 +113,8 @@ impl Device {
             return Err(DeviceError::Serial(options.serial));
         }
         let (orders, current) = (Arc::default(), Mutex::new(Weak::new()));
-        Ok(Device { options, storage, engine, orders, current })
+        let counters = Arc::new(Counters::new(options.num_queues));
+        Ok(Device { options, storage, engine, orders, counters, current })
     }
 
     /// Serves front-ends, one after the other, until `shutdown` is readable. On return nothing
@@ -130,8 +134,8 @@ impl Device {
     ) -> Result<(), ServeError> {
         // Held while the orders of now become those of the connection.
         let mut current = lock(&self.current);
-        let connection =
-            Connection::new(&self.options, &self.storage, self.engine.as_ref(), &self.orders)?;
+        let Device { options, storage, engine, orders, counters, .. } = self;
+        let connection = Connection::new(options, storage, engine.as_ref(), orders, counters)?;
         *current = Arc::downgrade(&connection);
         drop(current);
         info!("front-end connected");
@@ -155,6 +159,10 @@ impl Device {
 }
 
 impl Front for Device {
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.counters.traffic())
+    }
+
     fn resize(&self, bytes: u64) -> Result<(), StorageError> {
         Device::resize(self, bytes)
     }

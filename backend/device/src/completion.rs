@@ -13,6 +13,7 @@ use pipeline::{Op, Outcome, RequestId};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
+use crate::counters::{Begun, Done};
 use crate::queue::Used;
 use crate::request::status_of;
 use crate::segments::{AlignedBuf, StatusByte};
@@ -89,6 +90,8 @@ pub(crate) struct InFlight {
     pub written: u32,
     pub parts_left: u32,
     pub failed: Option<Errno>,
+    /// For the counters.
+    pub begun: Begun,
 }
 
 impl InFlight {
@@ -102,12 +105,13 @@ impl InFlight {
     }
 
     /// All parts ended: tells the guest how, and gives the chain back.
-    pub(crate) fn complete(self) -> Used {
-        let InFlight { head, status, written, failed, .. } = self;
-        match failed {
+    pub(crate) fn complete(self) -> (Used, Done) {
+        let InFlight { head, status, written, failed, begun, .. } = self;
+        let used = match failed {
             None => complete(head, status, VIRTIO_BLK_S_OK as u8, written),
             Some(errno) => complete(head, status, status_of(errno), 0),
-        }
+        };
+        (used, Done { begun, failed: failed.is_some() })
     }
 }
 

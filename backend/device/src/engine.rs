@@ -27,7 +27,7 @@ mod view;
 
 pub use control::LayoutError;
 pub use inbox::{Inbox, Release};
-pub use view::{Watch, Watcher};
+pub use view::{Look, Watch, Watcher};
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -182,7 +182,13 @@ impl Engine {
     /// How much the engine wants to know of such a request. Takes no lock.
     #[inline]
     pub fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
-        self.view.interest(op, sector, sectors)
+        self.look(op, sector, sectors).interest
+    }
+
+    /// The same, and what the request touches, as far as that was looked at. Takes no lock.
+    #[inline]
+    pub fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
+        self.view.look(op, sector, sectors)
     }
 
     /// Why a page of persistent memory must not stay in the host's page cache. Takes no lock.

@@ -18,6 +18,7 @@ use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::config::bit;
 use crate::control::{FuzzedClient, Target};
+use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::inflight::Area;
 use crate::queue::{Memory, Vring};
@@ -115,6 +116,7 @@ impl Queue {
         let around = Surroundings {
             storage: Arc::clone(storage),
             engine: engine.cloned(),
+            counters: Arc::new(Counters::new(1)),
             negotiated,
             memory: guest.memory.clone(),
             inflight: Arc::new(Mutex::new(setup.inflight.and_then(|says| area(setup.size, says)))),

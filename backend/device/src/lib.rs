@@ -7,6 +7,7 @@ pub mod clock;
 mod completion;
 mod config;
 pub mod control;
+mod counters;
 pub mod dax;
 mod dirty_log;
 pub mod engine;

@@ -5,6 +5,7 @@
 //! the chain is beyond answering.
 //! Must not know: storage, engines, how completions are told.
 
+use pipeline::Op;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use thiserror::Error;
@@ -54,6 +55,24 @@ pub(crate) enum Verb {
     GetId { to: Segments },
     Discard(SmallVec<[Range; 1]>),
     WriteZeroes(SmallVec<[Range; 1]>),
+}
+
+impl Verb {
+    /// The operation, if storage is reached, and how many bytes of it.
+    pub(crate) fn moves(&self) -> (Option<Op>, u64) {
+        let bytes = |ranges: &[Range]| {
+            // At most 2^32 sectors in each of few ranges.
+            ranges.iter().map(|range| u64::from(range.sectors) * SECTOR_BYTES).sum()
+        };
+        match self {
+            Verb::Read { to, .. } => (Some(Op::Read), to.len()),
+            Verb::Write { from, .. } => (Some(Op::Write), from.len()),
+            Verb::Flush => (Some(Op::Flush), 0),
+            Verb::GetId { .. } => (None, 0),
+            Verb::Discard(ranges) => (Some(Op::Discard), bytes(ranges)),
+            Verb::WriteZeroes(ranges) => (Some(Op::WriteZeroes), bytes(ranges)),
+        }
+    }
 }
 
 /// A request that can be carried out.

@@ -19,11 +19,12 @@ use tracing::{debug, warn};
 use vm_memory::GuestAddressSpace;
 
 use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
-use crate::engine::{ArrivingRequest, Disposition, Inbox, Interest, Release};
+use crate::counters::{Begun, Done};
+use crate::engine::{ArrivingRequest, Disposition, Inbox, Interest, Look, Release};
 use crate::inflight::{BadArea, Tracker};
 use crate::queue::{BadHead, Heads, Ring, RingFault, Used, Vring};
 use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
-use crate::segments::{AlignedBuf, Segments, Snapshot, StatusByte};
+use crate::segments::{AlignedBuf, Segments, Snapshot};
 use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, StorageError, Submitted};
 
 mod around;
@@ -92,9 +93,12 @@ pub(crate) struct Worker {
     parked: HashMap<RequestId, (Part, Io)>,
     busy: Heads,
     broken: bool,
+    /// When the batch that is being served was taken, for the counters.
+    taken_ns: u64,
     // Reused from batch to batch.
     heads: Vec<u16>,
     used: Vec<Used>,
+    done: Vec<Done>,
     ended: Vec<(u64, IoResult)>,
     released: Vec<(RequestId, Release)>,
 }
@@ -124,8 +128,10 @@ impl Worker {
             parked: HashMap::new(),
             busy: Heads::new(queue_size),
             broken: false,
+            taken_ns: 0,
             heads: Vec::with_capacity(BATCH),
             used: Vec::with_capacity(BATCH),
+            done: Vec::with_capacity(BATCH),
             ended: Vec::with_capacity(BATCH),
             released: Vec::new(),
         })
@@ -236,6 +242,9 @@ impl Worker {
         let Some(table) = self.ring.as_ref().and_then(|ring| ring.table(&memory)) else {
             return Ok(());
         };
+        if let Some(counters) = self.around.counters.queue(self.queue) {
+            self.taken_ns = counters.now_ns();
+        }
         for head in heads {
             self.serve(&memory, &table, *head, limits)?;
             if self.used.len() >= SHARE {
@@ -257,6 +266,9 @@ impl Worker {
             self.reap();
         }
         self.publish();
+        if let Some(counters) = self.around.counters.queue(self.queue) {
+            counters.hold(self.requests.len(), self.parked.len());
+        }
     }
 
     /// Rings and new requests follow the newest memory map; those in flight keep theirs.
@@ -291,35 +303,43 @@ impl Worker {
             Ok(request) => self.start(head, request),
             Err(Refused { why, status }) => {
                 debug!(queue = self.queue, head, %why, "request refused");
-                self.finish(head, status, why.status(), 0);
+                self.used_up(complete(head, status, why.status(), 0));
+                if let Some(counters) = self.around.counters.queue(self.queue) {
+                    counters.refuse();
+                }
             }
         }
         Ok(())
     }
 
-    fn return_used(&mut self, used: Used) {
+    fn used_up(&mut self, used: Used) {
         self.busy.release(used.head);
         self.used.push(used);
     }
 
-    fn finish(&mut self, head: u16, status: StatusByte, code: u8, written: u32) {
-        let used = complete(head, status, code, written);
-        self.return_used(used);
+    /// All parts of a request have ended.
+    fn finish(&mut self, in_flight: InFlight) {
+        let (used, done) = in_flight.complete();
+        self.done.push(done);
+        self.used_up(used);
     }
 
     /// Turns a request into operations.
     fn start(&mut self, head: u16, request: Request) {
         let Request { verb, status } = request;
+        let (op, bytes) = verb.moves();
+        let begun = Begun { op, kinds: 0, bytes, at_ns: self.taken_ns };
+        let failed = None;
         let in_flight =
-            |written, parts_left| InFlight { head, status, written, parts_left, failed: None };
+            |written, parts_left| InFlight { head, status, written, parts_left, failed, begun };
         match verb {
             Verb::GetId { to } => {
                 let len = to.len().min(self.around.serial.len() as u64) as u32;
                 to.write(0, &self.around.serial[..len as usize]);
-                self.return_used(in_flight(len, 0).complete());
+                self.finish(in_flight(len, 0));
             }
             Verb::Read { to: data, .. } | Verb::Write { from: data, .. } if data.is_empty() => {
-                self.finish_ok(in_flight(0, 0));
+                self.finish(in_flight(0, 0));
             }
             Verb::Read { sector, to } => {
                 let sectors = to.len() / SECTOR_BYTES;
@@ -334,9 +354,9 @@ impl Worker {
                 self.start_transfer(in_flight(0, 1), Op::Write, sector, sectors, io);
             }
             Verb::Flush => {
-                let interest = self.interest(Op::Flush, 0, 0);
+                let look = self.look(Op::Flush, 0, 0);
                 let owner = self.requests.insert(in_flight(0, 1));
-                self.launch(owner, interest, (Op::Flush, 0, 0), Io::Flush);
+                self.launch(owner, look.interest, (Op::Flush, 0, 0), Io::Flush);
             }
             Verb::Discard(ranges) => self.start_ranges(in_flight(0, 0), Op::Discard, ranges),
             Verb::WriteZeroes(ranges) => {
@@ -355,34 +375,31 @@ impl Worker {
         sectors: u64,
         mut io: Io,
     ) {
-        let interest = self.interest(op, sector, sectors);
+        let Look { interest, kinds } = self.look(op, sector, sectors);
+        in_flight.begun.kinds = kinds;
         if interest == Interest::None
             && let Some(result) = self.channel.at_once(&mut io)
         {
             in_flight.part_ended(result);
-            self.return_used(in_flight.complete());
+            self.finish(in_flight);
             return;
         }
         let owner = self.requests.insert(in_flight);
         self.launch(owner, interest, (op, sector, sectors), io);
     }
 
-    fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
+    fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
         match &self.around.engine {
-            Some(engine) => engine.interest(op, sector, sectors),
-            None => Interest::None,
+            Some(engine) => engine.look(op, sector, sectors),
+            None => Look::NOTHING,
         }
-    }
-
-    fn finish_ok(&mut self, in_flight: InFlight) {
-        self.return_used(in_flight.complete());
     }
 
     /// Each range is an operation of its own, for storage and for the engine.
     fn start_ranges(&mut self, in_flight: InFlight, op: Op, mut ranges: SmallVec<[Range; 1]>) {
         ranges.retain(|range| range.sectors > 0);
         if ranges.is_empty() {
-            self.finish_ok(in_flight);
+            self.finish(in_flight);
             return;
         }
         let parts_left = ranges.len() as u32;
@@ -396,7 +413,10 @@ impl Worker {
             } else {
                 Io::WriteZeroes { offset, len, unmap, durable }
             };
-            let interest = self.interest(op, sector, sectors);
+            let Look { interest, kinds } = self.look(op, sector, sectors);
+            if let Some(request) = self.requests.get_mut(owner) {
+                request.begun.kinds |= kinds;
+            }
             self.launch(owner, interest, (op, sector, sectors), io);
         }
     }
@@ -456,7 +476,7 @@ impl Worker {
             && request.part_ended(result)
             && let Some(request) = self.requests.remove(owner)
         {
-            self.return_used(request.complete());
+            self.finish(request);
         }
     }
 
@@ -504,6 +524,9 @@ impl Worker {
             log.mark(addr, bytes);
         }
         self.used.clear();
+        if let Some(counters) = self.around.counters.queue(self.queue) {
+            counters.record(&mut self.done);
+        }
     }
 
     /// This queue is of no use until it is set up anew; everything else goes on.

@@ -202,6 +202,7 @@ impl Core {
             rules: self.rule_stats().collect(),
             shadow: None,
             kernel: None,
+            traffic: None,
         }
     }
 

@@ -29,6 +29,7 @@ pub mod event;
 pub mod kernel;
 pub mod prometheus;
 pub mod shadow;
+pub mod traffic;
 
 pub use core::{Core, Latency, RuleStats, Stats, UnknownRule};
 pub use errno::{Errno, outcome_of};

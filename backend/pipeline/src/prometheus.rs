@@ -7,6 +7,8 @@ use std::fmt::Write;
 
 use crate::core::{Latency, RuleStats, Stats};
 
+mod traffic;
+
 /// One number of a rule.
 type Value = fn(&RuleStats) -> u64;
 /// One histogram of a rule.
@@ -30,6 +32,9 @@ pub fn render(stats: &Stats) -> String {
         "Requests that did not wait because too many did.",
         stats.crowded,
     );
+    if let Some(traffic) = &stats.traffic {
+        traffic::render(&mut out, traffic);
+    }
     of_rules(&mut out, &stats.rules);
     if let Some(shadow) = &stats.shadow {
         one(
@@ -90,24 +95,35 @@ fn of_rules(out: &mut String, rules: &[RuleStats]) {
         head(out, name, "histogram", help);
         for rule in rules {
             if let Some(latency) = time(rule) {
-                histogram(out, name, &label(&rule.name), latency);
+                let bounds = latency.buckets.iter().map(|(bound_ns, _)| *bound_ns);
+                histogram(out, name, &format!("rule=\"{}\"", label(&rule.name)), latency, bounds);
             }
         }
     }
 }
 
-fn histogram(out: &mut String, name: &str, rule: &str, latency: &Latency) {
+/// `bounds_ns` rise, and are among those of the latency's buckets or between them.
+fn histogram(
+    out: &mut String,
+    name: &str,
+    labels: &str,
+    latency: &Latency,
+    bounds_ns: impl Iterator<Item = u64>,
+) {
+    let mut buckets = latency.buckets.iter().peekable();
     let mut below = 0;
-    for (bound_ns, count) in &latency.buckets {
-        below += count;
-        let bound = seconds(*bound_ns);
-        let _ = writeln!(out, "{name}_bucket{{rule=\"{rule}\",le=\"{bound}\"}} {below}");
+    for bound_ns in bounds_ns {
+        while let Some((_, count)) = buckets.next_if(|(end_ns, _)| *end_ns <= bound_ns) {
+            below += count;
+        }
+        let bound = seconds(bound_ns);
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
     }
     let count = latency.count;
-    let _ = writeln!(out, "{name}_bucket{{rule=\"{rule}\",le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
     let sum = seconds(latency.mean_ns.saturating_mul(count));
-    let _ = writeln!(out, "{name}_sum{{rule=\"{rule}\"}} {sum}");
-    let _ = writeln!(out, "{name}_count{{rule=\"{rule}\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}");
+    let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
 }
 
 fn one(out: &mut String, name: &str, kind: &str, help: &str, value: u64) {

@@ -48,6 +48,8 @@ enum Mode {
     Bench(crate::bench::Args),
     /// Steer a running disk: rules, statistics, events
     Ctl(crate::ctl::Args),
+    /// Watch a running disk: rates and latencies by queue, operation, class and rule
+    Top(crate::top::Args),
     /// Check a rules file
     Rules(crate::rules::Args),
     /// Check a recorded event log for what must not be on an ext4 disk
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Mode::Latency(args) => crate::latency::run(&args),
         Mode::Bench(args) => crate::bench::run(&args),
         Mode::Ctl(args) => crate::ctl::run(args),
+        Mode::Top(args) => crate::top::run(&args),
         Mode::Rules(args) => crate::rules::run(args),
         Mode::Check(args) => crate::check::run(&args),
         Mode::Setup(args) => crate::setup::run(args),

@@ -3,7 +3,7 @@
 //! In: a control socket and a command. Out: the answer, for people or as JSON.
 //! Must not know: how the backend carries a command out.
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod show;
 
 use std::io::{self, Write};

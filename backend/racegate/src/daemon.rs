@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-pub(crate) use args::{Common, StorageKind};
+pub(crate) use args::{Common, SandboxKind, StorageKind};
 pub(crate) use backend::{Backend, Sockets, Sources};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};

@@ -25,3 +25,4 @@ pub mod reproduce;
 pub mod rules;
 pub mod setup;
 pub mod stores;
+pub mod top;

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Parser};
 use device::pmem_vhost::{PmemDevice, Transport};
-use device::socket;
+use device::{sandbox, socket};
 
-use crate::daemon::{CommandLine, Ready, stop_on_signal};
+use crate::daemon::{CommandLine, Ready, SandboxKind, stop_on_signal};
 
 /// A vhost-user virtio-pmem backend: a file as persistent memory, for QEMU 11.1 or later
 #[derive(Debug, Parser)]
@@ -44,6 +44,11 @@ struct Args {
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     region_start: Option<u64>,
 
+    /// Give up everything that serving does not need; `log` only has the kernel log what would be
+    /// forbidden
+    #[arg(long, value_enum, default_value_t = SandboxKind::On)]
+    sandbox: SandboxKind,
+
     /// Write "ready" and a newline to this inherited file descriptor once the socket is listening
     #[arg(long, value_name = "FDNUM")]
     ready_fd: Option<i32>,
@@ -67,8 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let inherited = args.fd.map(socket::inherited).transpose().context("--fd")?;
     let ready = Ready::inherited(args.ready_fd)?;
     let device = PmemDevice::open(&args.pmem_file, args.region_start)?;
-    let stop = stop_on_signal()?;
-    let (transport, _file) = match (inherited, &args.socket_path) {
+    let (transport, file) = match (inherited, &args.socket_path) {
         (Some(fd), _) => (socket::inherited_transport(fd).context("--fd")?, None),
         (None, Some(path)) => {
             let (listener, file) = socket::listen_at(path).context("--socket-path")?;
@@ -76,6 +80,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         (None, None) => bail!("missing: --socket-path or --fd"),
     };
+    // Everything is open; nothing serves yet.
+    if let Some(mode) = args.sandbox.mode() {
+        let folders: Vec<PathBuf> = file.iter().map(|file| file.folder().to_owned()).collect();
+        sandbox::enter(mode, &folders).context("--sandbox")?;
+    }
+    let stop = stop_on_signal()?;
     ready.tell("ready");
     device.serve(transport, stop.as_fd()).context("the memory cannot be served any longer")
 }

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 #[path = "support/daemon.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod support;
 
 use support::{Control, Daemon, Place, end};

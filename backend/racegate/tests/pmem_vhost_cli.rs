@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde_json::json;
 
-use daemon::{Control, Daemon, Place};
+use daemon::{Control, Daemon, Place, of_threads};
 use front_end::{Qemu, SHMEM_REGION};
 
 const BYTES: u64 = 4 << 20;
@@ -80,10 +80,22 @@ fn a_plain_file_and_a_clean_end() {
     fs::File::create(&file).and_then(|file| file.set_len(BYTES)).expect("file");
     let (front, place, mut qemu) = front_on(&file);
     assert_eq!(qemu.flush(), 0);
+    let threads = of_threads(front.pid(), "Seccomp");
+    assert!(threads.len() > 3 && threads.iter().all(|mode| mode == "2"), "{threads:?}");
+    assert!(of_threads(front.pid(), "NoNewPrivs").iter().all(|has| has == "1"));
     let output = front.terminate();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(place.names(), [""; 0], "the socket is gone");
+}
+
+#[test]
+fn without_a_sandbox() {
+    let place = front_place();
+    place.file("memory", BYTES);
+    let (front, _) = place.start(&["--socket-path=s", "--pmem-file=memory", "--sandbox=off"]);
+    assert!(of_threads(front.pid(), "Seccomp").iter().all(|mode| mode == "0"));
+    assert!(front.terminate().status.success());
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::sandbox::{self, Mode, Role};
+use support::daemon::of_threads;
 
 /// Set for the program that is to do something forbidden.
 const ACT: &str = "RACEGATE_TEST_ACT";
@@ -211,19 +212,6 @@ fn without_a_sandbox_they_work() {
         assert!(silent || said.contains("it worked"), "{act}: {output:?}");
         assert!(output.status.success(), "{act}: {output:?}");
     }
-}
-
-/// A field of /proc/PID/status, of each thread.
-fn of_threads(pid: u32, field: &str) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
-    tasks
-        .map(|task| {
-            let status = fs::read_to_string(task.expect("a thread").path().join("status"));
-            let status = status.expect("its status");
-            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            line.expect("the field").trim().to_owned()
-        })
-        .collect()
 }
 
 #[test]

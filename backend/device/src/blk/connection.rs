@@ -26,6 +26,7 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use super::device_state::Transfer;
 use super::{DeviceOptions, Orders, SERIAL_BYTES, ServeError, intercept, lock};
 use crate::config::{Modes, WRITEBACK_OFFSET, config_space, features, is_writeback};
+use crate::counters::Counters;
 use crate::dirty_log::DirtyLog;
 use crate::engine::Engine;
 use crate::front_end::{BackEnd, ExitEvents, Fate, Message, converse, send_config_change};
@@ -76,6 +77,7 @@ impl Connection {
         storage: &Arc<dyn Storage>,
         engine: Option<&Arc<Engine>>,
         orders: &Arc<Orders>,
+        counters: &Arc<Counters>,
     ) -> Result<Arc<Connection>, ServeError> {
         let mut serial = [0; SERIAL_BYTES];
         let len = options.serial.len().min(SERIAL_BYTES);
@@ -89,6 +91,7 @@ impl Connection {
         let around = Surroundings {
             storage: storage.clone(),
             engine: engine.cloned(),
+            counters: counters.clone(),
             negotiated: negotiated.clone(),
             memory: memory.clone(),
             inflight: Arc::default(),

@@ -7,8 +7,10 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use agent::wire::ToGuest;
+use pipeline::Stats;
 use pipeline::control::{Request, Response};
 use pipeline::event::RulesText;
+use pipeline::traffic::Traffic;
 
 use crate::engine::Engine;
 use crate::link::Mailbox;
@@ -66,6 +68,11 @@ pub trait Front: Send + Sync {
         Err(StorageError::Unsupported { what: "be armed anew: it has no pages" })
     }
 
+    /// What went through its queues; `None` if it has none.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
     /// Other rules are in force.
     fn rules_changed(&self) {}
 
@@ -81,7 +88,7 @@ pub trait Front: Send + Sync {
 /// What a line leads to.
 pub(super) enum Answer {
     /// One line back.
-    Response(Response),
+    Response(Box<Response>),
     /// The connection becomes a stream of events.
     Subscribed(Arc<Subscription>),
     /// The program ends, after the answer.
@@ -109,7 +116,7 @@ impl Target {
                 .release(rule.as_deref())
                 .map(|requests| Response::Released { requests })
                 .map_err(|e| chain(&e)),
-            Request::Stats => Ok(Response::Stats(self.engine.stats())),
+            Request::Stats => Ok(Response::Stats(self.stats())),
             Request::Layout { sector: None, sectors: None } => {
                 self.front.settle();
                 Ok(Response::LayoutSummary { sectors: self.engine.layout_summary() })
@@ -134,9 +141,13 @@ impl Target {
             Request::Shutdown => return Answer::Shutdown,
         };
         match result {
-            Ok(response) => Answer::Response(response),
+            Ok(response) => Answer::Response(Box::new(response)),
             Err(message) => failed(&message),
         }
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { traffic: self.front.traffic(), ..self.engine.stats() }
     }
 
     fn rules(&self) -> Response {
@@ -192,7 +203,7 @@ fn done<E: std::error::Error>(result: Result<(), E>) -> Result<Response, String>
 }
 
 fn failed(message: &str) -> Answer {
-    Answer::Response(Response::Error { message: message.to_owned() })
+    Answer::Response(Box::new(Response::Error { message: message.to_owned() }))
 }
 
 /// The error and what it comes from, in one line.

@@ -1,6 +1,6 @@
 //! What queue threads read without a lock: the filter and the map, as one snapshot.
 //!
-//! In: a new snapshot whenever one of them changes. Out: [`Interest`], [`Watch`].
+//! In: a new snapshot whenever one of them changes. Out: [`Look`], [`Watch`].
 //! Must not know: the core, the layout's owner.
 
 use std::sync::Arc;
@@ -12,6 +12,20 @@ use pipeline::shadow::{self, Wants};
 use pipeline::{Filter, Op, Want};
 
 use super::Interest;
+
+/// What is seen of a request without a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// How much the engine wants to know of it.
+    pub interest: Interest,
+    /// The classes that it touches, as an OR of [`Kind::bit`]; 0 where nobody goes by them.
+    pub kinds: u32,
+}
+
+impl Look {
+    /// Nobody wants to know of it.
+    pub const NOTHING: Look = Look { interest: Interest::None, kinds: 0 };
+}
 
 /// The snapshot, and whether there is anything in it.
 pub(super) struct View {
@@ -110,12 +124,12 @@ impl View {
     }
 
     #[inline]
-    pub(super) fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
+    pub(super) fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
         // Relaxed: a request that races with the loading of rules may go either way.
         if self.ops.load(Ordering::Relaxed) & bit(op) == 0 {
-            return Interest::None;
+            return Look::NOTHING;
         }
-        self.snapshot.load().interest(op, sector, sectors)
+        self.snapshot.load().look(op, sector, sectors)
     }
 }
 
@@ -125,9 +139,23 @@ const fn bit(op: Op) -> u32 {
 }
 
 impl Snapshot {
-    fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
-        let want = self.filter.wants(op);
+    fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
         let mut kinds = 0;
+        let interest = self.interest(op, sector, sectors, &mut kinds);
+        match &self.map {
+            None => kinds = 0,
+            // What is looked at that closely is counted by class.
+            Some(map) if interest != Interest::None && kinds == 0 => {
+                kinds = map.kinds(sector, sectors);
+            }
+            Some(_) => {}
+        }
+        Look { interest, kinds }
+    }
+
+    /// Puts the classes to `kinds` if it has to look them up.
+    fn interest(&self, op: Op, sector: u64, sectors: u64, kinds: &mut u32) -> Interest {
+        let want = self.filter.wants(op);
         let mut wanted = Wants::Nothing;
         if let Some(map) = &self.map {
             if let Some(shadow) = &self.shadow {
@@ -144,13 +172,13 @@ impl Snapshot {
                     return Interest::EventWithBytes;
                 }
                 Op::Discard | Op::WriteZeroes => return Interest::Event,
-                _ if want == Want::Classes => kinds = map.kinds(sector, sectors),
+                _ if want == Want::Classes => *kinds = map.kinds(sector, sectors),
                 _ => {}
             }
         } else {
-            kinds = Kind::Unknown.bit();
+            *kinds = Kind::Unknown.bit();
         }
-        let by_rule = want != Want::Nothing && self.filter.may_match(op, sector, sectors, kinds);
+        let by_rule = want != Want::Nothing && self.filter.may_match(op, sector, sectors, *kinds);
         if by_rule || wanted != Wants::Nothing { Interest::Event } else { Interest::None }
     }
 

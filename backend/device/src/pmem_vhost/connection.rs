@@ -32,6 +32,7 @@ use crate::blk::lock;
 use crate::config::bit;
 use crate::front_end::{BackEnd, ExitEvents, converse};
 use crate::queue::{Memory, Vring};
+use crate::sandbox::{self, Role};
 
 /// VIRTIO_PMEM_F_SHMEM_REGION: the address is that of shared memory region 0, not of the
 /// configuration (Linux 6.9 and later).
@@ -71,9 +72,10 @@ impl Connection {
         shutdown: BorrowedFd<'_>,
     ) -> Result<(), ServeError> {
         let served = thread::scope(|scope| {
-            let started = thread::Builder::new()
-                .name("rg-map".into())
-                .spawn_scoped(scope, || self.mapper.run(&self.region));
+            let started = thread::Builder::new().name("rg-map".into()).spawn_scoped(scope, || {
+                sandbox::narrow(Role::Relay);
+                self.mapper.run(&self.region);
+            });
             let served = match started {
                 Ok(_) => converse(self, &self.memory, front_end, shutdown),
                 Err(error) => Err(ServeError::Setup(error)),

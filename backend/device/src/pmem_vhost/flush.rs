@@ -25,6 +25,7 @@ use crate::blk::lock;
 use crate::config::bit;
 use crate::queue::{BadHead, Heads, Memory, Ring, RingFault, Used, Vring};
 use crate::request::Chain;
+use crate::sandbox::{self, Role};
 use crate::segments::Snapshot;
 
 /// Largest size of the virtqueue in descriptors.
@@ -132,7 +133,11 @@ impl FlushQueue {
         let missing = state.waiting.len().saturating_sub(state.idle);
         for _ in 0..missing.min(MOST_THREADS - state.threads) {
             let shared = self.shared.clone();
-            match thread::Builder::new().name("rg-flush".into()).spawn(move || shared.work()) {
+            let run = move || {
+                sandbox::narrow(Role::Flush);
+                shared.work();
+            };
+            match thread::Builder::new().name("rg-flush".into()).spawn(run) {
                 Ok(thread) => {
                     state.threads += 1;
                     lock(&self.threads).push(thread);

@@ -20,12 +20,14 @@ pub enum Role {
     Events,
     /// Passes vhost-user messages between the front-end and the library.
     Relay,
+    /// Flushes a file, and tells the driver.
+    Flush,
 }
 
 impl Role {
     /// Every role.
-    pub(super) const ALL: [Role; 5] =
-        [Role::Queue, Role::Control, Role::Timer, Role::Events, Role::Relay];
+    pub(super) const ALL: [Role; 6] =
+        [Role::Queue, Role::Control, Role::Timer, Role::Events, Role::Relay, Role::Flush];
 
     /// What a thread of this role may call.
     pub(super) fn calls(self) -> Vec<Sysno> {
@@ -36,6 +38,7 @@ impl Role {
             Role::Timer => &[WAIT],
             Role::Events => &[STORAGE, WAIT],
             Role::Relay => &[WAIT, SOCKET, RELAY],
+            Role::Flush => &[&[Sysno::fsync]],
         };
         [&[THREAD], of_role].concat().concat()
     }

@@ -10,6 +10,7 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use crate::config::bit;
+use crate::counters::Counters;
 use crate::dirty_log::DirtyLog;
 use crate::engine::Engine;
 use crate::inflight::Area;
@@ -61,6 +62,8 @@ impl Negotiated {
 pub(crate) struct Surroundings {
     pub storage: Arc<dyn Storage>,
     pub engine: Option<Arc<Engine>>,
+    /// What was done, queue by queue.
+    pub counters: Arc<Counters>,
     pub negotiated: Arc<Negotiated>,
     pub memory: Memory,
     /// Where heads in flight are kept, if the front-end gave room for it; looked at when a ring

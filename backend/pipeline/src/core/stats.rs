@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::delalloc_shadow::FollowerStats;
 use crate::rules::LIMIT_NS;
 use crate::shadow::ShadowStats;
+use crate::traffic::Traffic;
 
 /// Counts and latencies of a core.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Stats {
     /// Counts of the delalloc shadow, if the guest's kernel is watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<FollowerStats>,
+    /// What went through the disk's queues, if it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 /// Counts and latencies of a rule, since it was loaded.
@@ -74,8 +78,8 @@ pub struct Latency {
     pub p999_ns: u64,
     /// Largest.
     pub max_ns: u64,
-    /// How many values lie above the bound before and up to this bound (nanoseconds); bounds
-    /// double.
+    /// How many values lie above the bound before and up to this bound (nanoseconds). Bounds of a
+    /// rule double; those of traffic are ranges of [`crate::traffic`]. Empty ranges are left out.
     pub buckets: Vec<(u64, u64)>,
 }
 

@@ -16,13 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a backend.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
 impl Client {
-    pub(super) fn connect(socket: &Path) -> Result<Client> {
+    pub(crate) fn connect(socket: &Path) -> Result<Client> {
         let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => anyhow::anyhow!(
                 "{}: no such socket; start the backend with --control-socket, or name its socket",
@@ -41,7 +41,7 @@ impl Client {
     }
 
     /// Sends a request and returns the line that answers it.
-    pub(super) fn ask(&mut self, request: &Request) -> Result<String> {
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<String> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         let stream = self.stream.get_mut();
@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// Hands every further line to `take`, until the backend ends or nobody wants more.
-    pub(super) fn follow(&mut self, mut take: impl FnMut(&str) -> io::Result<()>) -> Result<()> {
+    pub(crate) fn follow(&mut self, mut take: impl FnMut(&str) -> io::Result<()>) -> Result<()> {
         self.stream.get_mut().set_read_timeout(None)?;
         let mut line = String::new();
         loop {

@@ -10,6 +10,7 @@ use ext4_layout::Written;
 use pipeline::control::{Response, RuleInfo};
 use pipeline::event::{Cause, ClassRecord, HomeRecord, Protection, SpanRecord, Verdict};
 use pipeline::shadow::{ShadowStats, Survivors};
+use pipeline::traffic::{OpTraffic, QueueTraffic, Traffic};
 use pipeline::{Event, Latency, Stats, What};
 
 /// Writes an answer.
@@ -67,6 +68,9 @@ fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
             tid(possible)
         )?;
     }
+    if let Some(of) = &stats.traffic {
+        traffic(out, of)?;
+    }
     for rule in &stats.rules {
         let armed = if rule.armed { "armed" } else { "disarmed" };
         writeln!(
@@ -85,6 +89,29 @@ fn stats(out: &mut impl Write, stats: &Stats) -> io::Result<()> {
     Ok(())
 }
 
+fn traffic(out: &mut impl Write, traffic: &Traffic) -> io::Result<()> {
+    for queue in &traffic.queues {
+        let QueueTraffic { queue: number, in_flight, parked, refused, ops, .. } = queue;
+        if *in_flight > 0 || *refused > 0 || !ops.is_empty() {
+            writeln!(
+                out,
+                "queue {number}: in flight {in_flight}, parked {parked}, refused {refused}"
+            )?;
+        }
+        ops.iter().try_for_each(|of| moved(out, of.op.name(), of))?;
+    }
+    for class in &traffic.classes {
+        moved(out, &format!("{} {}", class.of.op.name(), class.class.name()), &class.of)?;
+    }
+    Ok(())
+}
+
+fn moved(out: &mut impl Write, name: &str, of: &OpTraffic) -> io::Result<()> {
+    let OpTraffic { requests, bytes, failed, .. } = of;
+    writeln!(out, "    {name}: {requests} requests, {} KiB, {failed} failed", bytes / 1024)?;
+    of.latency.as_ref().map_or(Ok(()), |latency| writeln!(out, "      {}", quantiles(latency)))
+}
+
 fn quantiles(of: &Latency) -> String {
     format!(
         "min {:>9}  p50 {:>9}  p90 {:>9}  p99 {:>9}  max {:>9}  ({} values)",
@@ -98,7 +125,7 @@ fn quantiles(of: &Latency) -> String {
 }
 
 /// Three or more significant digits, with the unit that suits.
-fn time(ns: u64) -> String {
+pub(crate) fn time(ns: u64) -> String {
     format!("{:.2?}", Duration::from_nanos(ns))
 }
 

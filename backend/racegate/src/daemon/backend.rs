@@ -30,7 +30,7 @@ use device::storage::file::{FileOptions, FileStorage};
 use device::storage::memory::MemoryStorage;
 use device::storage::overlay::OverlayStorage;
 use device::storage::{SECTOR_BYTES, Storage};
-use pipeline::{RuleSet, prometheus, shadow};
+use pipeline::{RuleSet, Stats, prometheus, shadow};
 
 use super::{Common, Ready, StorageKind, stop_on_signal};
 
@@ -146,10 +146,13 @@ impl Backend {
         E: std::error::Error + Send + Sync + 'static,
     {
         let Backend { engine, stop, control, link, metrics, _sockets } = self;
-        let of_metrics = Arc::clone(&engine);
+        let (of_metrics, queues) = (Arc::clone(&engine), Arc::clone(&front));
         let metrics = metrics
             .map(|endpoint| {
-                let render = move || prometheus::render(&of_metrics.stats());
+                let render = move || {
+                    let traffic = queues.traffic();
+                    prometheus::render(&Stats { traffic, ..of_metrics.stats() })
+                };
                 metrics::Endpoints::start(endpoint, render)
             })
             .transpose()

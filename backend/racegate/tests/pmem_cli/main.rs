@@ -8,6 +8,7 @@
 //! many is counted, and the reason told.
 
 #[path = "../support/daemon.rs"]
+#[expect(dead_code, reason = "shared with tests that need more of it")]
 mod support;
 
 mod ends;

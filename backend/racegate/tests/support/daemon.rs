@@ -144,6 +144,10 @@ impl Daemon {
         kill_process(Pid::from_child(child), signal).expect("signal");
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
     pub(crate) fn end(mut self) -> Output {
         end(self.child.take().expect("running"))
     }
@@ -161,6 +165,19 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
     }
+}
+
+/// A field of /proc/PID/status, of each thread.
+pub(crate) fn of_threads(pid: u32, field: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.expect("a thread").path().join("status"));
+            let status = status.expect("its status");
+            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            line.expect("the field").trim().to_owned()
+        })
+        .collect()
 }
 
 /// A client of the control socket `c`.

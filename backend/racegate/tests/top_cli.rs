@@ -11,13 +11,15 @@ mod support {
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
 use device::client::{Client, ClientOptions, ClientQueue};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use support::daemon::{Control, Daemon, PATIENCE, Place, end};
 
@@ -191,14 +193,13 @@ fn top_shows_what_is_held_and_what_moves() {
 
 /// Both ends of a new terminal.
 fn terminal() -> (File, OwnedFd) {
-    let (mut ours, mut theirs) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: two places for descriptors, and nothing else asked for.
-    let made =
-        unsafe { libc::openpty(&raw mut ours, &raw mut theirs, null, null.cast(), null.cast()) };
-    assert_eq!(made, 0, "a terminal");
-    // SAFETY: both are new, and nobody else's.
-    unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) }
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&ours).expect("its other end");
+    unlockpt(&ours).expect("its other end");
+    let path = ptsname(&ours, Vec::new()).expect("its name");
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs = rustix::fs::open(path, flags, Mode::empty()).expect("its other end");
+    (File::from(ours), theirs)
 }
 
 /// What a program wrote to a terminal, until `wanted` was in it.

@@ -7,6 +7,7 @@
 mod bench;
 mod check;
 mod command;
+mod docs;
 mod fuzz;
 mod guest;
 mod test;
@@ -28,6 +29,8 @@ struct Args {
 enum Task {
     /// Rules of the tree: sizes, headers, purity, direction of dependencies
     Tidy,
+    /// Make the reference and the cookbook from the code; tidy says when they are not current
+    Docs,
     /// Formatting and lints
     Check,
     /// Unit, property and in-process tests
@@ -57,7 +60,8 @@ fn main() -> ExitCode {
     for task in tasks {
         let started = Instant::now();
         let (name, result) = match task {
-            Task::Tidy => ("tidy", tidy::run()),
+            Task::Tidy => ("tidy", tidy::run().and_then(|()| docs::check())),
+            Task::Docs => ("docs", docs::write()),
             Task::Check => ("check", check::run()),
             Task::Test => ("test", test::run()),
             Task::Fuzz(options) => ("fuzz", fuzz::run(&options)),

@@ -23,3 +23,8 @@ pub fn main(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     crate::daemon::main("racegate-blk", command_line, serve::run)
 }
+
+/// Its command line, for the man page.
+pub(crate) fn command() -> clap::Command {
+    <args::Args as clap::CommandFactory>::command()
+}

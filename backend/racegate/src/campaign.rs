@@ -29,7 +29,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Run a plan on kernels and judge each. Exit status: 0 no kernel is affected, 1 one is, 2
-    /// some verdict is inconclusive or the campaign could not be run
+    /// some verdict is inconclusive or the campaign could not be run. Of a shard: 0 its trials are over
     Run {
         /// Plan: a name that `list` shows, or a TOML file
         plan: String,
@@ -77,6 +77,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let command = format!("racegate campaign run {plan}");
             let plan = Plan::find(plan)?;
             let Finished { campaign, .. } = run_plan(plan, options, &command)?;
+            // What a part of the trials says is no answer yet; that they were carried out is.
+            if options.shard.is_some() {
+                return Ok(ExitCode::SUCCESS);
+            }
             let any = |wanted| campaign.verdicts.iter().any(|(_, verdict, _)| *verdict == wanted);
             Ok(ExitCode::from(if any(Verdict::Affected) {
                 1

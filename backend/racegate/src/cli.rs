@@ -4,8 +4,11 @@
 //! Must not know: how any mode works.
 
 use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -67,6 +70,11 @@ enum Mode {
         /// Shell to complete in
         shell: Shell,
     },
+    /// Write man pages, one for each command, into a folder
+    Man {
+        /// Folder, such as ~/.local/share/man/man1; it is made if it is not there
+        dir: PathBuf,
+    },
     /// The disk daemon, as the harness starts it: `racegate-blk` by another name
     #[command(hide = true, disable_help_flag = true)]
     Blk {
@@ -117,6 +125,7 @@ pub fn main() -> ExitCode {
             );
             Ok(ExitCode::SUCCESS)
         }
+        Mode::Man { dir } => man(&dir),
         Mode::Pmem { args } => {
             return crate::pmem::main(std::iter::once("racegate-pmem".into()).chain(args));
         }
@@ -136,4 +145,59 @@ pub fn main() -> ExitCode {
         eprintln!("racegate: {error:#}");
         ExitCode::from(if campaign::interrupt::requested() { 130 } else { 2 })
     })
+}
+
+/// Writes the man pages: of this program, of each of its modes, and of the daemons.
+fn man(dir: &Path) -> anyhow::Result<ExitCode> {
+    fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
+    // Daemons go by their own names; what is hidden here is one of them.
+    let whole = Args::command().mut_subcommand("stores", |_| crate::stores::command());
+    for command in [whole, crate::blk::command(), crate::pmem::command()] {
+        clap_mangen::generate_to(command, dir)
+            .with_context(|| format!("Could not write man pages into {}", dir.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+        crate::stores::command().debug_assert();
+        crate::blk::command().debug_assert();
+        crate::pmem::command().debug_assert();
+    }
+
+    #[test]
+    fn every_mode_has_a_man_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("man1");
+        man(&dir).unwrap();
+        let command = Args::command();
+        for mode in command.get_subcommands().filter(|mode| !mode.is_hide_set()) {
+            let name = mode.get_name();
+            let page = fs::read_to_string(dir.join(format!("racegate-{name}.1"))).unwrap();
+            assert!(page.contains(".SH SYNOPSIS"), "{name}");
+        }
+        for name in ["racegate", "racegate-blk", "racegate-pmem", "racegate-campaign-run"] {
+            assert!(dir.join(format!("{name}.1")).is_file(), "{name}");
+        }
+        let page = fs::read_to_string(dir.join("racegate-campaign-run.1")).unwrap();
+        assert!(page.contains("shard"), "its options are there");
+    }
+
+    #[test]
+    fn every_shell_has_completions() {
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "racegate", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("campaign") && script.contains("until-sure"), "{shell}");
+        }
+    }
 }

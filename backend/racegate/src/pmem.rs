@@ -15,3 +15,8 @@ use std::process::ExitCode;
 pub fn main(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     crate::daemon::main("racegate-pmem", command_line.into_iter().collect(), serve::run)
 }
+
+/// Its command line, for the man page.
+pub(crate) fn command() -> clap::Command {
+    <args::Args as clap::CommandFactory>::command()
+}

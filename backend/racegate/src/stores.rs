@@ -103,6 +103,11 @@ pub fn main(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     crate::daemon::main("racegate stores", command_line.into_iter().collect(), run)
 }
 
+/// Its command line as a mode of the tool, for the man page.
+pub(crate) fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command().name("stores")
+}
+
 fn run(args: &Args) -> anyhow::Result<()> {
     match &args.mode {
         Mode::Watch(args) => watch(args),

@@ -185,15 +185,46 @@ fn duration(ns: u64) -> String {
     format!("{text} {unit}")
 }
 
-/// The line that runs the same trials: what was typed, with the seed.
+/// Options that say where results go, not what is run.
+const PLACES: [&str; 6] = ["--db", "--html", "--markdown", "--junit", "--ktap", "--json"];
+
+/// The line that runs the same trials: what was typed, with the seed, without the places that results
+/// went to.
 fn again(document: &Document) -> String {
-    let words = document.command.split(' ').filter(|word| *word != "--resume");
-    let line = words.collect::<Vec<_>>().join(" ");
+    let shard = document.ordered.is_some_and(|ordered| ordered.shard.is_some());
+    let mut line: Vec<&str> = Vec::new();
+    let mut value_follows = false;
+    for word in words(&document.command) {
+        let is_option = word.starts_with("--");
+        if value_follows && !is_option {
+            value_follows = false;
+            continue;
+        }
+        let (name, value) = word.split_once('=').map_or((word, None), |(n, v)| (n, Some(v)));
+        // Of shards that were put together the whole is meant.
+        value_follows = PLACES.contains(&name) || (name == "--shard" && !shard);
+        if value_follows {
+            value_follows = value.is_none();
+        } else if word != "--resume" {
+            line.push(word);
+        }
+    }
+    let line = line.join(" ");
     if line.contains(" --seed") {
         line
     } else {
         format!("{line} --seed {}", document.campaign.seed)
     }
+}
+
+/// Words of a line for a shell; what stands in single quotes is part of one.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let words = line.split(move |c: char| {
+        quoted ^= c == '\'';
+        c == ' ' && !quoted
+    });
+    words.filter(|word| !word.is_empty())
 }
 
 /// Why the verdict on `kernel` is inconclusive.

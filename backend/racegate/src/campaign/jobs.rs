@@ -100,17 +100,16 @@ fn slurm(args: &Args) -> String {
 #SBATCH --output=racegate-%A-%a.log
 
 mkdir -p {folder} || exit 2
-# Slurm's signal reaches this shell, and a shell that waits passes it on.
+# Slurm's signal reaches this shell, which passes it on.
 {program} campaign run {plan} --seed {seed} --shard \"$SLURM_ARRAY_TASK_ID/{shards}\" \\
     --jobs {cpus} --resume --db {folder}/shard-\"$SLURM_ARRAY_TASK_ID\".db{options} &
 shard=$!
-trap 'kill -INT \"$shard\"' INT TERM
+trap 'kill -TERM \"$shard\"' INT TERM
 wait \"$shard\"
 status=$?
 # A wait that a signal ended is followed by one for the shard itself.
 while kill -0 \"$shard\" 2>/dev/null; do wait \"$shard\"; status=$?; done
-# 1 says that a kernel is affected: an answer, and no failure of the job.
-[ \"$status\" -le 1 ] || exit \"$status\"
+exit \"$status\"
 "
     );
     text
@@ -127,9 +126,8 @@ fn kubernetes(args: &Args) -> anyhow::Result<String> {
     let (program, plan) = (quote(program), quote(plan));
     // The index counts from 0, shards from 1.
     let command = format!(
-        "n=$((JOB_COMPLETION_INDEX + 1)); {program} campaign run {plan} --seed {seed} \
-         --shard \"$n/{shards}\" --jobs {cpus} --resume --db \"/shards/shard-$n.db\"{options}; \
-         status=$?; [ \"$status\" -le 1 ] || exit \"$status\""
+        "n=$((JOB_COMPLETION_INDEX + 1)); exec {program} campaign run {plan} --seed {seed} \
+         --shard \"$n/{shards}\" --jobs {cpus} --resume --db \"/shards/shard-$n.db\"{options}"
     );
     let resources = json!({"cpu": cpus.to_string(), "memory": format!("{memory_mib}Mi")});
     let manifest = json!({
@@ -158,4 +156,53 @@ fn kubernetes(args: &Args) -> anyhow::Result<String> {
         },
     });
     Ok(format!("{manifest:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Bare {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &[&str]) -> Args {
+        let common = ["jobs", "mkwrite-fallocate", "--shards", "8", "--seed", "7"];
+        Bare::parse_from([&common[..], line].concat()).args
+    }
+
+    #[test]
+    fn a_slurm_script_is_one_that_a_shell_takes() {
+        let odd = ["--slurm", "--folder", "a b", "--", "--kernel", "it's", "--trials", "16"];
+        let script = slurm(&args(&odd));
+        assert!(script.contains("#SBATCH --array=1-8\n"), "{script}");
+        assert!(script.contains("--kernel 'it'\\''s' --trials 16 &"), "{script}");
+        assert!(script.contains("mkdir -p 'a b'"), "{script}");
+        let mut shell = std::process::Command::new("sh");
+        let status = shell.args(["-n", "-c", &script]).status().unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    fn an_indexed_job_has_a_pod_for_each_shard() {
+        let text = kubernetes(&args(&["--kubernetes", "--image", "racegate:1"])).unwrap();
+        let job: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(job["spec"]["completionMode"], "Indexed");
+        assert_eq!(job["spec"]["completions"], 8);
+        let container = &job["spec"]["template"]["spec"]["containers"][0];
+        let command = container["command"][2].as_str().unwrap();
+        assert!(command.contains("--shard \"$n/8\"") && command.contains("--resume"), "{command}");
+    }
+
+    #[test]
+    fn what_the_job_gives_is_not_given_twice() {
+        for own in ["--seed", "--shard=1/2", "--db"] {
+            let error = print(&args(&["--slurm", "--", own])).unwrap_err().to_string();
+            assert!(error.contains("leave it out"), "{error}");
+        }
+    }
 }

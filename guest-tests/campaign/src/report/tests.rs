@@ -85,3 +85,22 @@ fn the_json_report_has_the_keys_that_scripts_rely_on() {
     assert!(report["verdicts"][1]["error"].as_f64().unwrap() < 0.01);
     assert_eq!(report["findings"][0]["trial"], 3);
 }
+
+#[test]
+fn the_line_that_repeats_a_campaign_names_no_places() {
+    let mut document = fixture::calm();
+    let mut again = |command: &str| {
+        document.command = command.to_owned();
+        super::again(&document)
+    };
+    let line = "racegate campaign run p --kernel 'a b' --db 'x y.db' --resume --html=h --markdown --shadow";
+    assert_eq!(again(line), "racegate campaign run p --kernel 'a b' --shadow --seed 7");
+    let line = "racegate campaign run p --shard 1/3 --seed 9 --json - --ktap";
+    assert_eq!(again(line), "racegate campaign run p --seed 9");
+    document.ordered = document.ordered.map(|ordered| crate::store::Ordered {
+        shard: Some(crate::store::Shard { index: 1, of: 3 }),
+        ..ordered
+    });
+    document.command = line.to_owned();
+    assert_eq!(super::again(&document), "racegate campaign run p --shard 1/3 --seed 9");
+}

@@ -9,7 +9,7 @@ use crate::report::clean;
 use crate::timeline::{Kind, Span, Timeline};
 
 const WIDTH: f64 = 960.0;
-const LEFT: f64 = 150.0;
+const LEFT: f64 = 180.0;
 const RIGHT: f64 = 945.0;
 const TOP: f64 = 24.0;
 const ROW: f64 = 22.0;

@@ -31,7 +31,7 @@ pub(super) fn interval(rate: f64, low: f64, high: f64) -> Markup {
 
 /// Where things are in a plot of 960 by 300.
 const LEFT: f64 = 60.0;
-const RIGHT: f64 = 940.0;
+const RIGHT: f64 = 920.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 250.0;
 
@@ -97,7 +97,8 @@ pub(super) fn doses(doses: &[Dose]) -> Option<Markup> {
                 @let path = points.iter().map(|(ns, tally)| {
                     format!("{:.1},{:.1}", x(*ns) + aside, y(tally.rate()))
                 }).collect::<Vec<_>>().join(" ");
-                polyline class={ "curve s" (colour) } points=(path) {}
+                // A line between none and one length would tell of lengths that nobody tried.
+                @if lengths(points) >= 2 { polyline class={ "curve s" (colour) } points=(path) {} }
                 @for (ns, tally) in points {
                     @let (low, high) = tally.wilson95();
                     @let at_x = format!("{:.1}", x(*ns) + aside);

@@ -97,7 +97,7 @@ impl Core {
         }
         self.let_go_all(now, &Cause::Reload, |_| true, out);
         self.parked.forget_released();
-        self.states = rule::states(self.seed, &rules);
+        self.states = rule::states(rules.text().seed.unwrap_or(self.seed), &rules);
         self.rules = rules;
         self.arrivals = 0;
         self.next_count = self.find_next_count();

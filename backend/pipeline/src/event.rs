@@ -55,6 +55,9 @@ pub struct RulesText {
     /// Text of each histogram file that it names, by the name used in the rules.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
+    /// Seed of the random draws of these rules; the backend's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
 }
 
 /// What happened.

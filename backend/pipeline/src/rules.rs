@@ -204,9 +204,11 @@ impl RuleSet {
     /// # Errors
     /// As [`RuleSet::parse`], and a file that `text.files` does not have.
     pub fn from_text(text: &RulesText) -> Result<RuleSet, RulesError> {
-        RuleSet::parse_with(&text.text, &text.file, &mut |name| {
+        let mut set = RuleSet::parse_with(&text.text, &text.file, &mut |name| {
             text.files.get(name).cloned().ok_or_else(|| "the file did not come along".to_owned())
-        })
+        })?;
+        set.text.seed = text.seed;
+        Ok(set)
     }
 
     /// The text it was made from.

@@ -7,6 +7,7 @@ mod jobs;
 mod order;
 mod own;
 mod results;
+mod sweep;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,8 +17,8 @@ use campaign::plan::{self, Plan};
 use campaign::verdict::Verdict;
 
 pub use order::Options;
-pub(crate) use order::{Finished, prepare, run_plan, run_trials, write_json};
-pub(crate) use results::{Settings, attach, existing, finish, how_to_resume, probability};
+pub(crate) use order::{Finished, kernels, prepare, run_again, run_plan, write_json};
+pub(crate) use results::{attach, finish, how_to_resume, of_result, probability};
 
 /// Arguments of `racegate campaign`.
 #[derive(clap::Args)]
@@ -33,6 +34,12 @@ enum Verb {
     Run {
         /// Plan: a name that `list` shows, or a TOML file
         plan: String,
+        /// Also run the arm `rules` with these lengths in place of its own delays: a list
+        /// ("delay=1ms,5ms,20ms"), or doubling from one to another ("delay=1ms..64ms"). Each is an
+        /// arm `delay=LENGTH`; of the plan's own arms only `none` runs beside them, if --arm does
+        /// not say
+        #[arg(long, value_name = "delay=LENGTHS", value_parser = sweep::parse)]
+        sweep: Option<sweep::Sweep>,
         #[command(flatten)]
         options: Box<Options>,
     },
@@ -73,9 +80,15 @@ enum Verb {
 /// Carries out `racegate campaign`.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        Verb::Run { plan, options } => {
-            let command = format!("racegate campaign run {plan}");
-            let plan = Plan::find(plan)?;
+        Verb::Run { plan, sweep, options } => {
+            let mut command = format!("racegate campaign run {plan}");
+            let mut plan = Plan::find(plan)?;
+            let mut options = options.clone();
+            if let Some(sweep) = sweep {
+                command = format!("{command} --sweep {sweep}");
+                plan = sweep.apply(&plan, &mut options.arms)?;
+            }
+            let options = &options;
             let Finished { campaign, .. } = run_plan(plan, options, &command)?;
             // What a part of the trials says is no answer yet; that they were carried out is.
             if options.shard.is_some() {

@@ -37,6 +37,8 @@ enum Mode {
     Report(crate::report::Args),
     /// Put databases of results together: shards become one campaign
     Merge(crate::merge::Args),
+    /// Make a plan as small as it can be while it still hits
+    Minimise(crate::minimise::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
     /// Compare the engine with a real kernel on random lists of operations
@@ -105,6 +107,7 @@ pub fn main() -> ExitCode {
         Mode::Replay(args) => crate::replay::run(&args),
         Mode::Report(args) => crate::report::run(&args),
         Mode::Merge(args) => crate::merge::run(&args),
+        Mode::Minimise(args) => crate::minimise::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
         Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod kernels;
 pub mod latency;
 pub mod merge;
+pub mod minimise;
 pub mod pmem;
 pub mod pmem_vhost;
 pub mod replay;

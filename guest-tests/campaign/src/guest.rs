@@ -15,6 +15,7 @@ use agent::wire::{
     List, ListResult, Lists, Stream, ToGuest, ToHost, TraceOrder, Trial, TrialResult,
 };
 use pipeline::control::Request;
+use pipeline::event::RulesText;
 use pipeline::shadow::Finding;
 use pipeline::{Event, Nanos, RuleSet};
 use tempfile::NamedTempFile;
@@ -302,6 +303,13 @@ impl Guest {
     /// Replaces the rules.
     pub fn load(&mut self, rules: &RuleSet) -> Result<(), GuestError> {
         self.control.call(&Request::Load(rules.text().clone()))?;
+        Ok(())
+    }
+
+    /// Replaces the rules; their random draws are those of `seed`, whatever was drawn before.
+    pub fn load_seeded(&mut self, rules: &RuleSet, seed: u64) -> Result<(), GuestError> {
+        let rules = RulesText { seed: Some(seed), ..rules.text().clone() };
+        self.control.call(&Request::Load(rules))?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! Must not know: virtual machines, how a trial runs.
 
 mod builtin;
+pub mod edit;
 mod error;
 
 use std::fs;

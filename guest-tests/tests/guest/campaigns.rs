@@ -2,13 +2,17 @@
 //! certain, and a bisection without the plan's rules has no answer.
 //! Method: the founding plan on its affected kernel, few trials, a database of its own.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use campaign::bisect::{self, Settings};
 use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Limits, Order, UntilSure};
+use campaign::runner::{self, Limits, Order, Outcome, TrialRecord, UntilSure};
 use campaign::sequential::Sequential;
 use campaign::store::Store;
 use campaign::verdict::Verdict;
@@ -17,11 +21,16 @@ use libtest_mimic::Trial;
 use crate::machine::{Machine, Which};
 
 const PLAN: &str = "mkwrite-fallocate";
+const GATED: &str = "mkwrite-fallocate-gated";
+const AFFECTED: &str = "debian-5.10.223";
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
     vec![
         machine.test("campaigns::resumed_and_sure", Which::Own, resumed_and_sure),
         machine.test("campaigns::no_rules_no_answer", Which::Own, no_rules_no_answer),
+        machine.test("campaigns::replayed", Which::Own, |_| replayed()),
+        machine.test("campaigns::minimised", Which::Own, |_| minimised()),
+        machine.test("campaigns::killed_and_resumed", Which::Own, |_| killed_and_resumed()),
     ]
 }
 
@@ -95,4 +104,147 @@ fn no_rules_no_answer(machine: &Machine) -> Result<()> {
     let reason = found.reason.unwrap_or_default();
     ensure!(reason.contains("arm none hit"), "{reason}");
     Ok(())
+}
+
+/// Names the database to everything that a runner starts.
+const MARK: &str = "RACEGATE_TEST_MARK";
+
+/// The tool as a process of its own.
+fn racegate(args: &[&str], db: &Path) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(args).arg("--db").arg(db).env(MARK, db);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
+}
+
+fn replayed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (db, json) = (folder.path().join("results.db"), folder.path().join("replay.json"));
+    let hit = ["campaign", "run", GATED, "--kernel", AFFECTED, "--trials", "2", "--seed", "1"];
+    // An affected kernel is exit status 1.
+    let status = racegate(&hit, &db)?.status()?;
+    ensure!(status.code() == Some(1), "recording a hit: {status}");
+    let mut replay = racegate(&["replay", "1", "--times", "8"], &db)?;
+    let status = replay.arg("--json").arg(&json).status()?;
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let times = told["repetitions"].as_array().map_or(0, Vec::len);
+    ensure!(times == 8 && told["recorded"] == "hit" && told["kernel"] == AFFECTED, "{told}");
+    ensure!(status.success() && told["same"] == 8, "{status}: {told}");
+    // What is repeated is the trial, not some trial: its seed draws what it drew.
+    let stored = Store::open(&db)?.result(1)?;
+    ensure!(stored.record.seed == runner::trial_seed(1, 0), "{stored:?}");
+    let status = racegate(&["replay", "9"], &db)?.status()?;
+    ensure!(status.code() == Some(2), "a result that is not there: {status}");
+    Ok(())
+}
+
+/// A rule that has nothing to do with the race goes first, whatever the time allows.
+fn minimised() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (padded, output) = (folder.path().join("padded.toml"), folder.path().join("small.toml"));
+    let useless = "[[rule]]\nname = \"useless\"\nmatch = { op = \"read\", class = \"superblock\" }\n\
+                   action = { delay = \"1ms\" }\n\n";
+    let text = campaign::plan::text(PLAN).context("the plan")?;
+    let text = text.replacen("'''\n[[rule]]", &format!("'''\n{useless}[[rule]]"), 1);
+    std::fs::write(&padded, &text)?;
+    let (padded, small) = (padded.display().to_string(), output.display().to_string());
+    let args = ["minimise", &padded, "--output", &small, "--budget", "30s", "--seed", "1"];
+    let status = racegate(&args, &folder.path().join("results.db"))?.status()?;
+    ensure!(status.success(), "{status}");
+    let small = Plan::find(&small)?;
+    let rules = |plan: &Plan| -> Vec<String> {
+        plan.arms.iter().flat_map(|arm| arm.rules.names().map(str::to_owned)).collect()
+    };
+    ensure!(rules(&Plan::find(&padded)?).contains(&"useless".to_owned()), "the canary is there");
+    ensure!(rules(&small) == ["delay-bitmap-read"], "{:?}", rules(&small));
+    ensure!(small.source.contains("What is raced"), "the comments are gone");
+    Ok(())
+}
+
+/// Outcome by kernel, arm and trial: what the table of a campaign is made from.
+type Table = BTreeMap<(String, String, u32), (u64, &'static str)>;
+
+fn table(db: &Path) -> Result<Table> {
+    let mut table = Table::new();
+    let store = Arc::new(Store::open(db)?);
+    let campaigns = store.campaigns()?;
+    ensure!(campaigns.len() == 1, "{campaigns:?}: each start began a campaign of its own");
+    for TrialRecord { kernel, arm, trial, seed, outcome, .. } in
+        store.earlier(campaigns[0].id)?.trials
+    {
+        let outcome = match outcome {
+            Outcome::Hit { .. } => "hit",
+            Outcome::Miss { .. } => "miss",
+            Outcome::Invalid { .. } => "invalid",
+        };
+        let twice = table.insert((kernel, arm, trial), (seed, outcome));
+        ensure!(twice.is_none(), "a trial is there twice: {twice:?}");
+    }
+    Ok(table)
+}
+
+/// The runner is killed with SIGKILL at random moments, and started again with `--resume`, until it
+/// ends by itself: the table is that of a campaign that nobody disturbed. `RACEGATE_KILLS=20` is
+/// the long run.
+fn killed_and_resumed() -> Result<()> {
+    let kills = std::env::var("RACEGATE_KILLS").map_or(Ok(3), |text| text.parse::<u32>())?;
+    let trials = (8 * kills).to_string();
+    // Without luck in its timing: an undisturbed run and a disturbed one hit the same trials.
+    let run = ["campaign", "run", GATED, "--seed", "7", "--trials", &trials];
+    let folder = tempfile::tempdir()?;
+    let whole = folder.path().join("whole.db");
+    let status = racegate(&run, &whole)?.status()?;
+    ensure!(status.code() == Some(1), "undisturbed: {status}");
+
+    let parts = folder.path().join("parts.db");
+    let mut draw = 0x5eed_u64;
+    let mut cut = 0;
+    for kill in 0..kills {
+        let mut child = racegate(&run, &parts)?.arg("--resume").spawn()?;
+        draw = runner::trial_seed(draw, kill);
+        // Anywhere from the start over boots to the trials of both guests.
+        let until = Instant::now() + Duration::from_millis(500 + draw % 9000);
+        let ended = loop {
+            if let Some(status) = child.try_wait()? {
+                break Some(status);
+            }
+            if Instant::now() >= until {
+                break None;
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        };
+        if ended.is_none() {
+            child.kill()?;
+            child.wait()?;
+            cut += 1;
+        }
+        nothing_is_left(&parts)?;
+    }
+    let status = racegate(&run, &parts)?.arg("--resume").status()?;
+    ensure!(status.code() == Some(1), "resumed to the end: {status}");
+    ensure!(cut > 0, "the campaign was over before it was killed once");
+    let (whole, parts) = (table(&whole)?, table(&parts)?);
+    ensure!(!whole.is_empty() && whole == parts, "{cut} kills:\n{whole:?}\n{parts:?}");
+    eprintln!("campaigns::killed_and_resumed: {cut} kills, {} trials", parts.len());
+    Ok(())
+}
+
+/// Waits until no guest and no backend of a dead runner is left: what it started has the path of
+/// its database in its environment.
+fn nothing_is_left(db: &Path) -> Result<()> {
+    let mark = format!("{MARK}={}\0", db.display());
+    let has_mark = |process: &Path| {
+        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(&mark)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let processes = std::fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+        let left: Vec<_> = processes.filter(|process| has_mark(process)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "left behind by a killed runner: {left:?}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
 }

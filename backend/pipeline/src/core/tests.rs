@@ -87,6 +87,28 @@ fn a_draw_depends_on_seed_name_and_number_alone() {
 }
 
 #[test]
+fn rules_with_a_seed_draw_the_same_whatever_came_before() {
+    let noisy = rule("b", "{ op = \"read\" }", "{ delay = { uniform = [\"1ms\", \"50ms\"] } }");
+    let mut core = core(7, &noisy);
+    let mut dues = |seed: Option<u64>| -> Vec<Option<Nanos>> {
+        let text = RuleSet::parse(&noisy, "r").unwrap().text().clone();
+        let rules = RuleSet::from_text(&crate::event::RulesText { seed, ..text }).unwrap();
+        core.load(Nanos(0), rules, &mut Outbox::default());
+        let due = |id| {
+            read(&mut core, 0, id);
+            let due = core.next_due();
+            step(&mut core, 0, Input::Release { rule: None });
+            due
+        };
+        (1..50).map(due).collect()
+    };
+    let first = dues(Some(1));
+    assert_ne!(first, dues(Some(2)), "another seed, other delays");
+    assert_eq!(first, dues(Some(1)));
+    assert_eq!(dues(None), dues(Some(7)), "without one it is that of the core");
+}
+
+#[test]
 fn arming_starts_the_counts_anew() {
     let mut core = core(0, &rule("r", "{ nth = 2 }", "{ fail = \"EIO\" }"));
     let fails = |core: &mut Core, id| matches!(read(core, 0, id)[..], [Action::Fail { .. }]);

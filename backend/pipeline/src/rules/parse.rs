@@ -63,7 +63,12 @@ pub(super) fn parse(
         rules.push(parse_rule(index, table, &mut context)?);
     }
     check::check(&rules, &tables)?;
-    let text = RulesText { file: file.to_owned(), text: toml.to_owned(), files: context.files };
+    let text = RulesText {
+        file: file.to_owned(),
+        text: toml.to_owned(),
+        files: context.files,
+        seed: None,
+    };
     Ok(RuleSet { rules, text })
 }
 

@@ -234,7 +234,12 @@ pub(crate) fn prepare(mut plan: Plan, options: &Options) -> anyhow::Result<(Orde
     Ok((order, cache))
 }
 
-fn kernels(plan: &Plan, options: &Options, cache: &Cache) -> anyhow::Result<Vec<Kernel>> {
+/// The kernels that were asked for, or those that the plan names.
+pub(crate) fn kernels(
+    plan: &Plan,
+    options: &Options,
+    cache: &Cache,
+) -> anyhow::Result<Vec<Kernel>> {
     let known = plan.kernels.affected.iter().chain(&plan.kernels.fixed);
     let names: Vec<&String> =
         if options.kernels.is_empty() { known.collect() } else { options.kernels.iter().collect() };
@@ -252,6 +257,7 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
     let arms =
         if order.only_arms.is_empty() { order.plan.arms.len() } else { order.only_arms.len() };
     let trials = if order.only_trial.is_some() { 1 } else { order.limits.of(order.trials) };
+    let trials = trials * (order.limits.again as usize + 1);
     let bar = ProgressBar::new((arms * trials * order.kernels.len()) as u64);
     // A constant; the default style serves if it were wrong.
     if let Ok(style) =
@@ -287,31 +293,17 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
     campaign
 }
 
-/// Runs one trial of one arm on one kernel that many times, in one guest after the other, and gives
-/// what came out; results are not stored.
-pub(crate) fn run_trials(
-    plan: Plan,
-    options: &Options,
-    times: u32,
-) -> anyhow::Result<Vec<TrialRecord>> {
+/// Runs one trial of one arm on one kernel that many times; results are not stored.
+pub(crate) fn run_again(plan: Plan, options: &Options, times: u32) -> anyhow::Result<Campaign> {
     let (mut order, cache) = prepare(plan, options)?;
     order.kernels = kernels(&order.plan, options, &cache)?;
-    let bar = ProgressBar::new(u64::from(times));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let mut records = Vec::new();
-    for _ in 0..times {
-        let campaign = runner::run(&order, &|_| ())?;
-        bar.suspend(|| {
-            // The first shows what happened; the others show that it does.
-            if let (true, Some((_, timeline))) = (records.is_empty(), campaign.timelines.first()) {
-                println!("{timeline}\n");
-            }
-        });
-        bar.inc(1);
-        records.extend(campaign.arms.into_iter().flat_map(|arm| arm.trials));
+    order.limits.again = times.saturating_sub(1);
+    order.limits.deadline = options.budget.map(|budget| Instant::now() + budget);
+    let campaign = run_with_progress(&order);
+    if let Some(keep) = &order.keep {
+        eprintln!("consoles, event logs and trials are kept in {}", keep.display());
     }
-    bar.finish_and_clear();
-    Ok(records)
+    Ok(campaign?)
 }
 
 /// Adds the one command that runs the failed trial again.

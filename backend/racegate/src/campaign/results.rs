@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use campaign::device::Device;
 use campaign::interrupt;
+use campaign::plan::Plan;
 use campaign::runner::{Campaign, Order};
-use campaign::store::{Ordered, Store, Summary};
+use campaign::store::{Ordered, Store, StoredTrial, Summary};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
@@ -141,6 +143,27 @@ pub(crate) fn existing(path: Option<&Path>) -> anyhow::Result<Arc<Store>> {
         bail!("{} is not there: no campaign has been run yet, or give --db FILE", place.display());
     }
     open(Some(&place))
+}
+
+/// What it takes to run a stored result again: its plan, its kernel, device, seed, and itself.
+pub(crate) fn of_result(
+    id: i64,
+    db: Option<&Path>,
+) -> anyhow::Result<(Plan, Options, StoredTrial)> {
+    let stored = existing(db)?.result(id)?;
+    let settings = Settings::read(&stored.settings)?;
+    let plan = Plan::parse(&settings.plan, "the stored plan")?;
+    let mut options = Options::for_replay();
+    options.kernels = vec![stored.record.kernel.clone()];
+    options.modules.clone_from(&settings.modules);
+    options.device = Device::parse(&settings.device).unwrap_or_default();
+    options.dax = settings.dax;
+    options.vcpus = settings.vcpus;
+    options.queues = settings.queues;
+    options.seed = Some(stored.seed);
+    options.shadow = settings.shadow;
+    options.qemu.clone_from(&settings.qemu);
+    Ok((plan, options, stored))
 }
 
 /// What was typed, as a line for a shell.

@@ -21,6 +21,10 @@ pub struct Limits {
     pub keep_going: bool,
     /// Only these trials; all if not given.
     pub shard: Option<Shard>,
+    /// A kernel is given up, as inconclusive, as soon as this many of its trials told nothing.
+    pub most_invalid: Option<u32>,
+    /// How often each trial is carried out besides the first time.
+    pub again: u32,
     /// Where results are stored as they come.
     pub results: Option<Running>,
     /// What was stored of this campaign before; these trials are not carried out again.

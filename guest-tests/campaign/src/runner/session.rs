@@ -62,7 +62,6 @@ pub(super) fn run(
         order,
         kernel,
         guest: None,
-        loaded: None,
         boots: 0,
         booted: false,
         session: Session {
@@ -95,6 +94,8 @@ pub(super) fn run(
     };
     let shard = order.limits.shard;
     let trials = trials.filter(|trial| shard.is_none_or(|shard| shard.has(*trial)));
+    let again = order.limits.again;
+    let trials = trials.flat_map(|trial| std::iter::repeat_n(trial, again as usize + 1));
     'trials: for trial in trials {
         for (index, arm) in arms.iter().enumerate() {
             if stop.load(Ordering::Relaxed) || interrupt::requested() {
@@ -117,7 +118,7 @@ pub(super) fn run(
             progress(&record);
             runner.session.arms[index].trials.push(record);
         }
-        if runner.is_sure() {
+        if runner.is_sure() || runner.is_hopeless() {
             break;
         }
     }
@@ -128,8 +129,6 @@ struct Runner<'a> {
     order: &'a Order,
     kernel: &'a Kernel,
     guest: Option<Guest>,
-    /// Name of the arm whose rules are in force.
-    loaded: Option<&'a str>,
     /// Boots that were tried.
     boots: u32,
     /// Whether one of them brought up a guest.
@@ -170,6 +169,12 @@ impl<'a> Runner<'a> {
             arm.trials.len() >= until.at_least as usize
                 && until.test.judge(arm.tally(), arm.invalid()).0 != Verdict::Inconclusive
         })
+    }
+
+    /// Whether too many trials of an arm told nothing.
+    fn is_hopeless(&self) -> bool {
+        let most = self.order.limits.most_invalid.map(u64::from);
+        most.is_some_and(|most| self.session.arms.iter().any(|arm| arm.invalid() >= most))
     }
 
     /// One trial, repeated in a new guest when the guest fails.
@@ -216,16 +221,12 @@ impl<'a> Runner<'a> {
         };
         self.booted = true;
         let started = Instant::now();
-        if self.loaded != Some(&arm.name) {
-            guest.load(&arm.rules)?;
-            self.loaded = Some(&arm.name);
-        }
         let plan = &self.order.plan;
-        let order = Trial {
-            trial: u64::from(trial),
-            seed: trial_seed(self.order.seed, trial),
-            workload: plan.workload.clone(),
-        };
+        let seed = trial_seed(self.order.seed, trial);
+        // Anew for each trial: counts and draws are then the same whatever ran before, so that a
+        // trial that is resumed or replayed is the same trial.
+        guest.load_seeded(&arm.rules, seed)?;
+        let order = Trial { trial: u64::from(trial), seed, workload: plan.workload.clone() };
         let observed = guest.run(order, plan.guest.trial_limit);
         let seconds = started.elapsed().as_secs_f64();
         // Kept also after a failure: its console is evidence.
@@ -246,7 +247,6 @@ impl<'a> Runner<'a> {
             backend.extra.push("--shadow".into());
         }
         self.boots += 1;
-        self.loaded = None;
         let mut guest = Guest::boot(&GuestConfig {
             qemu: order.qemu.clone(),
             accel: order.accel,

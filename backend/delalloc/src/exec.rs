@@ -155,9 +155,20 @@ impl Engine {
         explorer::Footprint::EVERYTHING
     }
 
+    /// Which operation of its own a thread is in or about to start, from 0; none when all are over.
+    pub fn operation(&self, state: &State, slot: usize) -> Option<u8> {
+        let done = &self.programs[slot][..usize::from(state.threads[slot].pc)];
+        // The operations of a thread lie one behind the other.
+        let begun = done.iter().rev().find_map(|instr| match instr {
+            Instr::Begin(number) => Some(*number),
+            _ => None,
+        });
+        begun.filter(|number| *number != u8::MAX)
+    }
+
     /// The instruction at which a thread is.
     #[inline]
-    pub(crate) fn at(&self, state: &State, slot: usize) -> Instr {
+    pub fn at(&self, state: &State, slot: usize) -> Instr {
         self.programs[slot][usize::from(state.threads[slot].pc)]
     }
 

@@ -18,7 +18,9 @@ use campaign::verdict::Verdict;
 
 pub use order::Options;
 pub(crate) use order::{Finished, kernels, prepare, run_again, run_plan, write_json};
-pub(crate) use results::{attach, finish, how_to_resume, of_result, probability};
+pub(crate) use results::{
+    Settings, attach, existing, finish, how_to_resume, of_result, probability,
+};
 
 /// Arguments of `racegate campaign`.
 #[derive(clap::Args)]

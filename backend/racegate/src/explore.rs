@@ -12,12 +12,14 @@
 mod json;
 mod list;
 mod pick;
+mod plan;
 mod progress;
 mod show;
+mod steer;
 mod timeline;
 mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -81,6 +83,10 @@ pub struct Args {
     /// Follow a schedule in place of a search: the schedule, or a file that holds one
     #[arg(long, value_name = "FILE|SCHEDULE")]
     replay: Option<String>,
+    /// Search only the orders that a disk and a workload can bring about, and write the violation
+    /// as a plan for `racegate campaign run`; with --replay, the violation of that schedule
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Write JSON to this file, or to standard output for `-`, in place of the text
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -134,8 +140,12 @@ fn search(args: &Args) -> anyhow::Result<ExitCode> {
     let workers = workers::Threads::new(args.threads);
     let mut meter = progress::Meter::new();
     let started = Instant::now();
-    let report =
-        explorer::explore(&picked.model, &options, &workers, &mut |now| meter.update(now))?;
+    let report = if args.plan.is_some() {
+        let steered = steer::Steered(&picked.model);
+        explorer::explore(&steered, &options, &workers, &mut |now| meter.update(now))?
+    } else {
+        explorer::explore(&picked.model, &options, &workers, &mut |now| meter.update(now))?
+    };
     let seconds = started.elapsed().as_secs_f64();
     meter.finish();
     let strategy = args.strategy.name();
@@ -143,6 +153,20 @@ fn search(args: &Args) -> anyhow::Result<ExitCode> {
         json::write(path, &json::Search { picked: &picked, strategy, report: &report, seconds })?;
     } else {
         show::search(&mut std::io::stdout().lock(), &picked, strategy, &report, seconds)?;
+    }
+    if let Some(path) = &args.plan {
+        match report.violations.first() {
+            Some(found) => {
+                write_plan(path, &picked, &found.schedule, &found.name, &workers)?;
+            }
+            None if report.coverage.truncated.is_empty() => bail!(
+                "no plan is written: no order that a disk can bring about breaks a rule. Where \
+                 `racegate explore {}` finds a violation, a thread must stop where it waits for \
+                 nothing, or memory or space run out: there is no I/O to hold",
+                picked.scenario
+            ),
+            None => bail!("no plan is written: the search was cut short; give it more --states"),
+        }
     }
     Ok(status(!report.violations.is_empty()))
 }
@@ -163,7 +187,26 @@ fn follow(args: &Args, schedule: &Schedule) -> anyhow::Result<ExitCode> {
     } else {
         show::replayed(&mut std::io::stdout().lock(), &picked, schedule, &trace)?;
     }
+    if let Some(path) = &args.plan {
+        let Outcome::Violation { name, .. } = &trace.outcome else {
+            bail!("no plan is written: the schedule breaks no rule");
+        };
+        write_plan(path, &picked, schedule, name, &workers::Threads::new(args.threads))?;
+    }
     Ok(status(matches!(trace.outcome, Outcome::Violation { .. })))
+}
+
+fn write_plan(
+    path: &Path,
+    picked: &Picked,
+    schedule: &Schedule,
+    invariant: &str,
+    workers: &workers::Threads,
+) -> anyhow::Result<()> {
+    plan::write(path, picked, schedule, invariant, workers)?;
+    let path = path.display();
+    eprintln!("the plan is in {path}; run it with: racegate campaign run {path}");
+    Ok(())
 }
 
 fn status(violated: bool) -> ExitCode {

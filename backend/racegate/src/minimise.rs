@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// The largest probability that a change is kept though the hit is gone
-    #[arg(long, default_value = "0.001", value_name = "ERROR", value_parser = crate::campaign::probability)]
+    #[arg(long, default_value = "0.01", value_name = "ERROR", value_parser = crate::campaign::probability)]
     error: f64,
     #[command(flatten)]
     options: Options,
@@ -37,7 +37,7 @@ pub struct Args {
 /// Trials of the plan that comes out.
 const CONFIRM: u32 = 20;
 /// The most trials of one attempt, if the operator does not say.
-const MOST_TRIALS: u32 = 20;
+const MOST_TRIALS: u32 = 30;
 
 /// Carries out `racegate minimise`.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {

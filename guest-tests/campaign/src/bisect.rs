@@ -158,10 +158,7 @@ impl<'a> Bisect<'a> {
     ) -> Bisect<'a> {
         let shares =
             most_tests(names.len(), order.jobs) * if settings.calibrate > 0 { 2 } else { 1 };
-        let test = Sequential {
-            rate_if_affected: order.plan.rate_if_affected,
-            error: settings.error / shares as f64,
-        };
+        let test = Sequential::new(order.plan.rate_if_affected, settings.error / shares as f64);
         let known = vec![Known::Untested; names.len()];
         Bisect {
             order,

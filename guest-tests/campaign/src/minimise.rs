@@ -200,8 +200,10 @@ impl Search<'_> {
 
     fn attempt(&mut self, change: &str, candidate: &PlanText) -> Result<Attempt, MinimiseError> {
         let plan = candidate.plan()?;
-        let test =
-            Sequential { rate_if_affected: plan.rate_if_affected, error: self.settings.error };
+        // Not against noise: half of the plan's hits would not be its hit.
+        let rate_if_affected = plan.rate_if_affected;
+        let (rate_if_not, error) = (rate_if_affected / 2.0, self.settings.error);
+        let test = Sequential { rate_if_affected, rate_if_not, error };
         let mut order = self.trials_of(plan, self.settings.most_trials);
         let until = UntilSure { arm: RULES_ARM.to_owned(), test, at_least: 0 };
         order.limits.until_sure = Some(until);

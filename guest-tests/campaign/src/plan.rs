@@ -291,6 +291,15 @@ impl Hit {
     }
 }
 
+/// Names that `[hit] shadow` takes for an invariant of the catalogue: `A4`, or each that begins
+/// with `D1-`.
+pub fn rules_of(invariant: &str) -> Vec<String> {
+    let of_disk = Rule::ALL.iter().map(|rule| rule.id());
+    let of_kernel = RULES.iter().map(|(rule, _)| rule.name());
+    let is = |known: &&str| *known == invariant || known.split('-').next() == Some(invariant);
+    of_kernel.chain(of_disk).filter(is).map(str::to_owned).collect()
+}
+
 /// Whether the delalloc shadow, not that of the disk, has such a rule.
 pub(crate) fn is_of_kernel(rule: &str) -> bool {
     RULES.iter().any(|(of, _)| of.name() == rule)

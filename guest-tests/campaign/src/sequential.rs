@@ -25,16 +25,25 @@ const MAX_RATE: f64 = 0.999;
 pub struct Sequential {
     /// The share of trials that hit on an affected kernel, at least.
     pub rate_if_affected: f64,
+    /// The share that hit on one that is not, at most: [`NOISE`], unless less than the whole rate is
+    /// to count as none.
+    pub rate_if_not: f64,
     /// The largest probability of a wrong verdict, in (0, 1).
     pub error: f64,
 }
 
 impl Sequential {
+    /// The test of a rate against noise.
+    pub const fn new(rate_if_affected: f64, error: f64) -> Sequential {
+        Sequential { rate_if_affected, rate_if_not: NOISE, error }
+    }
+
     /// The natural logarithm of the likelihood ratio, affected : not affected.
     pub fn evidence(&self, tally: Tally) -> f64 {
         let affected = self.rate_if_affected.clamp(MIN_RATE, MAX_RATE);
         let (hits, misses) = (tally.hits as f64, tally.trials.saturating_sub(tally.hits) as f64);
-        hits * (affected / NOISE).ln() + misses * ((1.0 - affected) / (1.0 - NOISE)).ln()
+        let not = self.rate_if_not;
+        hits * (affected / not).ln() + misses * ((1.0 - affected) / (1.0 - not)).ln()
     }
 
     /// The verdict after these trials, and a bound on the probability that such evidence ever
@@ -63,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    const TEST: Sequential = Sequential { rate_if_affected: 0.8, error: 0.01 };
+    const TEST: Sequential = Sequential::new(0.8, 0.01);
 
     fn verdict(hits: u64, trials: u64) -> Verdict {
         TEST.judge(Tally { hits, trials }, 0).0
@@ -79,6 +88,14 @@ mod tests {
         let strict = Sequential { error: 1e-6, ..TEST };
         assert_eq!(strict.judge(Tally { hits: 3, trials: 3 }, 0).0, Verdict::Inconclusive);
         assert_eq!(strict.judge(Tally { hits: 4, trials: 4 }, 0).0, Verdict::Affected);
+    }
+
+    #[test]
+    fn half_a_rate_is_not_the_rate() {
+        let whole = Sequential { rate_if_not: 0.4, ..TEST };
+        assert_eq!(whole.judge(Tally { hits: 2, trials: 2 }, 0).0, Verdict::Inconclusive);
+        assert_eq!(whole.judge(Tally { hits: 7, trials: 7 }, 0).0, Verdict::Affected);
+        assert_eq!(whole.judge(Tally { hits: 8, trials: 20 }, 0).0, Verdict::NotAffected);
     }
 
     #[test]
@@ -122,7 +139,7 @@ mod tests {
             noise in 0.0..=NOISE,
             above in 0.0..=1.0f64,
         ) {
-            let test = Sequential { rate_if_affected: promised, error };
+            let test = Sequential::new(promised, error);
             let rate = promised.clamp(MIN_RATE, MAX_RATE);
             let affected = ever(test, noise, 200, Verdict::Affected);
             prop_assert!(affected <= error + 1e-9, "{affected} > {error}");

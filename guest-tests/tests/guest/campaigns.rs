@@ -72,7 +72,7 @@ fn resumed_and_sure(machine: &Machine) -> Result<()> {
     order.limits.earlier = earlier.clone();
     order.limits.until_sure = Some(UntilSure {
         arm: "rules".to_owned(),
-        test: Sequential { rate_if_affected: order.plan.rate_if_affected, error: 0.001 },
+        test: Sequential::new(order.plan.rate_if_affected, 0.001),
         at_least: 0,
     });
     let campaign = runner::run(&order, &|_| ())?;
@@ -148,7 +148,7 @@ fn minimised() -> Result<()> {
     let text = text.replacen("'''\n[[rule]]", &format!("'''\n{useless}[[rule]]"), 1);
     std::fs::write(&padded, &text)?;
     let (padded, small) = (padded.display().to_string(), output.display().to_string());
-    let args = ["minimise", &padded, "--output", &small, "--budget", "30s", "--seed", "1"];
+    let args = ["minimise", &padded, "--output", &small, "--budget", "60s", "--seed", "1"];
     let status = racegate(&args, &folder.path().join("results.db"))?.status()?;
     ensure!(status.success(), "{status}");
     let small = Plan::find(&small)?;

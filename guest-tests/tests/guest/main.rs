@@ -10,6 +10,7 @@ mod boot;
 mod campaigns;
 mod differential;
 mod durable;
+mod explored;
 mod faults;
 mod founding;
 mod integrity;
@@ -42,7 +43,9 @@ fn main() -> ExitCode {
         Some("pmem-vhost") => return racegate::pmem_vhost::main(own()),
         Some("stores") => return racegate::stores::main(own()),
         // Tests of the tool itself start it as a process of its own, to kill it.
-        Some("campaign" | "replay" | "bisect" | "minimise") => return racegate::cli::main(),
+        Some("campaign" | "replay" | "bisect" | "minimise" | "explore") => {
+            return racegate::cli::main();
+        }
         _ => {}
     }
     let args = Arguments::from_args();
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
     tests.extend(pmem_latency::tests(&machine));
     tests.extend(founding::tests(&machine));
     tests.extend(campaigns::tests(&machine));
+    tests.extend(explored::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));
     tests.extend(stores::tests(&machine));

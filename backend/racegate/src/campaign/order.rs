@@ -147,7 +147,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     order.kernels = kernels(&order.plan, options, &cache)?;
     order.limits.until_sure = options.until_sure.map(|error| UntilSure {
         arm: RULES_ARM.to_owned(),
-        test: Sequential { rate_if_affected: order.plan.rate_if_affected, error },
+        test: Sequential::new(order.plan.rate_if_affected, error),
         at_least: 0,
     });
     let asked = names(&order.kernels);

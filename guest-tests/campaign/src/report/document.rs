@@ -221,7 +221,7 @@ fn judge(
 ) -> (Verdict, f64, Option<String>) {
     let rate_if_affected = plan.rate_if_affected;
     let (verdict, error) = match ordered.and_then(|ordered| ordered.sure) {
-        Some(error) => Sequential { rate_if_affected, error }.judge(arm.tally(), arm.invalid()),
+        Some(error) => Sequential::new(rate_if_affected, error).judge(arm.tally(), arm.invalid()),
         None => verdict::judge(arm.tally(), arm.invalid(), rate_if_affected),
     };
     let ordered = ordered.map(|ordered| ordered.here() as usize);

@@ -263,7 +263,7 @@ impl<'a> Runner<'a> {
             self.find(arm, trial, text);
         }
         if shadowed {
-            for probe in shadow::start(&mut guest)? {
+            for probe in shadow::start(&mut guest, &order.plan.workload)? {
                 self.find(arm, trial, format!("the shadow does not see all: {probe}"));
             }
             let checked = shadow::stats(&mut guest)?.rules;

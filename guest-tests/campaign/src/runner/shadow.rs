@@ -3,7 +3,7 @@
 //! In: a guest, findings of its disk's backend. Out: [`Noticed`].
 //! Must not know: plans, hits.
 
-use agent::wire::TraceOrder;
+use agent::wire::{Op, TraceOrder, Workload};
 use pipeline::Nanos;
 use pipeline::control::{Request, Response};
 use pipeline::delalloc_shadow::{FollowerStats, PROBES};
@@ -17,9 +17,14 @@ use crate::timeline;
 const BUFFER_KIB: u32 = 4096;
 
 /// Has the guest's kernel watched from now on; gives what that kernel does not have.
-pub(super) fn start(guest: &mut Guest) -> Result<Vec<String>, GuestError> {
-    // The timeline's probes come last: without one of them the shadow sees as much as before.
-    let probes = PROBES.iter().chain(&timeline::PROBES);
+pub(super) fn start(guest: &mut Guest, workload: &Workload) -> Result<Vec<String>, GuestError> {
+    // Before Linux 5.15 a stack ends at the first function whose return is probed. A workload that
+    // looks for functions on the stack of a thread that waits must find those above the lock's.
+    let looks = |op: &Op| matches!(op, Op::AwaitParked { .. });
+    let looks = workload.threads.iter().any(|thread| thread.ops.iter().any(looks));
+    let of_timeline: &[&str] = if looks { &[] } else { &timeline::PROBES };
+    // They come last: without one of them the shadow sees as much as before.
+    let probes = PROBES.iter().chain(of_timeline);
     let missing = guest.watch_kernel(TraceOrder {
         id: 0,
         probes: probes.map(ToString::to_string).collect(),

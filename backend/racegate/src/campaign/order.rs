@@ -20,7 +20,7 @@ use campaign::sequential::Sequential;
 use campaign::store::Shard;
 use campaign::{interrupt, report, setup};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::results;
 use crate::report::Formats;
@@ -285,7 +285,8 @@ fn run_with_progress(order: &Order) -> Result<Campaign, RunError> {
         let so_far = so_far.collect::<Vec<_>>().join(", ");
         bar.inc(1);
         if lines && bar.position().is_multiple_of(30) {
-            eprintln!("{}/{}: {so_far}", bar.position(), bar.length().unwrap_or_default());
+            let (of, left) = (bar.length().unwrap_or_default(), HumanDuration(bar.eta()));
+            eprintln!("{}/{of}, {left:#} left: {so_far}", bar.position());
         }
         bar.set_message(so_far);
     });

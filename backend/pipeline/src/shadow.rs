@@ -392,6 +392,7 @@ impl Shadow {
         }
         for (first, end) in &changes.freed {
             self.fresh.forget(*first, *end);
+            self.log.freed(*first, *end);
             let logged = self.sums.range(*first..*end).map(|(block, _)| *block);
             let flying = self.metadata.range(*first..*end).map(|(block, _)| *block);
             let blocks: BTreeSet<u64> = logged.chain(flying).collect();

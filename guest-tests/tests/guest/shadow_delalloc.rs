@@ -25,9 +25,10 @@ const KERNELS: [(&str, bool); 4] = [
 ];
 /// Plans of other bugs: a kernel that has it and one that does not, as far as there is one that
 /// this test can boot.
-const CANARIES: [(&str, &str, Option<&str>); 3] = [
+const CANARIES: [(&str, &str, Option<&str>); 4] = [
     ("short-copy", "debian-5.10.262", None),
     ("inline-truncate", "debian-5.10.262", Some("debian-6.1.192")),
+    ("journaled-collapse", "debian-6.1.192", Some("debian-6.12.107")),
     ("indirect-seek", "debian-6.12.107", Some("debian-6.1.192")),
 ];
 

@@ -176,6 +176,11 @@ impl Checker {
         Ok(())
     }
 
+    /// Counts of the on-disk shadow so far.
+    pub fn stats(&self) -> ShadowStats {
+        self.shadow.stats()
+    }
+
     /// The end of the log.
     ///
     /// # Errors

@@ -68,6 +68,9 @@ pub(super) struct Cover {
     pub(super) committed: Stamp,
     pub(super) commit_id: RequestId,
     pub(super) in_place: InPlace,
+    /// The block was freed since: what the copy holds is nobody's any more. `data=journal` revokes
+    /// no data (`ext4_forget`), since whoever takes the block next logs it as well.
+    pub(super) freed: bool,
 }
 
 /// What a transaction logged.
@@ -371,7 +374,8 @@ impl Log {
             if let Piece::Copy(tag) = piece {
                 let sum = slot.and_then(|slot| slot.sum);
                 copies.insert(tag.pblk(), sum);
-                let cover = Cover { tid, sum, committed, commit_id, in_place: InPlace::No };
+                let in_place = InPlace::No;
+                let cover = Cover { tid, sum, committed, commit_id, in_place, freed: false };
                 self.covers.insert(tag.pblk(), cover);
             }
         }
@@ -402,8 +406,16 @@ impl Log {
         let dropped = |cover: &Cover| new.start().is_none() || older(cover.tid, new.sequence());
         let stored =
             |cover: &Cover| matches!(cover.in_place, InPlace::Done(stamp) if cache.durable(stamp));
-        let covers = self.covers.iter().filter(|(_, cover)| dropped(cover) && !stored(cover));
+        let lost = |cover: &Cover| dropped(cover) && !cover.freed && !stored(cover);
+        let covers = self.covers.iter().filter(|(_, cover)| lost(cover));
         covers.map(|(pblk, cover)| (*pblk, *cover)).collect()
+    }
+
+    /// A transaction freed the blocks.
+    pub(super) fn freed(&mut self, first: u64, end: u64) {
+        for (_, cover) in self.covers.range_mut(first..end) {
+            cover.freed = true;
+        }
     }
 
     /// The journal's superblock is stored.

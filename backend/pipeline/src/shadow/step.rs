@@ -85,9 +85,12 @@ impl Step<'_> {
         let shadow = &mut *self.shadow;
         if shadow.log.from_empty && (shadow.mounted || shadow.log.active) {
             for (pblk, cover) in shadow.log.passed(&format, &shadow.cache) {
-                let exempt = match self.map.block(pblk, pblk.saturating_add(1)).0 {
+                let home = self.map.block(pblk, pblk.saturating_add(1)).0;
+                let exempt = match home {
                     // Written past the log; freed since; data that journaling does not revoke.
                     Ok(Home::Superblock { .. } | Home::Free | Home::Unknown) | Err(_) => true,
+                    // No longer what a read returns.
+                    Ok(Home::FileData { state: Written::Unwritten, .. }) => true,
                     Ok(Home::FileData { .. }) => !shadow.journals_data,
                     Ok(_) => false,
                 };
@@ -100,11 +103,13 @@ impl Step<'_> {
                     InPlace::Done(_) => "was not flushed after it was written in place",
                 };
                 let seen = format!(
-                    "the log's tail moves from transaction {} to {}, and the block {how}",
+                    "the log's tail moves from transaction {} to {}, and the block ({}) {how}",
                     cover.tid,
-                    format.sequence()
+                    format.sequence(),
+                    home.map_or("journal", |home| home.kind().name())
                 );
                 self.findings.push(Finding {
+                    inode: self.map.claimant(pblk, pblk.saturating_add(1)).0,
                     blocks: Some((pblk, pblk)),
                     tid: Some(cover.tid),
                     requests: vec![cover.commit_id, self.id],

@@ -187,6 +187,13 @@ impl<'a> Performer<'a> {
                 files.get(file)?.file.read_exact_at(&mut data, *offset)?;
                 compare(&data, *offset, *expect)
             }
+            Op::CountWrong { file, offset, bytes, expect, name } => {
+                let mut data = vec![0; *bytes as usize];
+                files.get(file)?.file.read_exact_at(&mut data, *offset)?;
+                let wrong = data.iter().filter(|byte| *byte != expect).count();
+                self.value(name, &wrong.to_string());
+                Ok(())
+            }
             Op::Fsync { file } => files.get(file)?.file.sync_all(),
             Op::TryFsync { file } => {
                 // Its failure is in the step's time and in the kernel's log, if anywhere.

@@ -166,6 +166,20 @@ pub enum Op {
         #[serde(default)]
         expect: Option<u8>,
     },
+    /// pread, and into the result how many bytes are not the one they should be.
+    CountWrong {
+        /// Which file.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// What every byte should be.
+        expect: u8,
+        /// Name of the value in the result.
+        name: String,
+    },
     /// lseek(SEEK_DATA) into the result: where data begins at or after the offset, or `none`.
     SeekData {
         /// Which file.
@@ -401,7 +415,8 @@ impl Workload {
     pub fn reads(&self, value: &str) -> bool {
         let reads = |op: &Op| {
             matches!(op, Op::ReadValue { name, .. } | Op::CountUntil { name, .. }
-                | Op::SeekData { name, .. } | Op::WriteMapped { name, .. } if name == value)
+                | Op::SeekData { name, .. } | Op::WriteMapped { name, .. }
+                | Op::CountWrong { name, .. } if name == value)
         };
         self.parts().flat_map(|(_, ops)| ops).any(reads)
     }
@@ -434,6 +449,9 @@ impl Op {
             Op::Store { file, offset, .. } => format!("store {file} {offset}"),
             Op::Write { file, offset, bytes, .. } => format!("write {file} {offset}+{bytes}"),
             Op::Read { file, offset, bytes, .. } => format!("read {file} {offset}+{bytes}"),
+            Op::CountWrong { file, offset, bytes, .. } => {
+                format!("count_wrong {file} {offset}+{bytes}")
+            }
             Op::SeekData { file, offset, .. } => format!("seek_data {file} {offset}"),
             Op::WriteMapped { file, offset, bytes, .. } => {
                 format!("write_mapped {file} {offset}+{bytes}")
@@ -494,7 +512,9 @@ impl Op {
                 inside(prefix)?;
                 at_most("count", u64::from(*count), 4096)
             }
-            Op::Write { file, bytes, .. } | Op::Read { file, bytes, .. } => {
+            Op::Write { file, bytes, .. }
+            | Op::Read { file, bytes, .. }
+            | Op::CountWrong { file, bytes, .. } => {
                 known(file)?;
                 at_most("bytes", *bytes, LONGEST_BUFFER)
             }

@@ -19,7 +19,7 @@ use campaign::unpacked::Unpacked;
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
 
-use super::work::{self, Length};
+use super::work::{Length, Work};
 use crate::machine::{Machine, Which, boot, must};
 
 /// Requests from which on each piece runs for a minute at a time; fewer: seconds.
@@ -74,14 +74,20 @@ const CONFIGURATIONS: &[Configuration] = &[
 const SAMPLE: usize = 6;
 
 pub(super) fn tests(machine: &Machine) -> Vec<Trial> {
-    // Not `data_journal` on 6.1.192 in the short run: an open finding (`D7-tail-too-far`); the long
-    // run meets it and fails.
-    let kernels = [("debian-6.1.192", true, 0), ("debian-6.12.107", false, 2)];
+    let kernels = [("debian-6.1.192", true, 4), ("debian-6.12.107", false, 2)];
     let tests = kernels.map(|(kernel, delayed, from)| {
         let name = format!("shadow::silent::{kernel}");
         machine.test(&name, Which::Own, move |machine| silent(machine, kernel, delayed, from))
     });
     tests.into()
+}
+
+/// Stressors that meet a bug of the kernel, which is not what this test is for. fpunch collapses and
+/// writes one file from several processes: with `data=journal`, 6.1.192 loses such writes, and the
+/// shadow tells (D7-tail-too-far; the plan `journaled-collapse`).
+fn left_out(kernel: &str, configuration: &Configuration) -> &'static [&'static str] {
+    let loses = kernel == "debian-6.1.192" && configuration.options.contains("data=journal");
+    if loses { &["--fpunch"] } else { &[] }
 }
 
 /// What the environment asks for.
@@ -159,7 +165,13 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
                 continue;
             }
             trial += 1;
-            let done = piece(&mut guest, configuration, trial, delayed, asked.length());
+            let work = Work {
+                configuration,
+                left_out: left_out(kernel, configuration),
+                trial,
+                length: asked.length(),
+            };
+            let done = piece(&mut guest, &work, delayed);
             let stats = super::shadow(&mut guest)?;
             eprintln!(
                 "shadow: {kernel} {name}, seed {trial}, {}: {} requests by the guest, {} looked \
@@ -199,24 +211,18 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
 }
 
 /// One file system from mkfs to e2fsck.
-fn piece(
-    guest: &mut Guest,
-    configuration: &Configuration,
-    trial: u64,
-    delayed: bool,
-    length: Length,
-) -> Result<()> {
+fn piece(guest: &mut Guest, work: &Work<'_>, delayed: bool) -> Result<()> {
     guest.load(&RuleSet::parse("", "none")?)?;
-    let size = configuration.mib.map(|mib| format!("{mib}M"));
+    let size = work.configuration.mib.map(|mib| format!("{mib}M"));
     let mut args = vec!["-q", "-F"];
-    args.extend(configuration.mkfs);
+    args.extend(work.configuration.mkfs);
     args.push("/dev/{disk}");
     args.extend(size.as_deref());
     must(guest, "/bin/mkfs.ext4", &args)?;
     if delayed {
         guest.load(&RuleSet::parse(DELAYS, "shadow")?)?;
     }
-    work::all(guest, configuration, trial, length)
+    work.all(guest)
 }
 
 /// Requests that the guest's disk has completed (`Documentation/block/stat.rst`: reads, writes,

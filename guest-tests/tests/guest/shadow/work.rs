@@ -85,44 +85,74 @@ const JOBS: &[&[&str]] = &[
     ],
 ];
 
-/// Everything that is done to one file system.
-pub(super) fn all(
-    guest: &mut Guest,
-    configuration: &Configuration,
-    trial: u64,
-    length: Length,
-) -> Result<()> {
-    let options = configuration.options;
-    let seconds = length.seconds().to_string();
-    // On a small file system the rest is for the agent's work; later work runs out of blocks.
-    let small = configuration.mib.is_some();
-    let mut workload = threads(options);
-    if configuration.mkfs.iter().any(|of| of.contains("^extents")) {
-        // Files without extents cannot be allocated ahead.
-        for thread in &mut workload.threads {
-            thread.ops.retain(|op| !matches!(op, Op::Fallocate { .. }));
+/// What is done to one file system.
+pub(super) struct Work<'a> {
+    pub(super) configuration: &'a Configuration,
+    /// Stressors of stress-ng that are not run.
+    pub(super) left_out: &'a [&'a str],
+    /// Seeds everything.
+    pub(super) trial: u64,
+    pub(super) length: Length,
+}
+
+impl Work<'_> {
+    /// Everything, one after the other.
+    pub(super) fn all(&self, guest: &mut Guest) -> Result<()> {
+        let (options, trial) = (self.configuration.options, self.trial);
+        let seconds = self.length.seconds().to_string();
+        let small = self.small();
+        let mut workload = threads(options);
+        if self.configuration.mkfs.iter().any(|of| of.contains("^extents")) {
+            // Files without extents cannot be allocated ahead.
+            for thread in &mut workload.threads {
+                thread.ops.retain(|op| !matches!(op, Op::Fallocate { .. }));
+            }
         }
+        run(guest, trial, workload, LIMIT)?;
+        mount(guest, options)?;
+        if small {
+            let room = self.configuration.mib.unwrap_or(0) / 2;
+            let size = format!("{room}M");
+            must(guest, "/bin/fallocate", &["-l", &size, "/mnt/ballast"])?;
+        }
+        self.stress(guest, trial)?;
+        fio(guest, trial, &seconds, small)?;
+        must(guest, "/bin/mount", &["-o", "remount,ro", "/mnt"])?;
+        must(guest, "/bin/mount", &["-o", "remount,rw,commit=1", "/mnt"])?;
+        self.stress(guest, trial + 7)?;
+        must(guest, "/bin/fstrim", &["/mnt"])?;
+        must(guest, "/bin/umount", &["/mnt"])?;
+        mount(guest, options)?;
+        fio(guest, trial + 1, &seconds, small)?;
+        bulk(guest, trial, &seconds, small)?;
+        must(guest, "/bin/umount", &["/mnt"])?;
+        must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
+        Ok(())
     }
-    run(guest, trial, workload, LIMIT)?;
-    mount(guest, options)?;
-    if small {
-        let room = configuration.mib.unwrap_or(0) / 2;
-        let size = format!("{room}M");
-        must(guest, "/bin/fallocate", &["-l", &size, "/mnt/ballast"])?;
+
+    /// On a small file system half is for the agent's work; later work runs out of blocks.
+    fn small(&self) -> bool {
+        self.configuration.mib.is_some()
     }
-    stress(guest, trial, &seconds, small)?;
-    fio(guest, trial, &seconds, small)?;
-    must(guest, "/bin/mount", &["-o", "remount,ro", "/mnt"])?;
-    must(guest, "/bin/mount", &["-o", "remount,rw,commit=1", "/mnt"])?;
-    stress(guest, trial + 7, &seconds, small)?;
-    must(guest, "/bin/fstrim", &["/mnt"])?;
-    must(guest, "/bin/umount", &["/mnt"])?;
-    mount(guest, options)?;
-    fio(guest, trial + 1, &seconds, small)?;
-    bulk(guest, trial, &seconds, small)?;
-    must(guest, "/bin/umount", &["/mnt"])?;
-    must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
-    Ok(())
+
+    fn stress(&self, guest: &mut Guest, seed: u64) -> Result<()> {
+        let (from, seconds) = (seed as usize * AT_ONCE, self.length.seconds().to_string());
+        let seed = seed.to_string();
+        let mut args = vec!["--temp-path", "/mnt", "--timeout", &seconds, "--seed", &seed];
+        args.extend(["--quiet", "--oom-avoid"]);
+        let chosen = (from..from + AT_ONCE).filter_map(|at| STRESSORS.get(at % STRESSORS.len()));
+        let mut names = Vec::new();
+        for stressor in chosen {
+            // A stressor given twice would be one with the later options.
+            if let Some(name) = stressor.first().filter(|name| !names.contains(*name))
+                && !self.left_out.contains(name)
+            {
+                names.push(name);
+                args.extend(*stressor);
+            }
+        }
+        try_program(guest, "/bin/stress-ng", &args, self.small())
+    }
 }
 
 fn mount(guest: &mut Guest, options: &str) -> Result<()> {
@@ -146,23 +176,6 @@ fn try_program(guest: &mut Guest, program: &str, args: &[&str], small: bool) -> 
         done.stderr
     );
     Ok(())
-}
-
-fn stress(guest: &mut Guest, trial: u64, seconds: &str, small: bool) -> Result<()> {
-    let seed = trial.to_string();
-    let mut args = vec!["--temp-path", "/mnt", "--timeout", seconds, "--seed", &seed];
-    args.extend(["--quiet", "--oom-avoid"]);
-    let from = trial as usize * AT_ONCE;
-    let chosen = (from..from + AT_ONCE).filter_map(|at| STRESSORS.get(at % STRESSORS.len()));
-    let mut names = Vec::new();
-    for stressor in chosen {
-        // A stressor given twice would be one with the later options.
-        if let Some(name) = stressor.first().filter(|name| !names.contains(*name)) {
-            names.push(name);
-            args.extend(*stressor);
-        }
-    }
-    try_program(guest, "/bin/stress-ng", &args, small)
 }
 
 /// As many requests as the guest can make, most of them to data that is written already.

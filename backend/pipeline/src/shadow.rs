@@ -521,6 +521,9 @@ impl Shadow {
             if *count > TOLD_MAX {
                 continue;
             }
+            if let (None, Some((first, _))) = (finding.inode, finding.blocks) {
+                finding.inode = map.claimant(first, first.saturating_add(1)).0;
+            }
             let key = (finding.rule.clone(), finding.blocks, finding.seen.clone());
             if !self.told.insert(key) {
                 continue;

@@ -229,7 +229,12 @@ impl Log {
         let format = self.format?;
         let (tid, tag) = self.tag_at(index)?;
         if !format.fits(tag, tid, block) {
-            let seen = format!("its copy at block {index} of the log has a wrong checksum");
+            // A block that is cut while it is on its way says where.
+            let end = block.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            let seen = format!(
+                "its copy at block {index} of the log has a wrong checksum; from byte {end} on it \
+                 is zero"
+            );
             findings.push(Finding {
                 tid: Some(tid),
                 blocks: Some((tag.pblk(), tag.pblk())),

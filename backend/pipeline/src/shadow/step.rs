@@ -109,7 +109,6 @@ impl Step<'_> {
                     home.map_or("journal", |home| home.kind().name())
                 );
                 self.findings.push(Finding {
-                    inode: self.map.claimant(pblk, pblk.saturating_add(1)).0,
                     blocks: Some((pblk, pblk)),
                     tid: Some(cover.tid),
                     requests: vec![cover.commit_id, self.id],

@@ -72,7 +72,7 @@ use ledger::{Case, Ledger};
 use log::{InPlace, Log};
 use step::{Step, blocks};
 
-/// Findings of one rule that are told; more are only counted.
+/// Findings of one rule that are told between two loads of rules; more are only counted.
 const TOLD_MAX: u64 = 64;
 /// Freed metadata blocks that are remembered.
 const GHOSTS_MAX: usize = 1 << 16;
@@ -203,6 +203,8 @@ pub struct Shadow {
     mounted: bool,
     newest: Survivors,
     told: HashSet<Told>,
+    /// Findings by rule since rules were loaded.
+    recent: BTreeMap<String, u64>,
     found: Vec<Finding>,
     stats: ShadowStats,
 }
@@ -228,6 +230,7 @@ impl Shadow {
             mounted: false,
             newest: Survivors::default(),
             told: HashSet::new(),
+            recent: BTreeMap::new(),
             found: Vec::new(),
             stats: ShadowStats::default(),
         }
@@ -258,6 +261,12 @@ impl Shadow {
         for flight in self.flights.values_mut() {
             *flight = Flight::new(flight.place, flight.flush);
         }
+    }
+
+    /// The operator loaded rules: what follows is told as if nothing had been.
+    pub fn tell_anew(&mut self) {
+        self.told.clear();
+        self.recent.clear();
     }
 
     /// The front-end went away: requests in flight never complete.
@@ -516,7 +525,8 @@ impl Shadow {
         self.stats.findings += more;
         for mut finding in findings {
             self.stats.findings += 1;
-            let count = self.stats.rules.entry(finding.rule.clone()).or_default();
+            *self.stats.rules.entry(finding.rule.clone()).or_default() += 1;
+            let count = self.recent.entry(finding.rule.clone()).or_default();
             *count += 1;
             if *count > TOLD_MAX {
                 continue;
@@ -538,7 +548,7 @@ impl Shadow {
         }
     }
 
-    /// The findings since the last call; at most 64 of each rule in the shadow's life.
+    /// The findings since the last call; at most 64 of each rule between two loads of rules.
     pub fn take_findings(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.found)
     }

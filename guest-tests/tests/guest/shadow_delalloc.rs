@@ -23,13 +23,15 @@ const KERNELS: [(&str, bool); 4] = [
     ("debian-6.1.192", false),
     ("debian-6.12.107", false),
 ];
-/// Plans of other bugs: a kernel that has it and one that does not, as far as there is one that
-/// this test can boot.
-const CANARIES: [(&str, &str, Option<&str>); 4] = [
-    ("short-copy", "debian-5.10.262", None),
+/// Plans of other bugs: a kernel that has it and one that does not. The one that has the fix of
+/// `remount-nodelalloc` is not among the kernels of these tests.
+const CANARIES: [(&str, &str, Option<&str>); 6] = [
+    ("short-copy", "debian-5.10.262", Some("debian-6.1.192")),
     ("inline-truncate", "debian-5.10.262", Some("debian-6.1.192")),
-    ("journaled-collapse", "debian-6.1.192", Some("debian-6.12.107")),
     ("indirect-seek", "debian-6.12.107", Some("debian-6.1.192")),
+    ("journaled-collapse", "debian-6.1.192", Some("debian-6.12.107")),
+    ("failed-write-converts", "debian-6.1.192", Some("debian-6.12.107")),
+    ("remount-nodelalloc", "debian-6.12.107", None),
 ];
 
 pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {

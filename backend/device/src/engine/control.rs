@@ -59,6 +59,9 @@ impl Engine {
         let state = &mut *guard;
         state.watch = Arc::new(rules.filter());
         state.core.load(now, rules, &mut state.outbox);
+        if let Some(shadow) = &mut state.shadow {
+            shadow.tell_anew();
+        }
         // Before the new filter is seen: a request that it wants finds its classes.
         self.keep_layout(state, now);
         self.carry_out(guard, None);

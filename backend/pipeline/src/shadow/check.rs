@@ -158,6 +158,7 @@ impl Checker {
             What::Layout { change, device_bytes, .. } if change != LayoutChange::Changed => {
                 self.due = device_bytes;
             }
+            What::Rules { .. } => self.shadow.tell_anew(),
             What::Finding(finding) => self.checked.recorded.push((self.line, finding)),
             What::Request { id, op, sector, sectors, .. } => {
                 self.reopen();

@@ -1,12 +1,13 @@
 //! The plans that come with the program.
 
-const PLANS: [(&str, &str); 8] = [
+const PLANS: [(&str, &str); 9] = [
     ("mkwrite-fallocate", include_str!("../../../plans/mkwrite-fallocate.toml")),
     ("mkwrite-fallocate-journal", include_str!("../../../plans/mkwrite-fallocate-journal.toml")),
     ("mkwrite-fallocate-gated", include_str!("../../../plans/mkwrite-fallocate-gated.toml")),
     ("short-copy", include_str!("../../../plans/short-copy.toml")),
     ("remount-nodelalloc", include_str!("../../../plans/remount-nodelalloc.toml")),
     ("inline-truncate", include_str!("../../../plans/inline-truncate.toml")),
+    ("failed-write-converts", include_str!("../../../plans/failed-write-converts.toml")),
     ("journaled-collapse", include_str!("../../../plans/journaled-collapse.toml")),
     ("indirect-seek", include_str!("../../../plans/indirect-seek.toml")),
 ];

@@ -50,6 +50,7 @@ mod history;
 mod inode;
 mod ledger;
 mod log;
+mod stats;
 mod step;
 mod watch;
 
@@ -57,10 +58,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use ext4_layout::{Commit, Facts, Home, Layout, LayoutMap, LogFormat, Tid};
-use serde::{Deserialize, Serialize};
 
 pub use check::{CheckError, Checked, Checker};
 pub use finding::{Finding, Moment, Rule};
+pub use stats::{ShadowStats, Survivors};
 pub use watch::{Wants, Watch};
 
 use crate::request::{Nanos, Op, Outcome, RequestId};
@@ -108,44 +109,6 @@ pub struct Arriving<'a> {
     pub sectors: u64,
     /// The data of a write of which [`Watch::wants`] said [`Wants::Bytes`].
     pub bytes: Option<&'a [u8]>,
-}
-
-/// Counts of a shadow.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShadowStats {
-    /// Requests looked at.
-    pub requests: u64,
-    /// Transactions checked.
-    pub commits: u64,
-    /// Extents, inodes and groups checked at commits.
-    pub checked: u64,
-    /// Things that could not be checked.
-    pub unknown: u64,
-    /// Findings, told or not.
-    pub findings: u64,
-    /// Findings by rule.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub rules: BTreeMap<String, u64>,
-    /// Bytes of memory, the map of the disk not included.
-    pub heap_bytes: u64,
-    /// Bytes of memory of the map and what keeps it current; 0 where nobody has counted them.
-    #[serde(default)]
-    pub layout_bytes: u64,
-    /// What a power cut would leave.
-    pub survivors: Survivors,
-}
-
-/// What would be on the disk after a power cut now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Survivors {
-    /// The newest transaction that recovery certainly finds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certain: Option<Tid>,
-    /// The newest that it may find: its commit record is stored or on its way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub possible: Option<Tid>,
-    /// Blocks that recovery would restore from the log.
-    pub replayed: u64,
 }
 
 /// A write, flush or discard on its way.

@@ -87,10 +87,15 @@ impl Step<'_> {
             for (pblk, cover) in shadow.log.passed(&format, &shadow.cache) {
                 let home = self.map.block(pblk, pblk.saturating_add(1)).0;
                 let exempt = match home {
-                    // Written past the log; freed since; data that journaling does not revoke.
-                    Ok(Home::Superblock { .. } | Home::Free | Home::Unknown) | Err(_) => true,
-                    // No longer what a read returns.
-                    Ok(Home::FileData { state: Written::Unwritten, .. }) => true,
+                    // Written past the log; freed since; not what a read returns; data that
+                    // journaling does not revoke.
+                    Err(_)
+                    | Ok(
+                        Home::Superblock { .. }
+                        | Home::Free
+                        | Home::Unknown
+                        | Home::FileData { state: Written::Unwritten, .. },
+                    ) => true,
                     Ok(Home::FileData { .. }) => !shadow.journals_data,
                     Ok(_) => false,
                 };

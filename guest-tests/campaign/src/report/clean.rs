@@ -20,7 +20,7 @@ pub fn lines(text: &str) -> String {
     clean(text, |c| c == '\n')
 }
 
-/// Several lines, each of which may be as long as [`line`] has it: a whole table.
+/// Several lines, each of which may be as long as [`line()`] has it: a whole table.
 pub fn lines_of(text: &str) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }

@@ -28,7 +28,7 @@ const REGULAR: u64 = 0o100_000;
 impl DelallocShadow {
     /// `__es_insert_extent`, before it changes anything.
     pub(super) fn es_insert(&mut self, event: &KernelEvent, address: u64) -> Option<()> {
-        let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+        let (lblk, len) = extent(event)?;
         let pblk = event.field("pblk")?;
         let status = Status::of(pblk >> ES_SHIFT);
         let by = self.under_lock(event, address);
@@ -146,7 +146,7 @@ impl DelallocShadow {
     /// `ext4_es_insert_extent`, with `i_data_sem` held and nothing changed: delayed blocks cannot
     /// come or go meanwhile.
     pub(super) fn es_put(&mut self, event: &KernelEvent, address: u64) -> Option<()> {
-        let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+        let (lblk, len) = extent(event)?;
         if !Status::of(event.field("status")?).hole() {
             return Some(());
         }
@@ -171,7 +171,7 @@ impl DelallocShadow {
         if !by_shrinker {
             return Some(());
         }
-        let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+        let (lblk, len) = extent(event)?;
         let status = Status::of(event.field("pblk")? >> ES_SHIFT);
         let by = self.threads.actor(event);
         self.with(address, |inode, _| {
@@ -498,4 +498,11 @@ fn inside((at, len, cell): (u32, u32, &Cell), first: u64, end: u64) -> Option<(u
     }
     // Both lie within the range, whose length is a u32.
     Some((at.saturating_add((from - start) as u32), (to - from) as u32))
+}
+
+/// First block and length of an extent. ext4 has none that ends beyond `EXT_MAX_BLOCKS`.
+fn extent(event: &KernelEvent) -> Option<(u32, u32)> {
+    let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+    lblk.checked_add(len)?;
+    Some((lblk, len))
 }

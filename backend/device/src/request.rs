@@ -284,4 +284,6 @@ fn le64(bytes: &[u8; 16], at: usize) -> u64 {
 }
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 mod client;
 mod front_ends;
 mod hostile;
+mod junk;
 mod link;
 mod parked;
 mod pmem;

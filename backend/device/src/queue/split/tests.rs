@@ -298,3 +298,44 @@ fn rings_that_are_no_memory() {
     let exact = Place { avail: end - 518, ..good };
     assert!(Split::new(&memory, exact).is_ok());
 }
+
+/// Goal: every index of both rings is right, at the wrap above all. Method: each of the 65536
+/// values as the next one, in rings of several sizes, with as much available as there can be and
+/// more; the entry of index i says i.
+#[test]
+fn every_index_wraps() {
+    for size in [1, 2, 4, 256, 32768] {
+        let memory = memory();
+        let place = place(size, true);
+        let mut driver = Driver::new(&memory, place, 0);
+        let split = Split::new(&memory, place).expect("a ring");
+        let mut heads = Vec::with_capacity(4);
+        for head in 0..size {
+            driver.add(head);
+        }
+        // Under Miri some of them.
+        let step = if cfg!(miri) { 4093 } else { 1 };
+        for next in (0..=u16::MAX).step_by(step) {
+            for available in [0, 1, size - 1, size, size.wrapping_add(1), u16::MAX] {
+                driver.word(place.avail + 2).store(next.wrapping_add(available), Ordering::Relaxed);
+                heads.clear();
+                let found = split.take(next, &mut heads, 4);
+                if available > size {
+                    assert_eq!(found, Err(BadRing::Available { available, size }));
+                    assert!(heads.is_empty());
+                    continue;
+                }
+                let taken = available.min(4);
+                assert_eq!(found, Ok(next.wrapping_add(taken)), "{next} of {size}");
+                let wanted = (0..taken).map(|i| next.wrapping_add(i) % size);
+                assert!(wanted.eq(heads.iter().copied()), "{next} of {size}: {heads:?}");
+                assert_eq!(split.has_more(next), available > 0);
+            }
+            let used = Used { head: next % size, len: next.into() };
+            assert_eq!(split.put(next, &[used]), Ok(next.wrapping_add(1)));
+            assert_eq!(split.used_idx(), next.wrapping_add(1));
+            driver.used_seen = next;
+            assert_eq!(driver.next_used(), Some((used.head.into(), used.len)));
+        }
+    }
+}

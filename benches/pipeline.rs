@@ -84,10 +84,12 @@ fn parse(c: &mut Criterion) {
 
 fn filter(c: &mut Criterion) {
     let mut group = c.benchmark_group("filter");
+    let fifty = many(50);
     let ask = |op, sector, kinds| black_box((op, sector, 8_u64, kinds));
     let data = Kind::FileData.bit();
     for (name, toml, op, kinds) in [
         ("no rules", "", Op::Read, data),
+        ("50 rules, other sectors", fifty.as_str(), Op::Read, data),
         ("other operation", HOLD, Op::Write, data),
         ("other class", HOLD, Op::Read, data),
         ("class", HOLD, Op::Read, Kind::BlockBitmap.bit()),
@@ -106,10 +108,13 @@ fn filter(c: &mut Criterion) {
 
 fn decide(c: &mut Criterion) {
     let mut group = c.benchmark_group("decide");
-    let many = many(128);
+    let (fifty, many) = (many(50), many(128));
     for (name, toml) in [
-        ("matches, does not fire", HOLD),
+        ("no rules", ""),
+        ("1 rule, does not match", RANGES),
+        ("50 rules, none matches", fifty.as_str()),
         ("128 rules, none matches", many.as_str()),
+        ("matches, does not fire", HOLD),
         ("delayed, due, completed", DELAY),
     ] {
         let (mut core, mut out, mut number) = (core(toml), Outbox::default(), 0);

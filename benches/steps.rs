@@ -1,0 +1,235 @@
+//! The steps of one request, one by one: its chain, the map, the shadow; and one of the engine.
+//!
+//! - `chain`: 32 requests from kick to used ring, on a queue without threads: what taking, walking,
+//!   parsing and returning a chain costs, with nothing to do (a flush of memory), and with 512 and
+//!   4096 bytes to copy.
+//! - `map`: what the map of a real file system says of a random 4 KiB: the set of its kinds, as
+//!   every request that a rule by class may want asks, and its classes in full.
+//! - `shadow`: whether the shadow wants a write to file data, which it does not; a block of the
+//!   inode table, stored as it was, from arrival to completion.
+//! - `engine`: a random walk through the model of delayed allocation, for each step taken.
+//!
+//! Rules are in `pipeline.rs`. mkfs.ext4 makes the file system.
+
+use std::fs;
+use std::hint::black_box;
+use std::process::Command;
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use delalloc::{DelallocModel, Kernel, Scenario};
+use device::fuzz::{Guest, Queue, QueueSetup};
+use device::storage::Storage;
+use device::storage::memory::MemoryStorage;
+use explorer::{Model, StepBuf};
+use ext4_layout::{Kind, Layout, LayoutMap, ReadAt, ReadError};
+use pipeline::shadow::{Arriving, Options, Shadow};
+use pipeline::{Nanos, Op, Outcome, RequestId};
+
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x8000;
+const HEADERS: u64 = 0x1_0000;
+const DATA: u64 = 0x2_0000;
+const SIZE: u16 = 128;
+/// Requests for each kick.
+const REQUESTS: u16 = 32;
+
+const T_IN: u32 = 0;
+const T_FLUSH: u32 = 4;
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+
+/// Lays the requests out, once: the bytes of the ring stay, its index goes on.
+fn lay_out(guest: &Guest, kind: u32, data_bytes: u32) {
+    let descriptor = |index: u16, addr: u64, len: u32, flags: u16| {
+        let mut bytes = addr.to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend((index + 1).to_le_bytes());
+        guest.put(DESCRIPTORS + 16 * u64::from(index), &bytes);
+    };
+    for request in 0..REQUESTS {
+        let (first, n) = (request * 4, u64::from(request));
+        let header = HEADERS + 64 * n;
+        guest.put(header, &kind.to_le_bytes());
+        guest.put(header + 8, &(8 * n).to_le_bytes());
+        descriptor(first, header, 16, F_NEXT);
+        let mut next = first + 1;
+        if data_bytes > 0 {
+            descriptor(next, DATA + 4096 * n, data_bytes, F_NEXT | F_WRITE);
+            next += 1;
+        }
+        descriptor(next, header + 32, 1, F_WRITE);
+    }
+    for slot in 0..SIZE {
+        let head = slot % REQUESTS * 4;
+        guest.put(AVAILABLE + 4 + 2 * u64::from(slot), &head.to_le_bytes());
+    }
+    // No calls are wanted.
+    guest.put(AVAILABLE, &1_u16.to_le_bytes());
+}
+
+fn chain(c: &mut Criterion) {
+    let mut group = c.benchmark_group("chain");
+    group.throughput(Throughput::Elements(REQUESTS.into()));
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(16 << 20).expect("a disk"));
+    for (name, kind, bytes) in
+        [("flush", T_FLUSH, 0), ("read 512", T_IN, 512), ("read 4096", T_IN, 4096)]
+    {
+        let guest = Guest::new(&[(0, 1 << 20)]).expect("memory");
+        lay_out(&guest, kind, bytes);
+        let setup = QueueSetup {
+            size: SIZE,
+            rings: [DESCRIPTORS, AVAILABLE, USED],
+            base: 0,
+            event_idx: false,
+            indirect: false,
+            write_through: false,
+            inflight: None,
+        };
+        let mut queue = Queue::new(&guest, &storage, None, setup).expect("a queue");
+        let mut index = 0_u16;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                index = index.wrapping_add(REQUESTS);
+                guest.put(AVAILABLE + 2, &index.to_le_bytes());
+                queue.kick();
+            });
+        });
+        assert_eq!(guest.u16_at(USED + 2), index, "every request was answered");
+        queue.stop();
+    }
+    group.finish();
+}
+
+struct Bytes(Vec<u8>);
+
+impl ReadAt for Bytes {
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let length = buf.len();
+        let from = usize::try_from(offset).ok().and_then(|at| self.0.get(at..)?.get(..length));
+        match from {
+            Some(from) => buf.copy_from_slice(from),
+            None => return Err(ReadError { offset, length, source: "past the end".into() }),
+        }
+        Ok(())
+    }
+}
+
+/// A file system of 64 MiB with files of many sizes in it.
+fn file_system() -> (Bytes, Layout) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (top, image) = (folder.path().join("top"), folder.path().join("image"));
+    fs::create_dir(&top).expect("a folder");
+    for n in 0..200 {
+        fs::write(top.join(n.to_string()), vec![n as u8; n * 1000]).expect("a file");
+    }
+    let bytes = 64 << 20;
+    fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("an image");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-b", "4096", "-d"]).arg(&top).arg(&image);
+    let made = mkfs.env("PATH", format!("{path}:/usr/sbin:/sbin")).status().expect("mkfs.ext4");
+    assert!(made.success(), "mkfs.ext4 failed");
+    let mut disk = Bytes(fs::read(&image).expect("the image"));
+    let layout = Layout::open(&mut disk, bytes).expect("ext4");
+    (disk, layout)
+}
+
+/// Block after block, in no order (a full cycle of xorshift is not needed).
+fn some_sector(seed: &mut u64, map: &LayoutMap) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed % (map.device_sectors() / 8) * 8
+}
+
+/// First sectors of some blocks of that kind.
+fn blocks_of(map: &LayoutMap, kind: Kind) -> Vec<u64> {
+    let all = (0..map.device_sectors()).step_by(8);
+    let blocks: Vec<u64> = all.filter(|sector| map.kinds(*sector, 8) == kind.bit()).collect();
+    assert!(!blocks.is_empty(), "no {}", kind.name());
+    blocks
+}
+
+fn map(c: &mut Criterion) {
+    let (_, layout) = file_system();
+    let map = layout.map();
+    let mut group = c.benchmark_group("map");
+    let mut seed = 1;
+    group.bench_function("kinds", |b| b.iter(|| map.kinds(some_sector(&mut seed, &map), 8)));
+    group.bench_function("classes", |b| {
+        b.iter(|| {
+            map.classify(some_sector(&mut seed, &map), 8, &mut |span| {
+                black_box(span);
+            });
+        });
+    });
+    group.finish();
+}
+
+fn shadow(c: &mut Criterion) {
+    let (disk, mut layout) = file_system();
+    layout.keep_commits();
+    let mut shadow = Shadow::new(Options::default());
+    shadow.opened(&layout);
+    let map = layout.map();
+    let mut group = c.benchmark_group("shadow");
+    let (data, mut n) = (blocks_of(&map, Kind::FileData), 0);
+    let watch = shadow.watch();
+    group.bench_function("write of file data, not wanted", |b| {
+        b.iter(|| {
+            n += 1;
+            watch.wants(&map, Op::Write, data[n % data.len()], 8)
+        });
+    });
+    let tables = blocks_of(&map, Kind::InodeTable);
+    let mut id = 0;
+    group.bench_function("write of an inode table block, as it was", |b| {
+        b.iter(|| {
+            id += 1;
+            let sector = tables[id as usize % tables.len()];
+            let at = sector as usize * 512;
+            let bytes = &disk.0[at..at + 4096];
+            layout.write_arrived(sector, bytes);
+            let old = layout.map();
+            let (id, op) = (RequestId(id), Op::Write);
+            let arriving = Arriving { id, op, sector, sectors: 8, bytes: Some(bytes) };
+            shadow.arrive(Nanos(id.0), &arriving, &old);
+            layout.write_done(sector, bytes);
+            let commits = layout.take_commits();
+            let new = layout.map();
+            shadow.complete(Nanos(id.0), id, Outcome::Ok, (&old, &new), &commits);
+            shadow.take_findings()
+        });
+    });
+    group.finish();
+}
+
+fn engine(c: &mut Criterion) {
+    // OK to unwrap: both are part of this repository.
+    let scenario = Scenario::parse(include_str!("explorer/engine.toml")).unwrap();
+    let model = DelallocModel::new(scenario, Kernel::find("linux-6.12.107").unwrap(), None);
+    let mut group = c.benchmark_group("engine");
+    let (mut state, mut seed) = (model.initial(), 1_usize);
+    group.bench_function("a step: enabled, applied, checked", |b| {
+        b.iter(|| {
+            let mut steps = StepBuf::default();
+            model.enabled(&state, &mut steps);
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            match steps.as_slice() {
+                [] => state = model.initial(),
+                steps => {
+                    let step = steps[(seed >> 33) % steps.len()];
+                    model.apply(&mut state, step);
+                    black_box(model.check(&state, step)).expect("a fixed kernel");
+                }
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, chain, map, shadow, engine);
+criterion_main!(benches);

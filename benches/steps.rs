@@ -192,12 +192,12 @@ fn shadow(c: &mut Criterion) {
             let sector = tables[id as usize % tables.len()];
             let at = sector as usize * 512;
             let bytes = &disk.0[at..at + 4096];
-            layout.write_arrived(sector, bytes);
+            let _: ext4_layout::Change = layout.write_arrived(sector, bytes);
             let old = layout.map();
             let (id, op) = (RequestId(id), Op::Write);
             let arriving = Arriving { id, op, sector, sectors: 8, bytes: Some(bytes) };
             shadow.arrive(Nanos(id.0), &arriving, &old);
-            layout.write_done(sector, bytes);
+            let _: ext4_layout::Change = layout.write_done(sector, bytes);
             let commits = layout.take_commits();
             let new = layout.map();
             shadow.complete(Nanos(id.0), id, Outcome::Ok, (&old, &new), &commits);

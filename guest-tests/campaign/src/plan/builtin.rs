@@ -1,6 +1,6 @@
 //! The plans that come with the program.
 
-const PLANS: [(&str, &str); 9] = [
+const PLANS: [(&str, &str); 10] = [
     ("mkwrite-fallocate", include_str!("../../../plans/mkwrite-fallocate.toml")),
     ("mkwrite-fallocate-journal", include_str!("../../../plans/mkwrite-fallocate-journal.toml")),
     ("mkwrite-fallocate-gated", include_str!("../../../plans/mkwrite-fallocate-gated.toml")),
@@ -8,6 +8,7 @@ const PLANS: [(&str, &str); 9] = [
     ("remount-nodelalloc", include_str!("../../../plans/remount-nodelalloc.toml")),
     ("inline-truncate", include_str!("../../../plans/inline-truncate.toml")),
     ("failed-write-converts", include_str!("../../../plans/failed-write-converts.toml")),
+    ("journaled-truncate", include_str!("../../../plans/journaled-truncate.toml")),
     ("journaled-collapse", include_str!("../../../plans/journaled-collapse.toml")),
     ("indirect-seek", include_str!("../../../plans/indirect-seek.toml")),
 ];

@@ -33,12 +33,16 @@ fn a_plan_is_read() {
     assert_eq!(plan.guest.trial_limit, Duration::from_secs(60));
 }
 
+/// Plans of bugs that no packaged kernel has the fix of.
+const UNFIXED: [&str; 1] = ["journaled-truncate"];
+
 #[test]
 fn every_built_in_plan_is_sound() {
     for name in names() {
         let plan = Plan::find(name).unwrap();
         assert_eq!(plan.name, name);
-        assert!(!plan.kernels.affected.is_empty() && !plan.kernels.fixed.is_empty());
+        assert!(!plan.kernels.affected.is_empty());
+        assert!(plan.kernels.fixed.is_empty() == UNFIXED.contains(&name), "{name}");
         // What only a shadow sees may need nothing of the device.
         let rules = &plan.arms.iter().find(|arm| arm.name == RULES_ARM).unwrap().rules;
         assert!(!rules.is_empty() || !plan.hit.shadow.is_empty());

@@ -24,7 +24,8 @@
 //!   `i_blocks` is exact for trees in the inode, no written block beyond the size of a file that is
 //!   no orphan; a clean superblock has exact counts and no orphan (D4).
 //!
-//! Not verified: what fsync promised (D5: the disk does not see fsync); truncated ranges that come
+//! Not verified: bytes that the guest changes after their request has arrived (a delayed write is
+//! stored later than it is looked at); what fsync promised (D5: the disk does not see fsync); truncated ranges that come
 //! back (D6, first half); indirect-mapped inodes beyond the labels; bigalloc's `i_blocks`,
 //! leaks and, in clusters that stay in use, stale data; data written to a block that
 //! FALLOC_FL_ZERO_RANGE makes unwritten in the same transaction; fast commits (a full commit is

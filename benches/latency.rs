@@ -13,6 +13,8 @@
 
 #[path = "latency/client.rs"]
 mod client;
+#[path = "connect.rs"]
+mod connect;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;

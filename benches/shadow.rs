@@ -16,6 +16,8 @@
 
 #[path = "shadow/client.rs"]
 mod client;
+#[path = "connect.rs"]
+mod connect;
 #[path = "shadow/guest.rs"]
 mod guest;
 

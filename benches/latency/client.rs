@@ -1,15 +1,13 @@
 //! A front-end that reads one block at a time and sleeps until it is there.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use virtio_driver::{
-    VhostUser, VirtioBlkConfig, VirtioBlkQueue, VirtioBlkReqBuf, VirtioBlkTransport,
-    VirtioFeatureFlags,
-};
-use vm_memory::{FileOffset, MmapRegion};
+use virtio_driver::{VirtioBlkQueue, VirtioBlkTransport};
+use vm_memory::MmapRegion;
+
+use crate::connect::connect;
 
 const BLOCK_BYTES: usize = 4096;
 
@@ -23,21 +21,7 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to a backend.
     pub(crate) fn connect(socket: &Path) -> Client {
-        let path = socket.to_str().expect("a path in UTF-8");
-        let features = (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits();
-        let vhost =
-            VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(path, features).expect("handshake");
-        let mut transport: Box<VirtioBlkTransport> = Box::new(vhost);
-        let mut queue =
-            VirtioBlkQueue::setup_queues(&mut *transport, 1, 16).expect("queues").remove(0);
-        queue.set_used_notif_enabled(true);
-        let memfd = memfd_create("block", MemfdFlags::CLOEXEC).expect("memory");
-        ftruncate(&memfd, BLOCK_BYTES as u64).expect("its size");
-        let file = std::fs::File::from(memfd);
-        let raw = file.as_raw_fd();
-        let block =
-            MmapRegion::<()>::from_file(FileOffset::new(file, 0), BLOCK_BYTES).expect("mapping");
-        transport.map_mem_region(block.as_ptr() as usize, block.size(), raw, 0).expect("memory");
+        let (transport, queue, block) = connect(socket, 16, BLOCK_BYTES);
         Client { transport, queue, block }
     }
 

@@ -1,16 +1,14 @@
 //! A front-end that keeps a queue of 4 KiB requests full.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use virtio_driver::{
-    VhostUser, VirtioBlkConfig, VirtioBlkQueue, VirtioBlkReqBuf, VirtioBlkTransport,
-    VirtioFeatureFlags,
-};
-use vm_memory::{FileOffset, MmapRegion};
+use virtio_driver::{VirtioBlkQueue, VirtioBlkTransport};
+use vm_memory::MmapRegion;
+
+use crate::connect::connect;
 
 /// Bytes of each request.
 pub(crate) const BLOCK_BYTES: u64 = 4096;
@@ -35,21 +33,7 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to a backend.
     pub(crate) fn connect(socket: &Path) -> Client {
-        let path = socket.to_str().expect("a path in UTF-8");
-        let features = (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits();
-        let vhost =
-            VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(path, features).expect("handshake");
-        let mut transport: Box<VirtioBlkTransport> = Box::new(vhost);
-        let mut queue =
-            VirtioBlkQueue::setup_queues(&mut *transport, 1, 256).expect("queues").remove(0);
-        queue.set_used_notif_enabled(true);
-        let bytes = (DEPTH * BLOCK_BYTES) as usize;
-        let memfd = memfd_create("blocks", MemfdFlags::CLOEXEC).expect("memory");
-        ftruncate(&memfd, bytes as u64).expect("its size");
-        let file = std::fs::File::from(memfd);
-        let raw = file.as_raw_fd();
-        let arena = MmapRegion::<()>::from_file(FileOffset::new(file, 0), bytes).expect("mapping");
-        transport.map_mem_region(arena.as_ptr() as usize, arena.size(), raw, 0).expect("memory");
+        let (transport, queue, arena) = connect(socket, 256, (DEPTH * BLOCK_BYTES) as usize);
         Client { transport, queue, arena, random: 1 }
     }
 

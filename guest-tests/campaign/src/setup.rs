@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
+
 use crate::cache::Cache;
 use crate::process::{self, ProcessError};
 use crate::progress;
@@ -120,22 +122,10 @@ pub fn ensure(may_install: bool, cache: &Cache) -> Result<Vec<&'static str>, Set
     if needs.is_empty() {
         return Ok(Vec::new());
     }
-    let (names, mut packages) = (names(&needs), packages(&needs));
-    let root = rustix::process::geteuid().is_root();
-    if process::find_program("apt-get").is_none() {
-        return Err(SetupError::NoApt { missing: names });
-    }
-    if !may_install || !root {
-        return Err(SetupError::Missing { missing: names, line: line(&packages, root) });
-    }
+    let mut packages = packages(&needs);
+    let bar = begin(&needs, may_install)?;
     let joined = packages.join(", ");
     let failed = |source| SetupError::Install { packages: joined.clone(), source };
-    let bar = progress::bar("setup");
-    if lists_are_missing() {
-        bar.set_message("reading package lists");
-        apt_get(&["update"]).map_err(failed)?;
-    }
-    bar.set_message(format!("installing {joined}"));
     if let Err(installing) = install(&packages) {
         if !packages.contains(&QEMU.package) {
             return Err(failed(installing));
@@ -152,8 +142,7 @@ pub fn ensure(may_install: bool, cache: &Cache) -> Result<Vec<&'static str>, Set
     if still.is_empty() {
         return Ok(packages);
     }
-    let missing = self::names(&still);
-    Err(SetupError::Missing { missing, line: line(&self::packages(&still), root) })
+    Err(is_missing(&still))
 }
 
 /// The same for what building a kernel takes.
@@ -162,25 +151,39 @@ pub fn ensure_for_builds(may_install: bool) -> Result<Vec<&'static str>, SetupEr
     if needs.is_empty() {
         return Ok(Vec::new());
     }
-    let (names, packages) = (names(&needs), packages(&needs));
-    let root = rustix::process::geteuid().is_root();
-    if process::find_program("apt-get").is_none() {
-        return Err(SetupError::NoApt { missing: names });
-    }
-    if !may_install || !root {
-        return Err(SetupError::Missing { missing: names, line: line(&packages, root) });
-    }
-    let joined = packages.join(", ");
-    let failed = |source| SetupError::Install { packages: joined.clone(), source };
-    let bar = progress::bar("setup");
-    if lists_are_missing() {
-        bar.set_message("reading package lists");
-        apt_get(&["update"]).map_err(failed)?;
-    }
-    bar.set_message(format!("installing {joined}"));
+    let packages = packages(&needs);
+    let bar = begin(&needs, may_install)?;
+    let failed = |source| SetupError::Install { packages: packages.join(", "), source };
     install(&packages).map_err(failed)?;
     bar.finish_and_clear();
     Ok(packages)
+}
+
+/// Sees to it that the packages of `needs` can be installed; they are not yet.
+fn begin(needs: &[Need], may_install: bool) -> Result<ProgressBar, SetupError> {
+    if process::find_program("apt-get").is_none() {
+        return Err(SetupError::NoApt { missing: names(needs) });
+    }
+    if !may_install || !is_root() {
+        return Err(is_missing(needs));
+    }
+    let packages = packages(needs).join(", ");
+    let bar = progress::bar("setup");
+    if lists_are_missing() {
+        bar.set_message("reading package lists");
+        apt_get(&["update"])
+            .map_err(|source| SetupError::Install { packages: packages.clone(), source })?;
+    }
+    bar.set_message(format!("installing {packages}"));
+    Ok(bar)
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn is_missing(needs: &[Need]) -> SetupError {
+    SetupError::Missing { missing: names(needs), line: line(&packages(needs), is_root()) }
 }
 
 fn install(packages: &[&str]) -> Result<(), ProcessError> {

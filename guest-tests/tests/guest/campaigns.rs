@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use campaign::bisect::{self, Settings};
-use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Limits, Order, Outcome, TrialRecord, UntilSure};
+use campaign::runner::{self, Order, Outcome, TrialRecord, UntilSure};
 use campaign::sequential::Sequential;
 use campaign::store::Store;
 use campaign::verdict::Verdict;
@@ -36,25 +35,10 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
 
 fn order(machine: &Machine, trials: u32) -> Result<Order> {
     let plan = Plan::find(PLAN)?;
-    let kernels = plan.kernels.affected.iter().map(|name| machine.kernel(name));
-    Ok(Order {
-        device: Device::Blk,
-        image: machine.image_of(&plan)?,
-        kernels: kernels.collect::<Result<Vec<_>>>()?,
-        qemu: machine.qemu_for(Device::Blk),
-        accel: machine.accel(),
-        vcpus: 2,
-        queues: 1,
-        trials,
-        only_trial: None,
-        only_arms: vec!["rules".to_owned()],
-        seed: 1,
-        keep: None,
-        shadow: false,
-        jobs: 1,
-        limits: Limits::default(),
-        plan,
-    })
+    let affected = plan.kernels.affected.clone();
+    let mut order = machine.campaign(plan, affected.iter().map(String::as_str), trials)?;
+    order.only_arms = vec!["rules".to_owned()];
+    Ok(order)
 }
 
 fn resumed_and_sure(machine: &Machine) -> Result<()> {

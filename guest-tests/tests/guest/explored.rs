@@ -6,9 +6,8 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
-use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Limits, Order};
+use campaign::runner;
 use campaign::verdict::Verdict;
 use libtest_mimic::Trial;
 
@@ -48,24 +47,9 @@ fn hits(machine: &Machine, scenario: &str, model: &str, held: usize) -> Result<(
     let affected = known.affected.iter().find(|name| name.ends_with(&model["linux-".len()..]));
     let names: Vec<_> = affected.into_iter().chain(known.fixed.first()).collect();
     ensure!(names.len() == 2, "no prediction: {known:?}");
-    let order = Order {
-        device: Device::Blk,
-        image: machine.image_of(&plan)?,
-        kernels: names.iter().map(|name| machine.kernel(name)).collect::<Result<Vec<_>>>()?,
-        qemu: machine.qemu_for(Device::Blk),
-        accel: machine.accel(),
-        vcpus: 2,
-        queues: 1,
-        trials: TRIALS,
-        only_trial: None,
-        only_arms: Vec::new(),
-        seed: SEED,
-        keep: None,
-        shadow: true,
-        jobs: 1,
-        limits: Limits::default(),
-        plan,
-    };
+    let mut order = machine.campaign(plan, names.iter().map(|name| name.as_str()), TRIALS)?;
+    order.seed = SEED;
+    order.shadow = true;
     let campaign = runner::run(&order, &|_| ())?;
     let replay = format!(
         "repeat with: cargo racegate explore {scenario} --variant {model} --plan p.toml; cargo \

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Limits, Order};
+use campaign::runner;
 use campaign::verdict::Verdict;
 use libtest_mimic::Trial;
 
@@ -49,26 +49,14 @@ fn hits_what_it_should(machine: &Machine, run: &Run) -> Result<()> {
     let &Run { plan, device, trials, vcpus, arms } = run;
     let plan = Plan::find(plan)?;
     let affected = plan.kernels.affected.clone();
-    let names = affected.iter().chain(&plan.kernels.fixed);
-    let kernels = names.map(|name| machine.kernel(name)).collect::<Result<Vec<_>>>()?;
-    let order = Order {
-        device,
-        image: machine.image_of(&plan)?,
-        kernels,
-        qemu: machine.qemu_for(device),
-        accel: machine.accel(),
-        vcpus,
-        queues: 1,
-        trials,
-        only_trial: None,
-        only_arms: arms.iter().map(ToString::to_string).collect(),
-        seed: SEED,
-        keep: None,
-        shadow: false,
-        jobs: 1,
-        limits: Limits::default(),
-        plan,
-    };
+    let fixed = plan.kernels.fixed.clone();
+    let names = affected.iter().chain(&fixed).map(String::as_str);
+    let mut order = machine.campaign(plan, names, trials)?;
+    order.device = device;
+    order.qemu = machine.qemu_for(device);
+    order.vcpus = vcpus;
+    order.only_arms = arms.iter().map(ToString::to_string).collect();
+    order.seed = SEED;
     let campaign = runner::run(&order, &|_| ())?;
     let replay = format!(
         "repeat with: cargo racegate campaign run {} --device {device} --trials {trials} \

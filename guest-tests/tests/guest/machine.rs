@@ -18,6 +18,7 @@ use campaign::interrupt;
 use campaign::kernels::{Kernel, Kernels, Spec};
 use campaign::plan::Plan;
 use campaign::qemu::{Accel, Qemu};
+use campaign::runner::{Limits, Order as Campaign};
 use libtest_mimic::{Failed, Trial};
 use pipeline::control::{Request, Response};
 
@@ -170,6 +171,34 @@ impl Machine {
     pub(crate) fn image_of(&self, plan: &Plan) -> Result<PathBuf> {
         let filesystem = &plan.filesystem;
         self.made(filesystem.bytes, &filesystem.mkfs).context("making the base image")
+    }
+
+    /// A campaign of this plan on these kernels, of every arm, as a disk, from seed 1.
+    pub(crate) fn campaign<'a>(
+        &self,
+        plan: Plan,
+        kernels: impl IntoIterator<Item = &'a str>,
+        trials: u32,
+    ) -> Result<Campaign> {
+        let kernels = kernels.into_iter().map(|name| self.kernel(name));
+        Ok(Campaign {
+            device: Device::Blk,
+            image: self.image_of(&plan)?,
+            kernels: kernels.collect::<Result<Vec<_>>>()?,
+            qemu: self.qemu_for(Device::Blk),
+            accel: self.accel(),
+            vcpus: 2,
+            queues: 1,
+            trials,
+            only_trial: None,
+            only_arms: Vec::new(),
+            seed: 1,
+            keep: None,
+            shadow: false,
+            jobs: 1,
+            limits: Limits::default(),
+            plan,
+        })
     }
 }
 

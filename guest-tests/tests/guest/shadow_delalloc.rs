@@ -8,9 +8,8 @@
 //! The rates over many trials are measured with `racegate campaign run PLAN`.
 
 use anyhow::{Result, ensure};
-use campaign::device::Device;
 use campaign::plan::Plan;
-use campaign::runner::{self, Campaign, Limits, Order};
+use campaign::runner::{self, Campaign};
 use libtest_mimic::Trial;
 
 use crate::machine::{Machine, Which};
@@ -58,24 +57,10 @@ fn watched(machine: &Machine, plan: &str, kernel: &str) -> Result<(Campaign, Str
          {TRIALS} --seed {SEED} --shadow",
         plan.name
     );
-    let order = Order {
-        device: Device::Blk,
-        image: machine.image_of(&plan)?,
-        kernels: vec![machine.kernel(kernel)?],
-        qemu: machine.qemu_for(Device::Blk),
-        accel: machine.accel(),
-        vcpus: 2,
-        queues: 1,
-        trials: TRIALS,
-        only_trial: None,
-        only_arms: vec!["rules".to_owned()],
-        seed: SEED,
-        keep: None,
-        shadow: true,
-        jobs: 1,
-        limits: Limits::default(),
-        plan,
-    };
+    let mut order = machine.campaign(plan, [kernel], TRIALS)?;
+    order.only_arms = vec!["rules".to_owned()];
+    order.seed = SEED;
+    order.shadow = true;
     let campaign = runner::run(&order, &|_| ())?;
     let seen: u64 = campaign.watched.iter().map(|watched| watched.events).sum();
     let lost: u64 = campaign.watched.iter().map(|watched| watched.lost).sum();

@@ -22,11 +22,17 @@
 //! - **A5**: what becomes pending holds a delayed block (bigalloc), until delayed blocks of it go away:
 //!   from then on pending clusters are unknown until nothing is delayed.
 //! - **A6**: `i_disksize` is at most `i_size` when a buffered write begins.
+//! - **A7**: no page that `fallocate` or a truncation has dropped is read back before the blocks
+//!   are changed.
 //! - **A8**: an entry has a legal set of types for the series of the kernel; the counters of entries
 //!   agree about whether any must be kept.
+//! - **A9**: `i_es_seq` advances with every change of extent status but caching and reclaiming (Linux
+//!   7.x has it).
 //! - **A10**: neither the shrinker nor `EXT4_IOC_CLEAR_ES_CACHE` takes a delayed entry.
 //! - **A11**: no more is released or used up than is reserved.
 //! - **B1**: nothing is reserved after `syncfs` with nobody at work.
+//! - **B3**: delayed blocks that writeback gave unwritten space are written after `syncfs` with nobody
+//!   at work, unless writing failed.
 //! - **B4**: a file whose writeback never failed has `i_disksize` equal to `i_size` in the end.
 //! - **C1**: when an inode is destroyed, nothing is reserved, pending, or in extent status.
 //! - **C2**: when an inode is destroyed, no I/O is in flight.
@@ -35,8 +41,9 @@
 //!
 //! Not verified: whether a W entry should be a U entry, and entries that nobody has inserted since
 //! the shadow began (A1); dirty buffers of delayed blocks (A4); that a delayed cluster with space is
-//! pending (A5); the page cache (A7); `i_es_seq` (A9); free clusters (B2) and unwritten extents
-//! after writeback (B3); orphans (B4); `i_blocks` while the inode lives (B5: the on-disk shadow).
+//! pending (A5); pages that were never read but found (A7); that whoever keeps a mapping asks for
+//! `i_es_seq` (A9); writeback into blocks that were unwritten before, and tags of pages (B3); orphans
+//! (B4). Free clusters (B2) and `i_blocks` (B5) are the on-disk shadow's.
 //!
 //! Two events within one microsecond on two processors may be told in the wrong order: their times
 //! are printed in microseconds. After a loss of events, or one that comes out of order, everything seen
@@ -52,6 +59,7 @@ use delalloc::{Flag, Invariant, Kernel};
 
 use crate::kernel::KernelEvent;
 
+mod cache;
 mod finding;
 mod follower;
 mod inode;
@@ -63,7 +71,7 @@ mod threads;
 
 pub use finding::{Actor, DelallocFinding};
 pub use follower::{Follower, FollowerStats};
-pub use probes::{PROBES, QUIET, RULES};
+pub use probes::{PROBES, QUIET, RULES, needed};
 
 use inode::{Change, Inode};
 use threads::{Call, Threads};
@@ -147,11 +155,19 @@ impl DelallocShadow {
             "es_put" => self.es_put(event, inode?),
             "es_give_up" => {
                 let (lblk, len) = (block(event, "lblk")?, block(event, "len")?);
+                self.advances(tid, inode?, len);
+                self.removes(event, inode?);
                 let by = self.threads.actor(event);
                 self.with(inode?, |inode, _| {
                     inode.disk.remove(lblk, len);
+                    inode.converting.remove(lblk, len);
                     inode.tell(&by, Change::Remove(lblk, len));
                 });
+                Some(())
+            }
+            "es_seq" => self.sequence(event, inode?),
+            "es_delay" => {
+                self.advances(tid, inode?, block(event, "len")?);
                 Some(())
             }
             "es_free" => self.es_free(event, inode?),
@@ -188,6 +204,13 @@ impl DelallocShadow {
             "destroy_io" => self.destroy_io(event, inode?),
             "destroy_size" => self.destroy_size(event, inode?),
             "write_begin" => self.write_begin(event, inode?),
+            "wb_error" => {
+                if let Some(inode) = self.inodes.get_mut(&inode?) {
+                    inode.failed = true;
+                }
+                Some(())
+            }
+            "readahead" | "read_page" => self.reads_pages(event, inode?),
             "put_super" => {
                 self.leaked = false;
                 Some(())
@@ -199,12 +222,15 @@ impl DelallocShadow {
 
     /// Entries and returns of functions.
     fn call(&mut self, event: &KernelEvent, inode: u64) -> Option<()> {
-        const CALLS: [&str; 9] = [
+        const CALLS: [&str; 12] = [
             "mkwrite",
             "fallocate",
             "write",
             "writepages",
+            "setattr",
             "truncate",
+            "drop",
+            "drop_range",
             "reclaim",
             "clear_es",
             "seek_data",
@@ -213,7 +239,8 @@ impl DelallocShadow {
         let name = event.name.as_str();
         if let Some(probe) = CALLS.into_iter().find(|probe| *probe == name) {
             let value = |name| event.field(name).unwrap_or(0);
-            let mut values = [value("size"), value("bits"), value("from")];
+            let second = if probe == "drop_range" { "to" } else { "bits" };
+            let mut values = [value("size"), value(second), value("from")];
             if let "seek_data" | "seek_hole" = probe {
                 self.before_seek(inode, &mut values);
             }
@@ -227,7 +254,10 @@ impl DelallocShadow {
         }
         let entry = name.strip_suffix("_end")?;
         // Every one of these returns after i_data_sem was given up.
-        if !matches!(entry, "reclaim" | "clear_es" | "seek_data" | "seek_hole") {
+        if !matches!(
+            entry,
+            "reclaim" | "clear_es" | "seek_data" | "seek_hole" | "drop" | "drop_range"
+        ) {
             self.sections_over(event.tid);
         }
         let call = self.threads.of(event.tid).leave(entry)?;
@@ -238,6 +268,8 @@ impl DelallocShadow {
                 self.with(call.inode, |inode, _| inode.failed = true);
             }
             "seek_data" | "seek_hole" => self.sought(event, &call, returned?),
+            "drop" | "drop_range" => self.dropped(event.tid, &call),
+            "fallocate" | "setattr" => self.blocks_changed(event.tid),
             _ => {}
         }
         Some(())

@@ -141,7 +141,7 @@ fn add_all(root: &Path, order: &TraceOrder) -> anyhow::Result<Vec<String>> {
         let btf = fs::read(BTF).context(BTF)?;
         let btf = Btf::parse(&btf).context(BTF)?;
         for probe in &order.probes {
-            if let Err(error) = add(root, probe, &btf) {
+            if let Err(error) = add_one_of(root, probe, &btf) {
                 missing.push(format!("{probe}: {error:#}"));
             }
         }
@@ -154,6 +154,18 @@ fn add_all(root: &Path, order: &TraceOrder) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(missing)
+}
+
+/// Adds the first of a probe's texts that this kernel takes; the error is that of the last.
+fn add_one_of(root: &Path, probe: &str, btf: &Btf<'_>) -> anyhow::Result<()> {
+    let mut added = Ok(());
+    for text in probe.split(" || ") {
+        added = add(root, text, btf);
+        if added.is_ok() {
+            break;
+        }
+    }
+    added
 }
 
 /// Adds one probe with its filter.

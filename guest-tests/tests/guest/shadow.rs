@@ -15,6 +15,7 @@ use campaign::guest::Guest;
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
 use pipeline::control::{Request, Response};
+use pipeline::delalloc_shadow::FollowerStats;
 use pipeline::shadow::{Checked, Checker, Finding, Options, Rule, ShadowStats};
 
 use crate::machine::{Machine, Which, boot, must, run};
@@ -47,6 +48,14 @@ fn shadow(guest: &mut Guest) -> Result<ShadowStats> {
         bail!("stats were asked for");
     };
     stats.shadow.context("the disk has no shadow")
+}
+
+/// What the delalloc shadow has seen.
+fn kernel(guest: &mut Guest) -> Result<FollowerStats> {
+    let Response::Stats(stats) = guest.control().call(&Request::Stats)? else {
+        bail!("stats were asked for");
+    };
+    Ok(stats.kernel.unwrap_or_default())
 }
 
 /// Fails the first write of data to blocks that are free.

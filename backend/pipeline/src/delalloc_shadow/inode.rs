@@ -10,6 +10,7 @@ use std::sync::Arc;
 use delalloc::Invariant;
 
 use super::Actor;
+use super::cache::Dropped;
 use super::ranges::Ranges;
 
 /// Status bits are the highest five of `es_pblk` (`ES_SHIFT` in fs/ext4/extents_status.h).
@@ -41,6 +42,11 @@ impl Status {
     /// Written or unwritten: the blocks have space.
     pub(super) fn mapped(self) -> bool {
         self.has(ES_WRITTEN | ES_UNWRITTEN)
+    }
+
+    /// Unwritten, whatever else.
+    pub(super) fn unwritten(self) -> bool {
+        self.has(ES_UNWRITTEN) && !self.has(ES_WRITTEN)
     }
 
     /// Delayed, and nothing else.
@@ -143,6 +149,8 @@ pub(super) struct Inode {
     pub(super) complete: bool,
     /// Blocks that have space on disk, as far as known: extent status comes and goes.
     pub(super) disk: Ranges<Cell>,
+    /// Unwritten blocks that writeback writes to and is to make written; who gave them space.
+    pub(super) converting: Ranges<Arc<Actor>>,
     /// `i_reserved_data_blocks` after the last step that was seen.
     pub(super) reserved: Option<u64>,
     /// Clusters of the pending tree; `None` while unknown. Known again when nothing is delayed.
@@ -153,6 +161,10 @@ pub(super) struct Inode {
     pub(super) fresh: bool,
     /// Some of its data could not be written.
     pub(super) failed: bool,
+    /// `i_es_seq` before the last change that advances it.
+    pub(super) seq: Option<u32>,
+    /// Pages that were dropped from the page cache and whose blocks are to go.
+    pub(super) dropped: Option<Dropped>,
     story: VecDeque<Step>,
     /// Rules that were told of: what is broken once breaks more of what follows.
     pub(super) told: Vec<Invariant>,
@@ -173,12 +185,19 @@ impl Inode {
 
     /// How many ranges it takes to remember it.
     pub(super) fn ranges(&self) -> usize {
-        self.es.len() + self.disk.len() + self.pending.as_ref().map_or(0, BTreeSet::len)
+        let mapped = self.es.len() + self.disk.len() + self.converting.len();
+        mapped + self.pending.as_ref().map_or(0, BTreeSet::len)
     }
 
     /// Extent status of a range.
     pub(super) fn es(&self, lblk: u32, len: u32) -> impl Iterator<Item = (u32, u32, &Cell)> {
         self.es.within(lblk, len)
+    }
+
+    /// Whether all blocks of a range are known to be delayed, and nothing else.
+    pub(super) fn delayed(&self, lblk: u32, len: u32) -> bool {
+        let parts = self.es.within(lblk, len).filter(|(.., cell)| cell.status.delayed_only());
+        parts.map(|(_, len, _)| u64::from(len)).sum::<u64>() == u64::from(len)
     }
 
     /// All of it.

@@ -4,7 +4,8 @@
 //! Must not know: what the events mean.
 //!
 //! Members of structures stand in braces; arguments are those of x86-64. ` if EXPRESSION` at the end
-//! is a filter. Functions are chosen so that one text serves Linux 5.10 to 7.x.
+//! is a filter. Functions are chosen so that one text serves Linux 5.10 to 7.x; where none does,
+//! ` || ` stands between the texts, the newest first.
 //!
 //! [order]: ../../../agent/wire/struct.TraceOrder.html
 
@@ -44,6 +45,10 @@ pub const PROBES: &[&str] = &[
     "p:racegate/es_put ext4_es_insert_extent inode=%di:x64 ino={inode.i_ino}(%di):u64 lblk=%si:u32 \
      len=%dx:u32 status=%r8:u8",
     "p:racegate/es_give_up ext4_es_remove_extent inode=%di:x64 lblk=%si:u32 len=%dx:u32",
+    // The number of changes of extent status, under i_es_lock.
+    "p:racegate/es_seq __es_remove_extent inode=%di:x64 ino={inode.i_ino}(%di):u64 \
+     seq={ext4_inode_info.i_es_seq-ext4_inode_info.vfs_inode}(%di):u32",
+    "p:racegate/es_delay ext4_es_insert_delayed_extent inode=%di:x64 len=%dx:u32",
     // The shrinker and EXT4_IOC_CLEAR_ES_CACHE.
     "p:racegate/reclaim es_do_reclaim_extents",
     "r64:racegate/reclaim_end es_do_reclaim_extents",
@@ -70,8 +75,11 @@ pub const PROBES: &[&str] = &[
         "destroy ext4_destroy_inode",
         "pending={ext4_inode_info.i_pending_tree-ext4_inode_info.vfs_inode}(%di):x64"
     ),
+    // Linux 7.3 does not count the writes to unwritten blocks any more.
     "p:racegate/destroy_io ext4_destroy_inode inode=%di:x64 ino={inode.i_ino}(%di):u64 \
      unwritten={ext4_inode_info.i_unwritten-ext4_inode_info.vfs_inode}(%di):u32 \
+     dio={inode.i_dio_count}(%di):u32 || \
+     p:racegate/destroy_io ext4_destroy_inode inode=%di:x64 ino={inode.i_ino}(%di):u64 \
      dio={inode.i_dio_count}(%di):u32",
     "p:racegate/destroy_size ext4_destroy_inode inode=%di:x64 ino={inode.i_ino}(%di):u64 \
      nlink={inode.i_nlink}(%di):u32 mode={inode.i_mode}(%di):u16 size={inode.i_size}(%di):u64 \
@@ -101,7 +109,31 @@ pub const PROBES: &[&str] = &[
     "r64:racegate/write_end ext4_file_write_iter",
     "p:racegate/writepages ext4_writepages inode={address_space.host}(%di):x64",
     "r64:racegate/writepages_end ext4_writepages ret=$retval:s32",
+    "p:racegate/wb_error __filemap_set_wb_err inode={address_space.host}(%di):x64",
+    // The page cache: what is dropped from it, and what is read into it.
+    "p:racegate/setattr ext4_setattr",
+    "r64:racegate/setattr_end ext4_setattr",
+    "p:racegate/drop truncate_pagecache inode=%di:x64 from=%si:x64",
+    "r64:racegate/drop_end truncate_pagecache",
+    "p:racegate/drop_range truncate_pagecache_range inode=%di:x64 from=%si:x64 to=%dx:x64",
+    "r64:racegate/drop_range_end truncate_pagecache_range",
+    "p:racegate/readahead ext4_readahead inode={address_space.host}({readahead_control.mapping}(%di)):x64 \
+     page={readahead_control._index}(%di):u64 pages={readahead_control._nr_pages}(%di):u32",
+    "p:racegate/read_page ext4_read_folio inode={address_space.host}({folio.mapping}(%si)):x64 \
+     page={folio.index}(%si):u64 || \
+     p:racegate/read_page ext4_readpage inode={address_space.host}({page.mapping}(%si)):x64 \
+     page={page.index}(%si):u64",
 ];
+
+/// Probes of what only some series have: a kernel without one of these has nothing that it could be
+/// about.
+const OF_SOME: &[&str] = &["es_seq", "es_delay"];
+
+/// Whether the shadow sees less than it should of a kernel that lacks a probe, given as the agent
+/// names it.
+pub fn needed(missing: &str) -> bool {
+    name(missing).is_none_or(|name| !OF_SOME.contains(&name))
+}
 
 /// What the agent writes after `syncfs` with nobody at work: `dirty=N`, of
 /// `delayed_allocation_blocks`.
@@ -115,11 +147,30 @@ pub const RULES: &[(Invariant, &[&str])] = &[
     (Invariant::A4, &["es_insert", "es_give_up"]),
     (Invariant::A5, &["es_insert", "es_remove", "pend_insert", "pend_remove", "rereserve"]),
     (Invariant::A6, &["write_begin"]),
+    (
+        Invariant::A7,
+        &[
+            "fallocate",
+            "fallocate_end",
+            "setattr",
+            "setattr_end",
+            "drop",
+            "drop_end",
+            "drop_range",
+            "drop_range_end",
+            "readahead",
+            "read_page",
+            "es_give_up",
+            "es_put",
+        ],
+    ),
     (Invariant::A8, &["es_insert"]),
+    (Invariant::A9, &["es_seq", "es_delay", "es_put", "es_give_up"]),
     (Invariant::A10, &["es_free", "reclaim", "reclaim_end", "clear_es", "clear_es_end"]),
     (Invariant::A11, &["update_reserve", "release"]),
     (Invariant::B1, &[]),
-    (Invariant::B4, &["destroy_size", "writepages_end"]),
+    (Invariant::B3, &["es_put", "es_insert", "es_remove", "writepages", "wb_error"]),
+    (Invariant::B4, &["destroy_size", "writepages_end", "wb_error"]),
     (Invariant::C1, &["destroy"]),
     (Invariant::C2, &["destroy_io"]),
     (Invariant::C3, &["evict", "es_insert", "es_give_up"]),
@@ -129,11 +180,14 @@ pub const RULES: &[(Invariant, &[&str])] = &[
 /// The rules that cannot be checked on a kernel that lacks these probes, given as the agent names
 /// them: the text of the probe, a colon and the reason.
 pub(super) fn out_of_reach<'a>(missing: impl Iterator<Item = &'a str>) -> Vec<Invariant> {
-    let missing: Vec<&str> = missing
-        .filter_map(|text| text.split_once("racegate/")?.1.split_whitespace().next())
-        .collect();
+    let missing: Vec<&str> = missing.filter_map(name).collect();
     let lacks = |needs: &[&str]| needs.iter().any(|need| missing.contains(need));
     RULES.iter().filter(|(_, needs)| lacks(needs)).map(|(rule, _)| *rule).collect()
+}
+
+/// The name of the first probe in a text.
+pub(super) fn name(text: &str) -> Option<&str> {
+    text.split_once("racegate/")?.1.split_whitespace().next()
 }
 
 #[cfg(test)]
@@ -142,10 +196,11 @@ mod tests {
 
     #[test]
     fn every_probe_that_a_rule_needs_is_there() {
-        let names: Vec<&str> = PROBES
-            .iter()
-            .map(|probe| probe.split_once("racegate/").unwrap().1.split(' ').next().unwrap())
-            .collect();
+        let names: Vec<&str> = PROBES.iter().map(|probe| name(probe).unwrap()).collect();
+        for probe in PROBES {
+            let all: Vec<_> = probe.split(" || ").map(name).collect();
+            assert!(all.iter().all(|of| *of == all[0]), "{probe}");
+        }
         for (rule, needs) in RULES {
             assert!(needs.iter().all(|need| names.contains(need)), "{}", rule.name());
         }
@@ -160,5 +215,7 @@ mod tests {
         let missing = ["p:racegate/seek_data iomap_seek_data inode=%di:x64: No such file"];
         assert_eq!(out_of_reach(missing.into_iter()), [Invariant::G4]);
         assert!(out_of_reach(["nonsense"].into_iter()).is_empty());
+        assert!(needed(missing[0]) && needed("nonsense"));
+        assert!(!needed("p:racegate/es_seq __es_remove_extent seq={a.b}(%di):u32: no a.b"));
     }
 }

@@ -18,7 +18,7 @@ use super::{Actor, DelallocFinding, DelallocShadow, block, unless_same};
 use crate::kernel::KernelEvent;
 
 /// Bytes of a page on x86-64: delayed blocks reach to the end of the last page.
-const PAGE_BYTES: u64 = 4096;
+pub(super) const PAGE_BYTES: u64 = 4096;
 /// SEEK_DATA found nothing: -ENXIO.
 const NO_DATA: i64 = -6;
 /// `S_IFMT` and `S_IFREG` of `i_mode`.
@@ -32,7 +32,9 @@ impl DelallocShadow {
         let pblk = event.field("pblk")?;
         let status = Status::of(pblk >> ES_SHIFT);
         let by = self.under_lock(event, address);
-        self.threads.of(event.tid).last = Some((address, lblk, len));
+        let thread = self.threads.of(event.tid);
+        thread.last = Some((address, lblk, len));
+        let writes_back = thread.writes_back == thread.last;
         let cell = Cell {
             status,
             shift: (pblk & !(31 << ES_SHIFT)).wrapping_sub(u64::from(lblk)),
@@ -67,6 +69,11 @@ impl DelallocShadow {
             }
             drop(on_disk);
             inode.tell(&by, Change::Put(status, lblk, len));
+            if status.mapped() && !status.unwritten() {
+                inode.converting.remove(lblk, len);
+            } else if writes_back {
+                inode.converting.insert(lblk, len, Arc::clone(&by));
+            }
             if status.mapped() {
                 inode.disk.insert(lblk, len, cell.clone());
             } else {
@@ -147,7 +154,15 @@ impl DelallocShadow {
     /// come or go meanwhile.
     pub(super) fn es_put(&mut self, event: &KernelEvent, address: u64) -> Option<()> {
         let (lblk, len) = extent(event)?;
-        if !Status::of(event.field("status")?).hole() {
+        self.advances(event.tid, address, len);
+        let status = Status::of(event.field("status")?);
+        if status.unwritten() {
+            self.removes(event, address);
+            let whole = self.inodes.get(&address).is_some_and(|inode| inode.delayed(lblk, len));
+            let writes_back = whole && self.threads.is_in(event.tid, "writepages");
+            self.threads.of(event.tid).writes_back = writes_back.then_some((address, lblk, len));
+        }
+        if !status.hole() {
             return Some(());
         }
         let delayed = self.with(address, |inode, _| {
@@ -241,7 +256,9 @@ impl DelallocShadow {
 
     /// A thread has given up `i_data_sem` for certain: what it changed must fit together now.
     pub(super) fn sections_over(&mut self, tid: u32) {
-        let changed = std::mem::take(&mut self.threads.of(tid).changed);
+        let thread = self.threads.of(tid);
+        (thread.advances, thread.writes_back) = (None, None);
+        let changed = std::mem::take(&mut thread.changed);
         for address in changed {
             if self.inodes.get(&address).is_some_and(|inode| inode.open == Some(tid)) {
                 self.balance(address);
@@ -438,7 +455,7 @@ impl DelallocShadow {
 
     /// The same: I/O of it.
     pub(super) fn destroy_io(&mut self, event: &KernelEvent, address: u64) -> Option<()> {
-        let (unwritten, direct) = (event.field("unwritten")?, event.field("dio")?);
+        let (unwritten, direct) = (event.field("unwritten").unwrap_or(0), event.field("dio")?);
         if (unwritten, direct) != (0, 0) {
             let by = self.threads.actor(event);
             let seen = format!(
@@ -468,6 +485,7 @@ impl DelallocShadow {
     /// The agent says what `delayed_allocation_blocks` is with nobody at work.
     pub(super) fn mark(&mut self, event: &KernelEvent) -> Option<()> {
         let dirty = event.field("dirty").filter(|_| event.field(super::QUIET) == Some(1))?;
+        self.unconverted(event);
         if dirty == 0 {
             self.leaked = false;
         } else if !std::mem::replace(&mut self.leaked, true) {
@@ -476,6 +494,25 @@ impl DelallocShadow {
             self.find(0, DelallocFinding::new(Invariant::B1, 0, &by, seen));
         }
         Some(())
+    }
+}
+
+impl DelallocShadow {
+    /// B3: writeback has ended, and what it wrote must be written.
+    fn unconverted(&mut self, event: &KernelEvent) {
+        let sound = self.inodes.iter().filter(|(_, inode)| !inode.failed);
+        let left: Vec<_> = sound
+            .filter_map(|(address, inode)| {
+                let (at, len, by) = inode.converting.all().next()?;
+                Some((*address, inode.ino, at, len, Arc::clone(by)))
+            })
+            .collect();
+        let by = self.threads.actor(event);
+        for (address, ino, at, len, other) in left {
+            let seen = "blocks that were written back are unwritten after syncfs".to_owned();
+            let finding = DelallocFinding::new(Invariant::B3, ino, &by, seen).at(at, len);
+            self.find(address, finding.against(unless_same(&by, Some(other))));
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+mod cache;
 mod recorded;
 
 use proptest::prelude::*;
@@ -395,7 +396,7 @@ fn memory_is_bounded() {
 }
 
 /// Every field that a probe of ours has, but `inode`.
-const FIELDS: [&str; 26] = [
+const FIELDS: [&str; 30] = [
     "ino",
     "reserved",
     "all",
@@ -422,13 +423,17 @@ const FIELDS: [&str; 26] = [
     "ret",
     "dirty",
     "quiet",
+    "page",
+    "pages",
+    "to",
+    "seq",
 ];
 
 /// Names and fields as our probes have them, with values that a hostile guest may choose.
 fn hostile() -> impl Strategy<Value = KernelEvent> {
     let names: Vec<String> = PROBES
         .iter()
-        .map(|probe| probe.split_once("racegate/").unwrap().1.split(' ').next().unwrap().to_owned())
+        .map(|probe| probes::name(probe).unwrap().to_owned())
         .chain(["tracing_mark_write".to_owned(), "nonsense".to_owned()])
         .collect();
     let value = prop_oneof![

@@ -39,6 +39,12 @@ pub(super) struct Thread {
     pub(super) changed: Vec<u64>,
     /// The last change of extent status, for the case that it fails.
     pub(super) last: Option<(u64, u32, u32)>,
+    /// The inode whose pages it has dropped to change their blocks.
+    pub(super) changes_blocks_of: Option<u64>,
+    /// The inode whose `i_es_seq` it is about to advance.
+    pub(super) advances: Option<u64>,
+    /// The delayed blocks that its writeback is about to give unwritten space, and the inode.
+    pub(super) writes_back: Option<(u64, u32, u32)>,
 }
 
 /// All threads.
@@ -131,6 +137,7 @@ fn operation(probe: &str) -> Option<&'static str> {
         "fallocate" => "ext4_fallocate",
         "write" => "ext4_file_write_iter",
         "writepages" => "ext4_writepages",
+        "setattr" => "ext4_setattr",
         "truncate" => "ext4_truncate",
         "reclaim" => "es_do_reclaim_extents",
         "clear_es" => "ext4_clear_inode_es",

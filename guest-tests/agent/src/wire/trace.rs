@@ -13,7 +13,8 @@ pub struct TraceOrder {
     /// `Documentation/trace/kprobetrace.rst`), in the group `racegate`. `{STRUCT.MEMBER}` becomes
     /// the offset of the member in bytes, with its sign, from the kernel's own type information;
     /// `{STRUCT.MEMBER-STRUCT.MEMBER}` the difference of two. ` if EXPRESSION` at the end is a filter
-    /// (kernel: `Documentation/trace/events.rst`).
+    /// (kernel: `Documentation/trace/events.rst`). Of several texts with ` || ` in between the first
+    /// that the kernel takes is added: functions and members have other names in other versions.
     pub probes: Vec<String>,
     /// Tracepoints, as `GROUP/NAME`.
     pub events: Vec<String>,

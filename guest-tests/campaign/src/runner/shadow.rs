@@ -6,7 +6,7 @@
 use agent::wire::{Op, TraceOrder, Workload};
 use pipeline::Nanos;
 use pipeline::control::{Request, Response};
-use pipeline::delalloc_shadow::{FollowerStats, PROBES};
+use pipeline::delalloc_shadow::{self, FollowerStats, PROBES};
 use pipeline::shadow::Finding;
 
 use super::Noticed;
@@ -31,7 +31,7 @@ pub(super) fn start(guest: &mut Guest, workload: &Workload) -> Result<Vec<String
         events: Vec::new(),
         buffer_kib: BUFFER_KIB,
     })?;
-    let needed = |probe: &String| !probe.contains(" rwsem_down_");
+    let needed = |probe: &String| !probe.contains(" rwsem_down_") && delalloc_shadow::needed(probe);
     Ok(missing.into_iter().filter(needed).collect())
 }
 

@@ -1,27 +1,33 @@
-//! Goal: the on-disk shadow is silent on real kernels, whatever the timing.
+//! Goal: both shadows are silent on real kernels, whatever the timing.
 //! Method: stress-ng, fio and the agent at work in the guest over mkfs and mount options, on two
-//! kernels, with and without half of all requests delayed; the disk has a shadow. 0 findings, and
-//! it must have looked at requests and commits.
+//! kernels, with and without half of all requests delayed; the disk has a shadow, and the kernel is
+//! watched. 0 findings, and they must have looked at requests, commits and events. The kernel says
+//! more than a busy guest can pass on: what is lost is counted, and makes the shadow forget.
 //!
 //! A long run is made of pieces: with `RACEGATE_SHADOW_REQUESTS=N` the configurations are gone
 //! through, with delays and without in turn, until the guest has made N requests;
 //! `RACEGATE_SHADOW_CONFIGURATIONS=default,bigalloc` takes those only, and
 //! `RACEGATE_SHADOW_SEED=N` seeds delays and work (an even one begins with what an odd one has
-//! second). `RACEGATE_SHADOW_RECORD=FOLDER` keeps the event
-//! log of each kernel there, to be looked into with `racegate check`.
+//! second). `RACEGATE_SHADOW_RECORD=FOLDER` keeps the event log of each kernel there, to be looked
+//! into with `racegate check`; with `RACEGATE_SHADOW_PROBES=0` the kernel is not watched, and the
+//! guest makes more requests a second.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use agent::wire::TraceOrder;
 use anyhow::{Context, Result, ensure};
 use campaign::guest::Guest;
 use campaign::unpacked::Unpacked;
 use libtest_mimic::Trial;
 use pipeline::RuleSet;
+use pipeline::delalloc_shadow::{self, PROBES};
 
 use super::work::{Length, Work};
 use crate::machine::{Machine, Which, boot, must};
 
+/// Room for events of a kernel at work, per processor.
+const BUFFER_KIB: u32 = 16 * 1024;
 /// Requests from which on each piece runs for a minute at a time; fewer: seconds.
 const LONG: u64 = 100_000;
 
@@ -97,6 +103,8 @@ struct Asked {
     /// Names of configurations; `None`: all.
     configurations: Option<Vec<String>>,
     seed: u64,
+    /// Whether the kernel is watched.
+    probes: bool,
 }
 
 impl Asked {
@@ -118,6 +126,7 @@ impl Asked {
             requests: number("RACEGATE_SHADOW_REQUESTS")?,
             configurations,
             seed: number("RACEGATE_SHADOW_SEED")?.unwrap_or(1),
+            probes: number("RACEGATE_SHADOW_PROBES")? != Some(0),
         })
     }
 
@@ -155,6 +164,9 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
         config.backend.event_log = Some(Path::new(&kept).join(format!("{kernel}.jsonl")));
     }
     let mut guest = boot(&config)?;
+    if asked.probes {
+        watch(&mut guest)?;
+    }
     let mut trial = asked.seed * 1000;
     let mut delayed = delayed ^ asked.seed.is_multiple_of(2);
     let begun = Instant::now();
@@ -173,9 +185,12 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
             };
             let done = piece(&mut guest, &work, delayed);
             let stats = super::shadow(&mut guest)?;
+            let inside = super::kernel(&mut guest)?;
+            let found = guest.take_findings();
             eprintln!(
                 "shadow: {kernel} {name}, seed {trial}, {}: {} requests by the guest, {} looked \
-                 at, {} commits, {} checked, {} unknown, {} + {} KiB, {} findings, {:.0?}",
+                 at, {} commits, {} checked, {} unknown, {} + {} KiB, {} events of the kernel, {} \
+                 lost, {} times forgotten, {} findings, {:.0?}",
                 if delayed { "delayed" } else { "not delayed" },
                 requests(&mut guest)?,
                 stats.requests,
@@ -184,12 +199,15 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
                 stats.unknown,
                 stats.heap_bytes / 1024,
                 stats.layout_bytes / 1024,
-                stats.findings,
+                inside.events,
+                inside.lost,
+                inside.forgotten,
+                found.len(),
                 begun.elapsed()
             );
             ensure!(
-                stats.findings == 0,
-                "{kernel} {name}: {:?}\n{}",
+                stats.findings == 0 && found.is_empty(),
+                "{kernel} {name}: {:?} {found:?}\n{}",
                 stats.rules,
                 guest.backend_stderr()
             );
@@ -205,8 +223,23 @@ fn silent(machine: &Machine, kernel: &str, delayed: bool, from: usize) -> Result
         delayed = !delayed;
     };
     ensure!(seen.requests > 500 && seen.commits > 20, "the shadow saw nothing: {seen:?}");
+    let inside = super::kernel(&mut guest)?;
+    ensure!(!asked.probes || inside.events > 10_000, "the shadow saw nothing: {inside:?}");
     guest.shutdown()?;
     eprintln!("shadow: {kernel}: {made} requests in {:.0?}, 0 findings", begun.elapsed());
+    Ok(())
+}
+
+/// Has the delalloc shadow follow the kernel.
+fn watch(guest: &mut Guest) -> Result<()> {
+    let missing = guest.watch_kernel(TraceOrder {
+        id: 0,
+        probes: PROBES.iter().map(ToString::to_string).collect(),
+        events: Vec::new(),
+        buffer_kib: BUFFER_KIB,
+    })?;
+    let missing: Vec<_> = missing.iter().filter(|probe| delalloc_shadow::needed(probe)).collect();
+    ensure!(missing.is_empty(), "{missing:?}");
     Ok(())
 }
 

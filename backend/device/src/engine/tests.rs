@@ -322,7 +322,7 @@ fn a_slow_subscriber_is_told_what_it_lost() {
         engine.settle_events();
         made += count;
     };
-    push(10_000);
+    push(20_000);
     let mut seen = lines(&slow);
     assert!(matches!(seen.remove(0).what, What::Log { .. }));
     push(10);
@@ -333,7 +333,7 @@ fn a_slow_subscriber_is_told_what_it_lost() {
         .iter()
         .map(|event| if let What::Lost { events } = event.what { events } else { 0 })
         .sum();
-    assert!(lost > 0, "ten megabytes do not fit");
+    assert!(lost > 0, "twenty megabytes do not fit");
     let layout_notes =
         seen.iter().filter(|event| matches!(event.what, What::Layout { .. })).count() as u64;
     assert_eq!(got + lost, made, "and {layout_notes} notes of the layout");

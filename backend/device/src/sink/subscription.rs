@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use pipeline::event::{Event, What};
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Bytes that wait for a reader.
-const ROOM_BYTES: usize = 4 << 20;
+/// Bytes that wait for a reader: some seconds of what a watched kernel says while it works hard.
+const ROOM_BYTES: usize = 16 << 20;
 
 /// Lines that wait for one reader.
 #[derive(Debug)]

@@ -101,6 +101,7 @@ fn workload(round: u64) -> Workload {
                 path: file.clone(),
                 create: true,
                 direct: false,
+                sync: false,
             });
             ops.push(Op::Write { file: file.clone(), offset: 0, bytes: 9000, fill: 5 });
             ops.push(Op::Fsync { file: file.clone() });

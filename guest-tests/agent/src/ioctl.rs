@@ -1,11 +1,12 @@
-//! The ioctls that look into the extents of a file of ext4.
+//! The ioctls of ext4: those that look into the extents of a file, and the one that stops all.
 //!
-//! In: a file. Out: extents, in bytes. With `mapping`, the only unsafe code of the agent.
+//! In: a file. Out: extents, in bytes. With `mapping` and `background`, the only unsafe code of the
+//! agent.
 
 use std::fs::File;
 use std::io;
 
-use rustix::ioctl::{NoArg, Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode};
 
 /// Extents taken at a time: more than a file of a list can have, so one call is enough.
 const ROOM: usize = 128;
@@ -49,6 +50,9 @@ struct Fiemap {
 const FIEMAP: Opcode = opcode::read_write::<Header>(b'f', 11);
 const GET_ES_CACHE: Opcode = opcode::read_write::<Header>(b'f', 42);
 const CLEAR_ES_CACHE: Opcode = opcode::none(b'f', 40);
+const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
+/// EXT4_GOING_FLAGS_NOLOGFLUSH (fs/ext4/ext4.h).
+const NO_LOG_FLUSH: u32 = 2;
 
 /// FS_IOC_FIEMAP without flags: what the file's bytes `start..start + length` are mapped to.
 pub(crate) fn fiemap(file: &File, start: u64, length: u64) -> io::Result<Vec<Extent>> {
@@ -72,6 +76,13 @@ pub(crate) fn es_cache(file: &File, start: u64, length: u64) -> io::Result<Vec<E
 pub(crate) fn clear_es_cache(file: &File) -> io::Result<()> {
     // SAFETY: the opcode takes no argument.
     unsafe { ioctl(file, NoArg::<CLEAR_ES_CACHE>::new()) }?;
+    Ok(())
+}
+
+/// EXT4_IOC_SHUTDOWN: the file system stops, and its journal with it, without writing anything more.
+pub(crate) fn shut_down(file: &File) -> io::Result<()> {
+    // SAFETY: the opcode reads a 32-bit word, in spite of its name, and writes nothing.
+    unsafe { ioctl(file, Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH)) }?;
     Ok(())
 }
 
@@ -106,5 +117,6 @@ mod tests {
         assert_eq!(size_of::<Extent>(), 56);
         assert_eq!(std::mem::offset_of!(Extent, flags), 40);
         assert_eq!((FIEMAP, GET_ES_CACHE, CLEAR_ES_CACHE), (0xc020_660b, 0xc020_662a, 0x6628));
+        assert_eq!(SHUTDOWN, 0x8004_587d);
     }
 }

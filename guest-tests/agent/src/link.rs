@@ -88,7 +88,7 @@ pub(crate) enum PollError {
     Frame(wire::FrameError),
 }
 
-/// A buffer for one frame that O_DIRECT accepts.
+/// A buffer that O_DIRECT accepts.
 pub(crate) struct Aligned {
     memory: Vec<u8>,
     start: usize,
@@ -97,14 +97,20 @@ pub(crate) struct Aligned {
 impl Aligned {
     /// Room for the longest frame.
     pub(crate) fn new() -> Aligned {
-        let memory = vec![0; MAX_FRAME + ALIGNMENT];
+        Aligned::full_of(0, MAX_FRAME)
+    }
+
+    /// `room` bytes of that value.
+    pub(crate) fn full_of(value: u8, room: usize) -> Aligned {
+        let memory = vec![value; room + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         Aligned { memory, start }
     }
 
-    /// The first `len` bytes, at most [`MAX_FRAME`].
+    /// The first `len` bytes, at most all.
     pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
-        &mut self.memory[self.start..][..len.min(MAX_FRAME)]
+        let room = self.memory.len() - ALIGNMENT;
+        &mut self.memory[self.start..][..len.min(room)]
     }
 }
 

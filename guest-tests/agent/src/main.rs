@@ -4,6 +4,7 @@
 //! Out: messages to the host; lines with a fixed prefix on the console.
 //! Must not know: plans, rules, what counts as a hit.
 
+mod background;
 mod boot;
 mod clock;
 mod console;

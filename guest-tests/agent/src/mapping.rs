@@ -1,7 +1,7 @@
 //! A shared, writable mapping of a file, and stores through it.
 //!
 //! In: a file and a length. Out: processor stores that fault as the kernel decides.
-//! With `ioctl`, the only unsafe code of the agent.
+//! With `ioctl` and `background`, the only unsafe code of the agent.
 
 use std::fs::File;
 use std::io;

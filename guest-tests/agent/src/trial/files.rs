@@ -7,12 +7,15 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::background::Background;
 use crate::mapping::Mapping;
 
 /// One open file; closed and unmapped when the last user lets go of it.
 pub(super) struct OpenFile {
     /// The mapping, once there is one. Dropped before the file is closed.
     pub(super) mapping: OnceLock<Mapping>,
+    /// The write that is under way.
+    pub(super) background: Mutex<Option<Background>>,
     /// The file.
     pub(super) file: File,
 }
@@ -26,7 +29,8 @@ pub(super) struct Files {
 impl Files {
     /// Enters a file; one of the same name is let go.
     pub(super) fn insert(&self, name: &str, file: File) {
-        let open = Arc::new(OpenFile { mapping: OnceLock::new(), file });
+        let open =
+            Arc::new(OpenFile { mapping: OnceLock::new(), background: Mutex::default(), file });
         self.table(|table| table.insert(name.to_owned(), open));
     }
 

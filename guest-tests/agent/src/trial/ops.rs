@@ -21,10 +21,12 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::Shared;
 use super::load;
 use super::parked::Watch;
-use crate::clock;
+use crate::background::Background;
+use crate::link::Aligned;
 use crate::lists::falloc_flags;
 use crate::mapping::Mapping;
 use crate::meeting::Missed;
+use crate::{clock, ioctl};
 
 /// How long threads wait for each other at a barrier. Generous: only a thread that hangs in the
 /// kernel is this late.
@@ -139,8 +141,10 @@ impl<'a> Performer<'a> {
     fn call(&mut self, op: &Op) -> io::Result<()> {
         let Shared { stage, files, .. } = self.shared;
         match op {
-            Op::Open { file, path, create, direct } => {
-                let flags = if *direct { OFlags::DIRECT } else { OFlags::empty() };
+            Op::Open { file, path, create, direct, sync } => {
+                let mut flags = OFlags::empty();
+                flags.set(OFlags::DIRECT, *direct);
+                flags.set(OFlags::SYNC, *sync);
                 let opened = OpenOptions::new()
                     .read(true)
                     .write(true)
@@ -179,25 +183,46 @@ impl<'a> Performer<'a> {
                 open.mapping.get().ok_or_else(unmapped)?.sync(0, *bytes)
             }
             Op::Write { file, offset, bytes, fill } => {
-                let data = vec![*fill; *bytes as usize];
-                files.get(file)?.file.write_all_at(&data, *offset)
+                let mut data = Aligned::full_of(*fill, *bytes as usize);
+                files.get(file)?.file.write_all_at(data.bytes(*bytes as usize), *offset)
+            }
+            Op::BeginWrite { file, offset, bytes, fill } => {
+                let open = files.get(file)?;
+                let mut slot = open.background.lock().unwrap_or_else(PoisonError::into_inner);
+                if slot.is_some() {
+                    let busy = "a write of this file is under way already";
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
+                }
+                *slot = Some(Background::write(&open.file, *offset, *bytes as usize, *fill)?);
+                Ok(())
+            }
+            Op::EndWrite { file } => {
+                let open = files.get(file)?;
+                let write = open.background.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let none = || io::Error::new(io::ErrorKind::NotFound, "no `begin_write` before it");
+                write.ok_or_else(none)?.wait()
             }
             Op::Read { file, offset, bytes, expect } => {
-                let mut data = vec![0; *bytes as usize];
-                files.get(file)?.file.read_exact_at(&mut data, *offset)?;
-                compare(&data, *offset, *expect)
+                let mut data = Aligned::full_of(0, *bytes as usize);
+                let data = data.bytes(*bytes as usize);
+                files.get(file)?.file.read_exact_at(data, *offset)?;
+                compare(data, *offset, *expect)
             }
             Op::CountWrong { file, offset, bytes, expect, name } => {
-                let mut data = vec![0; *bytes as usize];
-                files.get(file)?.file.read_exact_at(&mut data, *offset)?;
-                let wrong = data.iter().filter(|byte| *byte != expect).count();
-                self.value(name, &wrong.to_string());
+                let mut data = Aligned::full_of(0, *bytes as usize);
+                let data = data.bytes(*bytes as usize);
+                let there = read_up_to(&files.get(file)?.file, data, *offset)?;
+                let right = data[..there].iter().filter(|byte| *byte == expect).count();
+                self.value(name, &(data.len() - right).to_string());
                 Ok(())
             }
             Op::Fsync { file } => files.get(file)?.file.sync_all(),
-            Op::TryFsync { file } => {
-                // Its failure is in the step's time and in the kernel's log, if anywhere.
-                drop(files.get(file)?.file.sync_all());
+            Op::TryFsync { file, name } => {
+                let failed = files.get(file)?.file.sync_all().err();
+                if let Some(name) = name {
+                    let number = failed.and_then(|error| error.raw_os_error()).unwrap_or(0);
+                    self.value(name, &number.to_string());
+                }
                 Ok(())
             }
             Op::SeekData { file, offset, name } => {
@@ -254,6 +279,7 @@ impl<'a> Performer<'a> {
                     rustix::mount::mount_remount(&stage.root, flags, &CString::new(data)?);
                 if *may_fail { Ok(()) } else { Ok(remounted?) }
             }
+            Op::Shutdown {} => ioctl::shut_down(&File::open(&stage.root)?),
             Op::Delay { min_us, max_us } => {
                 clock::sleep(Duration::from_micros(self.draws.between(*min_us, *max_us)));
                 Ok(())
@@ -361,6 +387,20 @@ fn missed(missed: Missed) -> (io::Error, bool) {
         Missed::TimedOut => (io::Error::new(io::ErrorKind::TimedOut, "time limit passed"), false),
         Missed::GivenUp => (io::Error::other("given up, because another thread failed"), true),
     }
+}
+
+/// Reads until the buffer is full or the file ends; gives how many bytes there were.
+fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut there = 0;
+    while there < buffer.len() {
+        match file.read_at(&mut buffer[there..], offset + there as u64) {
+            Ok(0) => break,
+            Ok(more) => there += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(there)
 }
 
 fn compare(data: &[u8], offset: u64, expect: Option<u8>) -> io::Result<()> {

@@ -5,6 +5,7 @@
 //! Must not know: how an operation is carried out, and what counts as a hit.
 
 mod error;
+mod op;
 
 use std::collections::BTreeSet;
 
@@ -84,6 +85,9 @@ pub enum Op {
         /// O_DIRECT.
         #[serde(default)]
         direct: bool,
+        /// O_SYNC.
+        #[serde(default)]
+        sync: bool,
     },
     /// Close a file and drop its mapping.
     Close {
@@ -166,7 +170,26 @@ pub enum Op {
         #[serde(default)]
         expect: Option<u8>,
     },
-    /// pread, and into the result how many bytes are not the one they should be.
+    /// Submit a pwrite and go on (io_uring). One for each file at a time.
+    BeginWrite {
+        /// Which file.
+        file: String,
+        /// Start.
+        #[serde(default)]
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// The byte that is written over and over.
+        #[serde(default)]
+        fill: u8,
+    },
+    /// Wait for what `begin_write` submitted.
+    EndWrite {
+        /// Which file.
+        file: String,
+    },
+    /// pread, and into the result how many bytes are not the one they should be. Bytes beyond the
+    /// end of the file are not.
     CountWrong {
         /// Which file.
         file: String,
@@ -228,6 +251,9 @@ pub enum Op {
     TryFsync {
         /// Which file.
         file: String,
+        /// Name of a value in the result: 0, or the number of the error.
+        #[serde(default)]
+        name: Option<String>,
     },
     /// msync(MS_SYNC) of a mapping, from its start.
     Msync {
@@ -238,6 +264,9 @@ pub enum Op {
     },
     /// syncfs of the mount point.
     Syncfs {},
+    /// Stop the file system as a power cut would (EXT4_IOC_SHUTDOWN): what is in memory stays there,
+    /// and so does what was not committed. After it only `umount` works.
+    Shutdown {},
     /// Sleep for a time drawn evenly from a range by the trial's seed.
     Delay {
         /// Shortest, in microseconds.
@@ -363,16 +392,6 @@ pub enum FallocateMode {
     InsertRange,
 }
 
-/// Longest wait that an operation may ask for, in milliseconds.
-const LONGEST_WAIT_MS: u64 = 60_000;
-/// Longest buffer that `write` and `read` may ask for, in bytes.
-const LONGEST_BUFFER: u64 = 16 << 20;
-/// Most blocks that `write_randomly` may choose from.
-const MOST_BLOCKS: u64 = 1 << 32;
-/// Most writes of one `write_randomly`.
-const MOST_WRITES: u64 = 10_000_000;
-/// Most latencies of one `time_reads` or `time_syncs`: what fits a frame.
-const MOST_TIMES: u64 = 4096;
 /// Names that [`super::Step::thread`] uses for the parts outside threads.
 const PARTS: [&str; 3] = ["setup", "finish", "cleanup"];
 
@@ -416,7 +435,8 @@ impl Workload {
         let reads = |op: &Op| {
             matches!(op, Op::ReadValue { name, .. } | Op::CountUntil { name, .. }
                 | Op::SeekData { name, .. } | Op::WriteMapped { name, .. }
-                | Op::CountWrong { name, .. } if name == value)
+                | Op::CountWrong { name, .. }
+                | Op::TryFsync { name: Some(name), .. } if name == value)
         };
         self.parts().flat_map(|(_, ops)| ops).any(reads)
     }
@@ -426,152 +446,6 @@ impl Workload {
         std::iter::once(("setup", self.setup.as_slice()))
             .chain(threads)
             .chain([("finish", self.finish.as_slice()), ("cleanup", self.cleanup.as_slice())])
-    }
-}
-
-impl Op {
-    /// The operation in few words, for reports: `fallocate raced 0+4096`.
-    pub fn label(&self) -> String {
-        match self {
-            Op::Mount { options } => format!("mount {options}"),
-            Op::Umount {} => "umount".into(),
-            Op::Remount { options, .. } => format!("remount {options}"),
-            Op::EnsureMounted { options } => format!("ensure_mounted {options}"),
-            Op::Open { path, .. } => format!("open {path}"),
-            Op::Close { file } => format!("close {file}"),
-            Op::Unlink { path } => format!("unlink {path}"),
-            Op::Fill { prefix, count } => format!("fill {prefix}0..{count}"),
-            Op::Truncate { file, bytes } => format!("truncate {file} {bytes}"),
-            Op::Fallocate { file, offset, bytes, .. } => {
-                format!("fallocate {file} {offset}+{bytes}")
-            }
-            Op::Map { file, bytes } => format!("map {file} 0+{bytes}"),
-            Op::Store { file, offset, .. } => format!("store {file} {offset}"),
-            Op::Write { file, offset, bytes, .. } => format!("write {file} {offset}+{bytes}"),
-            Op::Read { file, offset, bytes, .. } => format!("read {file} {offset}+{bytes}"),
-            Op::CountWrong { file, offset, bytes, .. } => {
-                format!("count_wrong {file} {offset}+{bytes}")
-            }
-            Op::SeekData { file, offset, .. } => format!("seek_data {file} {offset}"),
-            Op::WriteMapped { file, offset, bytes, .. } => {
-                format!("write_mapped {file} {offset}+{bytes}")
-            }
-            Op::DropMapped { file, offset, bytes } => {
-                format!("drop_mapped {file} {offset}+{bytes}")
-            }
-            Op::Fsync { file } => format!("fsync {file}"),
-            Op::TryFsync { file } => format!("try_fsync {file}"),
-            Op::Msync { file, bytes } => format!("msync {file} 0+{bytes}"),
-            Op::Syncfs {} => "syncfs".into(),
-            Op::Delay { min_us, max_us } => format!("delay {min_us}..{max_us} us"),
-            Op::Barrier { name } => format!("barrier {name}"),
-            Op::Signal { name } => format!("signal {name}"),
-            Op::Await { signal, .. } => format!("await {signal}"),
-            Op::Mark { name } => format!("mark {name}"),
-            Op::AwaitParked { thread, .. } => format!("await_parked {thread}"),
-            Op::WriteRandomly { path, writes, .. } => format!("write_randomly {path} {writes}"),
-            Op::TimeReads { path, offset, count, .. } => {
-                format!("time_reads {path} {offset} {count}")
-            }
-            Op::TimeSyncs { path, count, .. } => format!("time_syncs {path} {count}"),
-            Op::CountUntil { signal, .. } => format!("count_until {signal}"),
-            Op::ReadValue { name, .. } => format!("read_value {name}"),
-            Op::WriteValue { path, value } => format!("write_value {path} {value}"),
-        }
-    }
-
-    fn check(
-        &self,
-        place: &dyn Fn() -> String,
-        threads: &BTreeSet<&str>,
-        files: &BTreeSet<&str>,
-        in_thread: bool,
-    ) -> Result<(), WorkloadError> {
-        let known = |file: &String| {
-            if files.contains(file.as_str()) {
-                return Ok(());
-            }
-            Err(WorkloadError::UnknownFile { place: place(), file: file.clone() })
-        };
-        let inside = |path: &String| {
-            let stays = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | ".."));
-            if stays {
-                return Ok(());
-            }
-            Err(WorkloadError::Path { place: place(), path: path.clone() })
-        };
-        let at_most = |field, value, most| {
-            if value <= most {
-                return Ok(());
-            }
-            Err(WorkloadError::TooMuch { place: place(), field, value, most })
-        };
-        match self {
-            Op::Open { path, .. } | Op::Unlink { path } => inside(path),
-            Op::Fill { prefix, count } => {
-                inside(prefix)?;
-                at_most("count", u64::from(*count), 4096)
-            }
-            Op::Write { file, bytes, .. }
-            | Op::Read { file, bytes, .. }
-            | Op::CountWrong { file, bytes, .. } => {
-                known(file)?;
-                at_most("bytes", *bytes, LONGEST_BUFFER)
-            }
-            Op::Close { file }
-            | Op::Truncate { file, .. }
-            | Op::Fallocate { file, .. }
-            | Op::Map { file, .. }
-            | Op::Store { file, .. }
-            | Op::Msync { file, .. }
-            | Op::SeekData { file, .. }
-            | Op::DropMapped { file, .. }
-            | Op::TryFsync { file }
-            | Op::Fsync { file } => known(file),
-            Op::WriteMapped { file, from, .. } => known(file).and_then(|()| known(from)),
-            Op::Delay { min_us, max_us } => {
-                if min_us > max_us {
-                    let (min_us, max_us) = (*min_us, *max_us);
-                    return Err(WorkloadError::Range { place: place(), min_us, max_us });
-                }
-                at_most("max_us", *max_us, LONGEST_WAIT_MS * 1000)
-            }
-            Op::Barrier { .. } if !in_thread => {
-                Err(WorkloadError::OutsideThread { place: place() })
-            }
-            Op::Await { limit_ms, .. } | Op::CountUntil { limit_ms, .. } => {
-                at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS)
-            }
-            Op::WriteRandomly { blocks, writes, .. } => {
-                at_most("blocks", *blocks, MOST_BLOCKS)?;
-                at_most("writes", *writes, MOST_WRITES)
-            }
-            Op::TimeReads { count, pause_us, .. } => {
-                at_most("pause_us", *pause_us, LONGEST_WAIT_MS * 1000)?;
-                at_most("count", u64::from(*count), MOST_TIMES)
-            }
-            Op::TimeSyncs { count, .. } => at_most("count", u64::from(*count), MOST_TIMES),
-            Op::AwaitParked { thread, limit_ms, .. } => {
-                if !in_thread {
-                    return Err(WorkloadError::OutsideThread { place: place() });
-                }
-                if !threads.contains(thread.as_str()) {
-                    let thread = thread.clone();
-                    return Err(WorkloadError::UnknownThread { place: place(), thread });
-                }
-                at_most("limit_ms", *limit_ms, LONGEST_WAIT_MS)
-            }
-            Op::Mount { .. }
-            | Op::Umount {}
-            | Op::Remount { .. }
-            | Op::EnsureMounted { .. }
-            | Op::Syncfs {}
-            | Op::Barrier { .. }
-            | Op::Signal { .. }
-            | Op::Mark { .. }
-            | Op::ReadValue { .. }
-            | Op::WriteValue { .. } => Ok(()),
-        }
     }
 }
 

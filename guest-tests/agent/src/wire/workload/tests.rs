@@ -9,7 +9,13 @@ fn store() -> Op {
 }
 
 fn open() -> Op {
-    Op::Open { file: "raced".into(), path: "raced".into(), create: true, direct: false }
+    Op::Open {
+        file: "raced".into(),
+        path: "raced".into(),
+        create: true,
+        direct: false,
+        sync: false,
+    }
 }
 
 #[test]

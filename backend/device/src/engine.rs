@@ -27,7 +27,7 @@ mod view;
 
 pub use control::LayoutError;
 pub use inbox::{Inbox, Release};
-pub use view::{Look, Watch, Watcher};
+pub use view::{Look, Seen, Watch, Watcher};
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -182,13 +182,14 @@ impl Engine {
     /// How much the engine wants to know of such a request. Takes no lock.
     #[inline]
     pub fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
-        self.look(op, sector, sectors).interest
+        self.look(&mut Seen::default(), op, sector, sectors).interest
     }
 
-    /// The same, and what the request touches, as far as that was looked at. Takes no lock.
+    /// The same, and what the request touches, as far as that was looked at. Takes no lock. `seen`
+    /// is the calling thread's, and is used again and again.
     #[inline]
-    pub fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
-        self.view.look(op, sector, sectors)
+    pub fn look(&self, seen: &mut Seen, op: Op, sector: u64, sectors: u64) -> Look {
+        self.view.look(seen, op, sector, sectors)
     }
 
     /// Why a page of persistent memory must not stay in the host's page cache. Takes no lock.

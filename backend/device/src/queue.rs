@@ -302,10 +302,10 @@ impl Ring {
     }
 
     /// Calls the driver, if at least `least` chains were returned since this was last thought
-    /// about, and it wants to be called for one of them.
-    pub(crate) fn call_driver(&mut self, least: usize) {
+    /// about, and it wants to be called for one of them. False if they are fewer.
+    pub(crate) fn call_driver(&mut self, least: usize) -> bool {
         if self.uncalled < least.max(1) {
-            return;
+            return false;
         }
         self.uncalled = 0;
         let state = self.vring.ring.get_ref();
@@ -314,6 +314,7 @@ impl Ring {
             // A front-end that closed its end has no one to call.
             let _ = state.signal_used_queue();
         }
+        true
     }
 
     /// Tells the front-end that the queue is broken.

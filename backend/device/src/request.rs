@@ -58,6 +58,16 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// Where data lies on the disk that is moved, and how many bytes.
+    pub(crate) fn transfers(&self) -> Option<(u64, u64)> {
+        match self {
+            Verb::Read { sector, to: data } | Verb::Write { sector, from: data } => {
+                Some((*sector, data.len()))
+            }
+            _ => None,
+        }
+    }
+
     /// The operation, if storage is reached, and how many bytes of it.
     pub(crate) fn moves(&self) -> (Option<Op>, u64) {
         let bytes = |ranges: &[Range]| {

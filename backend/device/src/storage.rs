@@ -135,6 +135,11 @@ pub trait Channel: Send {
         None
     }
 
+    /// A transfer of that range will follow soon: what it takes may be fetched ahead.
+    fn soon(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Starts an operation, or does it on the spot. Tokens in flight must differ.
     fn submit(&mut self, token: u64, io: Io) -> Submitted;
 

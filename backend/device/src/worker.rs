@@ -15,37 +15,34 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use thiserror::Error;
-use tracing::{debug, warn};
+use tracing::warn;
 use vm_memory::GuestAddressSpace;
 
-use crate::completion::{InFlight, Part, Slab, Token, Traced, complete, outcome_of};
+use crate::completion::{InFlight, Part, Slab, Token, Traced, outcome_of};
 use crate::counters::{Begun, Done};
-use crate::engine::{ArrivingRequest, Disposition, Inbox, Interest, Look, Release};
+use crate::engine::{ArrivingRequest, Disposition, Inbox, Interest, Look, Release, Seen};
 use crate::inflight::{BadArea, Tracker};
 use crate::queue::{BadHead, Heads, Ring, RingFault, Used, Vring};
-use crate::request::{BrokenChain, Chain, Limits, Range, Refused, Request, Table, Verb, parse};
+use crate::request::{BrokenChain, Range, Refused, Request, Verb};
 use crate::segments::{AlignedBuf, Segments, Snapshot};
 use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, StorageError, Submitted};
 
 mod around;
+mod batch;
 mod poll;
 mod resume;
 
 pub(crate) use around::{Negotiated, Surroundings};
+use batch::{AHEAD, BATCH};
 use poll::Poller;
 pub use poll::Polling;
-
-/// Heads taken from the ring at a time: enough to share one call, few enough that the first
-/// does not wait long for the last.
-const BATCH: usize = 64;
-
-/// Ended requests that are shown to the driver at once: one that is awake works on them while the
-/// rest of the batch is served.
-const SHARE: usize = 4;
 
 /// Ended requests for which a driver that sleeps is woken while there is more to do: to wake it
 /// costs as much as to serve some of them.
 const CALL: usize = 16;
+
+/// The same by bytes of the ended requests: large ones take long by themselves.
+const CALL_BYTES: u64 = 512 << 10;
 
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 8;
@@ -88,6 +85,7 @@ pub(crate) struct Worker {
     tracker: Option<Tracker>,
     poller: Poller,
     memory: Snapshot,
+    seen: Seen,
     requests: Slab<InFlight>,
     parts: Slab<Part>,
     parked: HashMap<RequestId, (Part, Io)>,
@@ -95,8 +93,11 @@ pub(crate) struct Worker {
     broken: bool,
     /// When the batch that is being served was taken, for the counters.
     taken_ns: u64,
+    /// Bytes of requests that ended since the driver was last thought about.
+    bytes_uncalled: u64,
     // Reused from batch to batch.
     heads: Vec<u16>,
+    understood: Vec<(u16, Result<Request, Refused>)>,
     used: Vec<Used>,
     done: Vec<Done>,
     ended: Vec<(u64, IoResult)>,
@@ -123,13 +124,16 @@ impl Worker {
             tracker: None,
             poller,
             memory,
+            seen: Seen::default(),
             requests: Slab::new(),
             parts: Slab::new(),
             parked: HashMap::new(),
             busy: Heads::new(queue_size),
             broken: false,
             taken_ns: 0,
+            bytes_uncalled: 0,
             heads: Vec::with_capacity(BATCH),
+            understood: Vec::with_capacity(AHEAD),
             used: Vec::with_capacity(BATCH),
             done: Vec::with_capacity(BATCH),
             ended: Vec::with_capacity(BATCH),
@@ -179,6 +183,7 @@ impl Worker {
             }
             let Some(ring) = &mut self.ring else { return Ok(()) };
             if !ring.want_kick(&self.memory)? {
+                self.seen.forget();
                 self.poller.sleeps(Instant::now());
                 return Ok(());
             }
@@ -188,7 +193,10 @@ impl Worker {
     /// Calls the driver if it wants to be, once at least `least` requests have ended.
     fn call_driver(&mut self, least: usize) {
         if let Some(ring) = &mut self.ring {
-            ring.call_driver(least);
+            let least = if self.bytes_uncalled < CALL_BYTES { least } else { 1 };
+            if ring.call_driver(least) {
+                self.bytes_uncalled = 0;
+            }
         }
     }
 
@@ -215,46 +223,6 @@ impl Worker {
         found
     }
 
-    /// Serves up to [`BATCH`] chains. False if there were none.
-    fn serve_batch(&mut self) -> Result<bool, QueueFault> {
-        let Some(ring) = &mut self.ring else { return Ok(false) };
-        let mut heads = std::mem::take(&mut self.heads);
-        let taken = ring.take(&self.memory, &mut heads, BATCH);
-        let result = taken.map_err(QueueFault::from).and_then(|()| {
-            if heads.is_empty() {
-                return Ok(());
-            }
-            if let Some(tracker) = &mut self.tracker {
-                tracker.taken(&heads);
-            }
-            self.serve_heads(&heads)
-        });
-        let any = !heads.is_empty();
-        heads.clear();
-        self.heads = heads;
-        self.settle();
-        result.map(|()| any)
-    }
-
-    fn serve_heads(&mut self, heads: &[u16]) -> Result<(), QueueFault> {
-        let memory = self.memory.clone();
-        let limits = self.limits();
-        let Some(table) = self.ring.as_ref().and_then(|ring| ring.table(&memory)) else {
-            return Ok(());
-        };
-        if let Some(counters) = self.around.counters.queue(self.queue) {
-            self.taken_ns = counters.now_ns();
-        }
-        for head in heads {
-            self.serve(&memory, &table, *head, limits)?;
-            if self.used.len() >= SHARE {
-                self.publish();
-                self.call_driver(CALL);
-            }
-        }
-        Ok(())
-    }
-
     /// Moves on what storage has finished and the engine has released, and tells the driver.
     /// Costs no system call when nothing is parked and nothing pending.
     fn settle(&mut self) {
@@ -279,39 +247,6 @@ impl Worker {
         }
     }
 
-    fn limits(&self) -> Limits {
-        let storage = &self.around.storage;
-        Limits {
-            capacity_sectors: storage.capacity_sectors(),
-            read_only: self.around.negotiated.read_only(),
-            can_discard: storage.can_discard(),
-        }
-    }
-
-    fn serve(
-        &mut self,
-        memory: &Snapshot,
-        table: &Table<'_>,
-        head: u16,
-        limits: Limits,
-    ) -> Result<(), QueueFault> {
-        self.busy.claim(head)?;
-        let chain = Chain::walk(memory, table, head, self.around.negotiated.indirect())
-            .and_then(|chain| parse(chain, limits))
-            .map_err(|source| QueueFault::Chain { head, source })?;
-        match chain {
-            Ok(request) => self.start(head, request),
-            Err(Refused { why, status }) => {
-                debug!(queue = self.queue, head, %why, "request refused");
-                self.used_up(complete(head, status, why.status(), 0));
-                if let Some(counters) = self.around.counters.queue(self.queue) {
-                    counters.refuse();
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn used_up(&mut self, used: Used) {
         self.busy.release(used.head);
         self.used.push(used);
@@ -320,6 +255,7 @@ impl Worker {
     /// All parts of a request have ended.
     fn finish(&mut self, in_flight: InFlight) {
         let (used, done) = in_flight.complete();
+        self.bytes_uncalled = self.bytes_uncalled.saturating_add(done.begun.bytes);
         self.done.push(done);
         self.used_up(used);
     }
@@ -388,9 +324,9 @@ impl Worker {
         self.launch(owner, interest, (op, sector, sectors), io);
     }
 
-    fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
+    fn look(&mut self, op: Op, sector: u64, sectors: u64) -> Look {
         match &self.around.engine {
-            Some(engine) => engine.look(op, sector, sectors),
+            Some(engine) => engine.look(&mut self.seen, op, sector, sectors),
             None => Look::NOTHING,
         }
     }

@@ -64,6 +64,7 @@ mod words;
 use std::sync::Arc;
 
 pub use error::{RulesError, RulesProblem};
+pub(crate) use matching::concerns;
 
 use crate::delay::Delay;
 use crate::errno::Errno;

@@ -124,12 +124,35 @@ impl View {
     }
 
     #[inline]
-    pub(super) fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
+    pub(super) fn look(&self, seen: &mut Seen, op: Op, sector: u64, sectors: u64) -> Look {
         // Relaxed: a request that races with the loading of rules may go either way.
         if self.ops.load(Ordering::Relaxed) & bit(op) == 0 {
             return Look::NOTHING;
         }
-        self.snapshot.load().look(op, sector, sectors)
+        // Whoever replaces the snapshot has told of it before the guest learns of what led to it.
+        let version = self.version();
+        match &seen.snapshot {
+            Some(snapshot) if seen.version == version => snapshot.look(op, sector, sectors),
+            _ => {
+                seen.version = version;
+                seen.snapshot.insert(self.snapshot.load_full()).look(op, sector, sectors)
+            }
+        }
+    }
+}
+
+/// The snapshot that a thread has looked at last, which costs less than to fetch it anew for each
+/// request. A thread that goes to sleep forgets it: maps are large.
+#[derive(Debug, Default)]
+pub struct Seen {
+    version: u64,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Seen {
+    /// Keeps nothing until the next look.
+    pub fn forget(&mut self) {
+        self.snapshot = None;
     }
 }
 
@@ -157,6 +180,7 @@ impl Snapshot {
     fn interest(&self, op: Op, sector: u64, sectors: u64, kinds: &mut u32) -> Interest {
         let want = self.filter.wants(op);
         let mut wanted = Wants::Nothing;
+        let mut by_rule = None;
         if let Some(map) = &self.map {
             if let Some(shadow) = &self.shadow {
                 wanted = shadow.wants(map, op, sector, sectors);
@@ -172,13 +196,19 @@ impl Snapshot {
                     return Interest::EventWithBytes;
                 }
                 Op::Discard | Op::WriteZeroes => return Interest::Event,
-                _ if want == Want::Classes => *kinds = map.kinds(sector, sectors),
+                _ if want == Want::Classes => {
+                    let (may_match, found) = self.filter.look(map, op, sector, sectors);
+                    *kinds = found;
+                    by_rule = Some(may_match);
+                }
                 _ => {}
             }
         } else {
             *kinds = Kind::Unknown.bit();
         }
-        let by_rule = want != Want::Nothing && self.filter.may_match(op, sector, sectors, *kinds);
+        let by_rule = by_rule.unwrap_or_else(|| {
+            want != Want::Nothing && self.filter.may_match(op, sector, sectors, *kinds)
+        });
         if by_rule || wanted != Wants::Nothing { Interest::Event } else { Interest::None }
     }
 

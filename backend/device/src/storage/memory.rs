@@ -77,6 +77,10 @@ impl Channel for MemoryChannel {
         Some(self.run(io))
     }
 
+    fn soon(&self, offset: u64, len: u64) {
+        self.mapping.prefetch(offset, len);
+    }
+
     fn submit(&mut self, _token: u64, io: Io) -> Submitted {
         Submitted::Done(self.run(&io))
     }

@@ -140,8 +140,11 @@ impl Pair {
             Step::Arrive { op, sector, sectors, touched } => {
                 let (op, sector, sectors) = (*op, *sector, *sectors);
                 let spans = spans(sector, touched);
-                let kinds = spans.iter().fold(0, |kinds, span| kinds | span.class.kind().bit());
-                if !self.filter.may_match(op, sector, sectors, kinds) {
+                let each = |out: &mut dyn FnMut(_)| spans.iter().copied().for_each(out);
+                let (wanted, kinds) = self.filter.look_at(op, sector, sectors, each);
+                let coarse = self.filter.may_match(op, sector, sectors, kinds);
+                prop_assert!(coarse || !wanted, "the precise filter lets more through");
+                if !wanted {
                     let taken = self.oracle.any_armed_takes(op, sector, sectors, &spans);
                     prop_assert!(!taken, "the filter hides a request");
                     return Ok(());

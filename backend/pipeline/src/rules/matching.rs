@@ -433,7 +433,7 @@ fn overlaps(wanted: &Ranges, sector: u64, sectors: u64) -> bool {
 }
 
 /// Whether the block concerns one of the inodes (see [`Home::concerns_inode`]).
-fn concerns(home: Home, inodes: &Ranges) -> bool {
+pub(crate) fn concerns(home: Home, inodes: &Ranges) -> bool {
     match home {
         Home::InodeTable { first_inode, last_inode, .. } => {
             inodes.overlaps(first_inode.into(), last_inode.into())

@@ -66,7 +66,11 @@ impl Geometry {
 
     /// The group of a block of the file system.
     pub(crate) fn group_of(&self, pblk: u64) -> Group {
-        ((pblk - self.first_data_block) / u64::from(self.blocks_per_group)) as u32
+        let (at, size) = (pblk - self.first_data_block, self.blocks_per_group);
+        // It nearly always is, and every request of a disk comes through here.
+        let group =
+            if size.is_power_of_two() { at >> size.trailing_zeros() } else { at / u64::from(size) };
+        group as u32
     }
 
     pub(crate) fn group_first(&self, group: Group) -> u64 {
@@ -107,7 +111,9 @@ impl Geometry {
             }
             power == group
         };
-        !self.sparse_super || group == 1 || [3, 5, 7].into_iter().any(power_of)
+        // Powers of odd numbers are odd.
+        let odd = !group.is_multiple_of(2);
+        !self.sparse_super || group == 1 || (odd && [3, 5, 7].into_iter().any(power_of))
     }
 
     fn base(&self, group: Group) -> Base {
@@ -115,8 +121,8 @@ impl Geometry {
         // With 1 KiB blocks and bigalloc, block 0 belongs to group 0 and holds the boot sector.
         let shift = u64::from(group == 0 && self.block_bits == 10 && self.first_data_block == 0);
         let after = if has_superblock { shift + 1 } else { 0 };
-        let meta_group = group / self.descs_per_block;
-        let in_meta_bg = self.first_meta_bg.is_some_and(|first| meta_group >= first);
+        let in_meta_bg =
+            self.first_meta_bg.is_some_and(|first| group / self.descs_per_block >= first);
         let (gdt, reserved) = if in_meta_bg {
             let place = group % self.descs_per_block;
             (u64::from(place <= 1 || place == self.descs_per_block - 1), 0)

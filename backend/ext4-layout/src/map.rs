@@ -75,22 +75,28 @@ impl FsMap {
             Some(mmp) if mmp > pblk => limit = limit.min(mmp),
             _ => {}
         }
-        if let Some(place) = self.placed.at(pblk) {
-            let end = limit.min(place.end);
-            let group = place.group;
-            let home = match place.part {
-                Part::BlockBitmap => Home::BlockBitmap { group },
-                Part::InodeBitmap => Home::InodeBitmap { group },
-                Part::InodeTable => {
-                    let last = place.index + (end - pblk - 1) as u32;
-                    let (first_inode, _) = geometry.inodes_of_table_block(group, place.index);
-                    let (_, last_inode) = geometry.inodes_of_table_block(group, last);
-                    Home::InodeTable { group, first_inode, last_inode }
-                }
-            };
-            return (Spot::Home(home), end);
-        }
-        let limit = limit.min(self.placed.next_after(pblk));
+        let place = match self.placed.at(pblk) {
+            Ok(place) => place,
+            Err(next) => return self.in_groups(pblk, limit.min(next)),
+        };
+        let end = limit.min(place.end);
+        let group = place.group;
+        let home = match place.part {
+            Part::BlockBitmap => Home::BlockBitmap { group },
+            Part::InodeBitmap => Home::InodeBitmap { group },
+            Part::InodeTable => {
+                let last = place.index + (end - pblk - 1) as u32;
+                let (first_inode, _) = geometry.inodes_of_table_block(group, place.index);
+                let (_, last_inode) = geometry.inodes_of_table_block(group, last);
+                Home::InodeTable { group, first_inode, last_inode }
+            }
+        };
+        (Spot::Home(home), end)
+    }
+
+    /// What a block is that is none of the metadata which descriptors name; `limit` lies in its
+    /// group.
+    fn in_groups(&self, pblk: u64, limit: u64) -> (Spot, u64) {
         let (used, end) = self.in_use(pblk, limit);
         if !used {
             return (Spot::Home(Home::Free), end);
@@ -266,9 +272,11 @@ impl LayoutMap {
         if at >= end {
             return;
         }
-        let per_block = fs.geometry.block_bytes() as u64 / SECTOR_BYTES;
-        let limit = (end - self.base_sector).div_ceil(per_block);
-        let mut pblk = (at - self.base_sector) / per_block;
+        // log2 of the sectors in a block: a block has 1024 bytes at least.
+        let shift = fs.geometry.block_bits - SECTOR_BYTES.trailing_zeros();
+        let per_block = 1_u64 << shift;
+        let limit = ((end - self.base_sector - 1) >> shift) + 1;
+        let mut pblk = (at - self.base_sector) >> shift;
         while pblk < limit {
             let (spot, spot_end) = fs.at(pblk, limit);
             let mut spot = spot;

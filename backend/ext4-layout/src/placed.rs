@@ -78,26 +78,21 @@ impl Placed {
         Placed { rows }
     }
 
-    /// The part that a block belongs to. Where a damaged descriptor makes two overlap, the one
-    /// that starts last has the block.
-    pub(crate) fn at(&self, pblk: u64) -> Option<Place> {
+    /// The part that a block belongs to, or else the first block after it at which one begins.
+    /// Where a damaged descriptor makes two overlap, the one that starts last has the block.
+    pub(crate) fn at(&self, pblk: u64) -> Result<Place, u64> {
         let after = self.rows.partition_point(|row| row.first <= pblk);
-        let row = self.rows.get(after.checked_sub(1)?).filter(|row| pblk < row.end())?;
+        let next = self.rows.get(after).map_or(u64::MAX, |row| row.first);
+        let row = after.checked_sub(1).and_then(|at| self.rows.get(at)).filter(|r| pblk < r.end());
+        let row = row.ok_or(next)?;
         let offset = pblk - row.first;
         let number = offset / u64::from(row.len);
-        let next = self.rows.get(after).map_or(u64::MAX, |row| row.first);
-        Some(Place {
+        Ok(Place {
             part: row.part,
             group: row.group + number as u32,
             index: (offset % u64::from(row.len)) as u32,
             end: next.min(row.first + (number + 1) * u64::from(row.len)),
         })
-    }
-
-    /// The first block after `pblk` at which another part begins.
-    pub(crate) fn next_after(&self, pblk: u64) -> u64 {
-        let after = self.rows.partition_point(|row| row.first <= pblk);
-        self.rows.get(after).map_or(u64::MAX, |row| row.first)
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {

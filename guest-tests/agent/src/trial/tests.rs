@@ -178,3 +178,21 @@ fn a_thread_that_is_not_parked_is_not_taken_for_one() {
     // Reading the stack needs a privilege; without it the look itself fails. Either way: no.
     assert!(error.starts_with("watcher: await_parked sleeper: "), "{error}");
 }
+
+#[test]
+fn bytes_beyond_the_end_are_wrong_and_a_background_write_ends_once() {
+    let mut ground = ground();
+    let result = run(
+        &mut ground,
+        Workload {
+            setup: ops(r#"[{"open": {"file": "f", "path": "f", "create": true, "sync": true}},
+                    {"write": {"file": "f", "bytes": 1000, "fill": 7}},
+                    {"try_fsync": {"file": "f", "name": "synced"}},
+                    {"count_wrong": {"file": "f", "bytes": 4096, "expect": 7, "name": "wrong"}}]"#),
+            finish: ops(r#"[{"end_write": {"file": "f"}}]"#),
+            ..Workload::default()
+        },
+    );
+    assert_eq!((result.values["synced"].as_str(), result.values["wrong"].as_str()), ("0", "3096"));
+    assert!(result.error.unwrap().contains("begin_write"));
+}

@@ -28,10 +28,10 @@ impl Background {
         file: &File,
         offset: u64,
         bytes: usize,
-        fill: u8,
+        value: u8,
     ) -> io::Result<Background> {
         let file = file.try_clone()?;
-        let mut data = Aligned::full_of(fill, bytes);
+        let mut data = Aligned::full_of(value, bytes);
         let length = u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut ring = IoUring::new(1)?;
         let start = data.bytes(bytes).as_ptr();

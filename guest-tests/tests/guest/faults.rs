@@ -34,7 +34,13 @@ fn failed_write(machine: &Machine) -> Result<()> {
     let workload = |fill| Workload {
         setup: vec![
             Op::Mount { options: String::new() },
-            Op::Open { file: "f".into(), path: "f".into(), create: true, direct: false },
+            Op::Open {
+                file: "f".into(),
+                path: "f".into(),
+                create: true,
+                direct: false,
+                sync: false,
+            },
             Op::Write { file: "f".into(), offset: 0, bytes: 65536, fill },
             Op::Fsync { file: "f".into() },
         ],

@@ -105,6 +105,7 @@ fn writing() -> Workload {
                         path: file.clone(),
                         create: true,
                         direct: false,
+                        sync: false,
                     },
                     Op::Write {
                         file: file.clone(),
@@ -132,7 +133,13 @@ fn reading() -> Workload {
     let ops = (0..FILES).flat_map(|index| {
         let file = format!("f{index}");
         [
-            Op::Open { file: file.clone(), path: file.clone(), create: false, direct: false },
+            Op::Open {
+                file: file.clone(),
+                path: file.clone(),
+                create: false,
+                direct: false,
+                sync: false,
+            },
             Op::Read {
                 file: file.clone(),
                 offset: 0,

@@ -95,8 +95,13 @@ fn live_difference(
 
 /// Files of many extents, holes, unwritten blocks, removals, folders with several blocks.
 fn ageing(extents: bool) -> Workload {
-    let open =
-        |file: &str| Op::Open { file: file.into(), path: file.into(), create: true, direct: false };
+    let open = |file: &str| Op::Open {
+        file: file.into(),
+        path: file.into(),
+        create: true,
+        direct: false,
+        sync: false,
+    };
     let mut ops = vec![Op::Mount { options: String::new() }];
     for file in ["a", "b"] {
         ops.push(open(file));

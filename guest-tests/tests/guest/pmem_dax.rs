@@ -67,7 +67,7 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
 }
 
 fn open(create: bool) -> Op {
-    Op::Open { file: "f".into(), path: "f".into(), create, direct: false }
+    Op::Open { file: "f".into(), path: "f".into(), create, direct: false, sync: false }
 }
 
 fn mount(options: &str) -> Op {

@@ -161,6 +161,7 @@ fn short(options: &str) -> Workload {
         path: file.into(),
         create,
         direct: false,
+        sync: false,
     };
     let write = |file: &str, offset, bytes| Op::Write { file: file.into(), offset, bytes, fill: 7 };
     let fsync = |file: &str| Op::Fsync { file: file.into() };

@@ -71,7 +71,7 @@ fn in_turns(machine: &Machine) -> Result<()> {
     let workload = Workload {
         setup: vec![
             Op::Mount { options: "dax,noatime".into() },
-            Op::Open { file: file(), path: FILE.into(), create: true, direct: false },
+            Op::Open { file: file(), path: FILE.into(), create: true, direct: false, sync: false },
             Op::Write { file: file(), offset: 0, bytes: PAGES * PAGE_BYTES, fill: 7 },
             Op::Fsync { file: file() },
             Op::Map { file: file(), bytes: PAGES * PAGE_BYTES },

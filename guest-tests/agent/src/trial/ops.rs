@@ -168,20 +168,6 @@ impl<'a> Performer<'a> {
                 let open = files.get(file)?;
                 Ok(rustix::fs::fallocate(&open.file, falloc_flags(*mode), *offset, *bytes)?)
             }
-            Op::Map { file, bytes } => {
-                let open = files.get(file)?;
-                let mapping = Mapping::new(&open.file, *bytes)?;
-                let taken = |_| io::Error::new(io::ErrorKind::AlreadyExists, "mapped already");
-                open.mapping.set(mapping).map_err(taken)
-            }
-            Op::Store { file, offset, value } => {
-                let open = files.get(file)?;
-                open.mapping.get().ok_or_else(unmapped)?.store(*offset, *value)
-            }
-            Op::Msync { file, bytes } => {
-                let open = files.get(file)?;
-                open.mapping.get().ok_or_else(unmapped)?.sync(0, *bytes)
-            }
             Op::Write { file, offset, bytes, fill } => {
                 let mut data = Aligned::full_of(*fill, *bytes as usize);
                 files.get(file)?.file.write_all_at(data.bytes(*bytes as usize), *offset)
@@ -212,8 +198,8 @@ impl<'a> Performer<'a> {
                 let mut data = Aligned::full_of(0, *bytes as usize);
                 let data = data.bytes(*bytes as usize);
                 let there = read_up_to(&files.get(file)?.file, data, *offset)?;
-                let right = data[..there].iter().filter(|byte| *byte == expect).count();
-                self.value(name, &(data.len() - right).to_string());
+                let wrong = data[..there].iter().filter(|byte| *byte != expect).count();
+                self.value(name, &(data.len() - there + wrong).to_string());
                 Ok(())
             }
             Op::Fsync { file } => files.get(file)?.file.sync_all(),
@@ -234,6 +220,33 @@ impl<'a> Performer<'a> {
                 }
                 Ok(())
             }
+            Op::Syncfs {} => {
+                rustix::fs::syncfs(File::open(&stage.root)?)?;
+                self.tell_quiet();
+                Ok(())
+            }
+            _ => self.call_on_mapping(op),
+        }
+    }
+
+    /// Operations on a file's mapping.
+    fn call_on_mapping(&mut self, op: &Op) -> io::Result<()> {
+        let files = &self.shared.files;
+        match op {
+            Op::Map { file, bytes } => {
+                let open = files.get(file)?;
+                let mapping = Mapping::new(&open.file, *bytes)?;
+                let taken = |_| io::Error::new(io::ErrorKind::AlreadyExists, "mapped already");
+                open.mapping.set(mapping).map_err(taken)
+            }
+            Op::Store { file, offset, value } => {
+                let open = files.get(file)?;
+                open.mapping.get().ok_or_else(unmapped)?.store(*offset, *value)
+            }
+            Op::Msync { file, bytes } => {
+                let open = files.get(file)?;
+                open.mapping.get().ok_or_else(unmapped)?.sync(0, *bytes)
+            }
             Op::WriteMapped { file, offset, bytes, from, from_offset, name } => {
                 let (to, from) = (files.get(file)?, files.get(from)?);
                 let mapping = from.mapping.get().ok_or_else(unmapped)?;
@@ -244,11 +257,6 @@ impl<'a> Performer<'a> {
             Op::DropMapped { file, offset, bytes } => {
                 let open = files.get(file)?;
                 open.mapping.get().ok_or_else(unmapped)?.drop_pages(*offset, *bytes)
-            }
-            Op::Syncfs {} => {
-                rustix::fs::syncfs(File::open(&stage.root)?)?;
-                self.tell_quiet();
-                Ok(())
             }
             _ => self.call_on_system(op),
         }

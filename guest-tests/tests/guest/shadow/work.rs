@@ -227,6 +227,7 @@ fn threads(options: &str) -> Workload {
                 path: file.clone(),
                 create: true,
                 direct: false,
+                sync: false,
             });
             for part in 0..6_u64 {
                 ops.push(Op::Write {

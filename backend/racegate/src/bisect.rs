@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use campaign::bisect::{self, Bisection, Calibration, Change, Settings, Step, Tested};
-use campaign::kernels::{Kernels, Spec, catalogue};
+use campaign::kernels::{Kernels, Spec};
 use campaign::plan::{Plan, RULES_ARM};
 use campaign::runner::{Outcome, TrialRecord};
 use campaign::verdict::Verdict;
@@ -83,15 +83,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Names of the packaged kernels of a series, from old to new.
 fn of_series(series: &str) -> anyhow::Result<Vec<String>> {
-    let prefix = format!("debian-{series}.");
-    let mut names: Vec<String> = catalogue().iter().map(campaign::kernels::Entry::name).collect();
-    names.retain(|name| name.starts_with(&prefix));
-    names.dedup();
-    let number = |name: &String| {
-        let rest = name.strip_prefix(&prefix).unwrap_or_default();
-        rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse::<u32>().ok())
-    };
-    names.sort_by_key(number);
+    let all = campaign::kernels::series();
+    let names = all.into_iter().find(|(name, _)| name == series).map(|(_, names)| names);
+    let names = names.unwrap_or_default();
     if names.len() < 2 {
         bail!(
             "series {series} has {} packaged kernels, and a search needs two; see racegate kernels \

@@ -4,6 +4,7 @@
 //! status. Must not know: how a trial runs, how a report looks.
 
 mod jobs;
+mod matrix;
 mod order;
 mod own;
 mod results;
@@ -45,6 +46,10 @@ enum Verb {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// Run several plans on many kernels and print one table: affected, not affected, inconclusive.
+    /// Exit status: 0 every cell is decided and, with --expect, as the sources say; 1 one is
+    /// otherwise, 2 one is inconclusive
+    Matrix(Box<matrix::Args>),
     /// List the built-in plans
     List,
     /// Print a built-in plan, to read or to start an own one from
@@ -105,6 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 0
             }))
         }
+        Verb::Matrix(args) => matrix::run(args),
         Verb::List => {
             for name in plan::names() {
                 println!("{name:<28} {}", Plan::find(name)?.summary);

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 pub use build::{BuildError, EditError, Fix};
-pub use catalogue::{Entry, catalogue};
+pub use catalogue::{Entry, catalogue, series};
 pub use modules::Module;
 pub use spec::{Spec, SpecError};
 

@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod kernels;
 pub mod latency;
 pub mod link;
+pub mod matrix;
 pub mod minimise;
 pub mod notice;
 pub mod oracle;

@@ -13,6 +13,7 @@ pub mod html;
 pub mod junit;
 pub mod ktap;
 pub mod markdown;
+pub mod matrix;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -195,6 +195,35 @@ pub struct Campaign {
     pub reasons: Vec<(String, String)>,
 }
 
+impl Campaign {
+    /// The campaign of an order of which nothing has run.
+    pub(crate) fn none_yet(order: &Order) -> Campaign {
+        Campaign {
+            plan: order.plan.name.clone(),
+            device: order.device,
+            seed: order.seed,
+            arms: Vec::new(),
+            verdicts: Vec::new(),
+            timelines: Vec::new(),
+            findings: Vec::new(),
+            noticed: Vec::new(),
+            watched: Vec::new(),
+            reasons: Vec::new(),
+        }
+    }
+
+    /// Takes in what the same order did on other kernels.
+    pub(crate) fn join(&mut self, other: Campaign) {
+        self.arms.extend(other.arms);
+        self.verdicts.extend(other.verdicts);
+        self.timelines.extend(other.timelines);
+        self.findings.extend(other.findings);
+        self.noticed.extend(other.noticed);
+        self.watched.extend(other.watched);
+        self.reasons.extend(other.reasons);
+    }
+}
+
 /// A campaign could not be run to its end.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -322,18 +351,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
             });
         }
     });
-    let mut campaign = Campaign {
-        plan: order.plan.name.clone(),
-        device: order.device,
-        seed: order.seed,
-        arms: Vec::new(),
-        verdicts: Vec::new(),
-        timelines: Vec::new(),
-        findings: Vec::new(),
-        noticed: Vec::new(),
-        watched: Vec::new(),
-        reasons: Vec::new(),
-    };
+    let mut campaign = Campaign::none_yet(order);
     let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A session that stopped because another failed is not what went wrong.
     let (mut sessions, mut interrupted) = (Vec::new(), None);

@@ -364,7 +364,7 @@ fn names(kernels: &[Kernel]) -> String {
 }
 
 /// A seed that is short enough to type.
-fn seed_from_clock() -> u64 {
+pub(super) fn seed_from_clock() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }

@@ -34,6 +34,31 @@ pub fn catalogue() -> &'static [Entry] {
     &ENTRIES
 }
 
+/// Names of the packaged kernels of each series ("5.10"), series and kernels from old to new. A kernel
+/// that is no release of its series (7.3~rc7) is left out.
+pub fn series() -> Vec<(String, Vec<String>)> {
+    let number = |text: &str| text.parse::<u32>().ok();
+    let mut kernels: Vec<((u32, u32), u32, String)> = catalogue()
+        .iter()
+        .filter_map(|entry| {
+            let mut numbers = entry.upstream().split('.');
+            let (major, minor) = (number(numbers.next()?)?, number(numbers.next()?)?);
+            Some(((major, minor), number(numbers.next()?)?, entry.name()))
+        })
+        .collect();
+    kernels.sort();
+    kernels.dedup();
+    let mut series: Vec<(String, Vec<String>)> = Vec::new();
+    for ((major, minor), _, kernel) in kernels {
+        let name = format!("{major}.{minor}");
+        match series.last_mut().filter(|(last, _)| *last == name) {
+            Some((_, kernels)) => kernels.push(kernel),
+            None => series.push((name, vec![kernel])),
+        }
+    }
+    series
+}
+
 /// The packages of the kernel `name`, the one to be preferred first.
 pub(super) fn named(name: &str) -> Vec<&'static Entry> {
     catalogue().iter().filter(|entry| entry.name() == name).collect()
@@ -65,6 +90,18 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), runs, "a kernel's lines are not together");
+    }
+
+    #[test]
+    fn series_go_from_old_to_new() {
+        let series = series();
+        let names: Vec<&str> = series.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names[..3], ["5.10", "6.1", "6.12"]);
+        let (_, kernels) = &series[0];
+        assert!(kernels.len() >= 6, "{kernels:?}");
+        assert_eq!(kernels[0], "debian-5.10.218");
+        assert!(series[1].1.iter().all(|name| name.starts_with("debian-6.1.")), "{series:?}");
+        assert!(series.iter().all(|(_, kernels)| !kernels.iter().any(|k| k.contains('~'))));
     }
 
     #[test]

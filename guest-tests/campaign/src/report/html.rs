@@ -18,10 +18,10 @@ use crate::delays;
 use crate::runner::Outcome;
 use crate::stats::Amplification;
 
-const STYLE: &str = include_str!("html/style.css");
+pub(super) const STYLE: &str = include_str!("html/style.css");
 
 /// Nothing is fetched, nothing is run.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 /// A page with these campaigns, one after the other.
 pub fn page(documents: &[Document]) -> String {

@@ -51,7 +51,7 @@ impl Limits {
 
     /// The deadline of one kernel of `left` that have not been started, this one included, when
     /// `jobs` run side by side.
-    pub(super) fn share(&self, now: Instant, left: usize, jobs: usize) -> Option<Instant> {
+    pub(crate) fn share(&self, now: Instant, left: usize, jobs: usize) -> Option<Instant> {
         let rounds = u32::try_from(left.div_ceil(jobs.max(1))).unwrap_or(u32::MAX).max(1);
         let remaining = self.deadline?.saturating_duration_since(now);
         Some(now + remaining.checked_div(rounds).unwrap_or(Duration::ZERO))

@@ -151,6 +151,12 @@ pub trait Channel: Send {
         let _ = done;
     }
 
+    /// As [`Channel::reap`], when it is not known that there is something: costs no system call if
+    /// there is not, and need not see what ends at this moment.
+    fn reap_what_is_there(&mut self, done: &mut dyn FnMut(u64, IoResult)) {
+        self.reap(done);
+    }
+
     /// Readable when [`Channel::reap`] has something to give; `None` if nothing is ever pending.
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -156,7 +156,7 @@ impl Worker {
         }
         match wake {
             Wake::Kick => self.poller.woken(Instant::now()),
-            Wake::Completion => self.reap(),
+            Wake::Completion => self.reap(|channel, done| channel.reap(done)),
             Wake::Inbox => self.take_releases(),
         }
         self.settle();
@@ -231,7 +231,7 @@ impl Worker {
         }
         self.channel.flush_submissions();
         if self.parts.len() > 0 {
-            self.reap();
+            self.reap(|channel, done| channel.reap_what_is_there(done));
         }
         self.publish();
         if let Some(counters) = self.around.counters.queue(self.queue) {
@@ -433,9 +433,9 @@ impl Worker {
         self.released = released;
     }
 
-    fn reap(&mut self) {
+    fn reap(&mut self, how: impl FnOnce(&mut dyn Channel, &mut dyn FnMut(u64, IoResult))) {
         let mut ended = std::mem::take(&mut self.ended);
-        self.channel.reap(&mut |token, result| ended.push((token, result)));
+        how(&mut *self.channel, &mut |token, result| ended.push((token, result)));
         for (token, result) in ended.drain(..) {
             if let Some(part) = self.parts.remove(Token(token)) {
                 self.end(part, result);
@@ -493,6 +493,7 @@ impl Worker {
                 break;
             }
             self.wait();
+            self.reap(|channel, done| channel.reap(done));
         }
         self.busy.clear();
         self.broken = false;

@@ -115,8 +115,7 @@ impl Cached {
 
 impl RingChannel {
     pub(super) fn new(image: Arc<Image>) -> io::Result<RingChannel> {
-        let ring =
-            IoUring::builder().setup_cqsize(IN_FLIGHT_MAX).setup_clamp().build(SUBMISSIONS)?;
+        let ring = new_ring()?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let submitter = ring.submitter();
         submitter.register_eventfd(event.as_raw_fd())?;
@@ -284,6 +283,12 @@ impl Channel for RingChannel {
         self.collect(done);
     }
 
+    fn reap_what_is_there(&mut self, done: &mut dyn FnMut(u64, IoResult)) {
+        if !self.ring.completion().is_empty() {
+            self.reap(done);
+        }
+    }
+
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.event.as_fd())
     }
@@ -303,6 +308,18 @@ impl Drop for RingChannel {
             }
             self.in_flight -= self.ring.completion().count() as u32;
         }
+    }
+}
+
+/// A ring whose completions do not interrupt the thread that works: it enters the kernel soon
+/// enough (IORING_SETUP_COOP_TASKRUN, Linux 5.19).
+fn new_ring() -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(IN_FLIGHT_MAX).setup_clamp();
+    let without = builder.clone();
+    match builder.setup_coop_taskrun().build(SUBMISSIONS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => without.build(SUBMISSIONS),
+        made => made,
     }
 }
 

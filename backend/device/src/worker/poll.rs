@@ -5,7 +5,9 @@
 //!
 //! To sleep costs a kick of the driver and a wake-up of ours: some microseconds on each side. So
 //! a worker that was woken soon after it had fallen asleep looks for a while first, the next time;
-//! one that looked in vain sleeps at once. An idle one never looks.
+//! one that looked in vain sleeps at once, and looks again only after more such sleeps, the more the
+//! more often it has looked in vain: with a driver on the same processor it keeps that one from
+//! what it waits for. An idle one never looks.
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ pub enum Polling {
 const LONGEST: Duration = Duration::from_micros(50);
 /// First look after a short sleep.
 const FIRST: Duration = Duration::from_micros(12);
+/// Most short sleeps that a look in vain makes pass by before the next one.
+const MOST_PASSED: u32 = 64;
 /// A look of one that always looks: then it sees to its other events.
 const TURN: Duration = Duration::from_millis(5);
 
@@ -34,11 +38,15 @@ pub(super) struct Poller {
     polling: Polling,
     window: Duration,
     asleep_since: Option<Instant>,
+    /// Short sleeps to pass by before the next look.
+    pass: u32,
+    /// What `pass` became after the last look in vain.
+    penalty: u32,
 }
 
 impl Poller {
     pub(super) fn new(polling: Polling) -> Poller {
-        Poller { polling, window: Duration::ZERO, asleep_since: None }
+        Poller { polling, window: Duration::ZERO, asleep_since: None, pass: 0, penalty: 0 }
     }
 
     /// Whether the next look comes after this one, whatever it finds.
@@ -57,8 +65,12 @@ impl Poller {
 
     /// It looked, for the whole window or until it found something.
     pub(super) fn looked(&mut self, found: bool) {
-        if !found {
+        if found {
+            self.penalty = 0;
+        } else {
             self.window = Duration::ZERO;
+            self.penalty = (self.penalty * 2).clamp(1, MOST_PASSED);
+            self.pass = self.penalty;
         }
     }
 
@@ -72,7 +84,11 @@ impl Poller {
         if let Some(since) = self.asleep_since.take()
             && now.saturating_duration_since(since) <= LONGEST
         {
-            self.window = (self.window * 2).clamp(FIRST, LONGEST);
+            if self.pass > 0 {
+                self.pass -= 1;
+            } else {
+                self.window = (self.window * 2).clamp(FIRST, LONGEST);
+            }
         }
     }
 }
@@ -108,6 +124,27 @@ mod tests {
         assert_eq!(poller.window(), Duration::ZERO);
         // A request now and then does not make it look.
         assert_eq!(after(&mut poller, 10_000), Duration::ZERO);
+    }
+
+    /// Goal: where looking never helps, nearly nobody looks.
+    /// Method: a thousand short sleeps with a look in vain whenever there is one; then one that
+    /// finds something.
+    #[test]
+    fn looks_seldom_where_it_is_of_no_use() {
+        let mut poller = Poller::new(Polling::Adaptive);
+        let mut looks = 0;
+        for _ in 0..1000 {
+            if !after(&mut poller, 20).is_zero() {
+                looks += 1;
+                poller.looked(false);
+            }
+        }
+        assert!((7..30).contains(&looks), "{looks} looks");
+        while after(&mut poller, 20).is_zero() {}
+        poller.looked(true);
+        poller.looked(false);
+        after(&mut poller, 20);
+        assert_eq!(after(&mut poller, 20), FIRST, "after one that helped it looks soon again");
     }
 
     #[test]

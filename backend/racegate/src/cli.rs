@@ -39,6 +39,8 @@ enum Mode {
     Merge(crate::merge::Args),
     /// Make a plan as small as it can be while it still hits
     Minimise(crate::minimise::Args),
+    /// Hunt for bugs that nobody has described: plans from a grammar, judged by the shadows
+    Hunt(crate::hunt::Args),
     /// Try every interleaving of a scenario on the engine
     Explore(crate::explore::Args),
     /// Compare the engine with a real kernel on random lists of operations
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
         Mode::Report(args) => crate::report::run(&args),
         Mode::Merge(args) => crate::merge::run(&args),
         Mode::Minimise(args) => crate::minimise::run(&args),
+        Mode::Hunt(args) => crate::hunt::run(&args),
         Mode::Explore(args) => crate::explore::run(&args),
         Mode::Differential(args) => crate::differential::run(&args),
         Mode::Inspect(args) => crate::inspect::run(args),

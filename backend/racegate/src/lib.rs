@@ -13,6 +13,7 @@ pub mod ctl;
 mod daemon;
 pub mod differential;
 pub mod explore;
+pub mod hunt;
 pub mod inspect;
 pub mod kernels;
 pub mod latency;

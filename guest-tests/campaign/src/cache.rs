@@ -166,7 +166,7 @@ pub struct Lock {
 }
 
 /// `name` as a file name: everything but letters, digits and `.+~-_` becomes `_`.
-pub(crate) fn file_name(name: &str) -> String {
+pub fn file_name(name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || ".+~-_".contains(c);
     name.chars().map(|c| if plain(c) { c } else { '_' }).collect()
 }

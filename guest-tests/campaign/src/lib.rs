@@ -8,6 +8,7 @@ pub mod delays;
 pub mod device;
 pub mod differential;
 pub mod guest;
+pub mod hunt;
 pub mod image;
 pub mod initramfs;
 pub mod interrupt;

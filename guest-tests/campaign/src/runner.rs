@@ -10,6 +10,7 @@
 //! and what ends a campaign early.
 
 mod judge;
+mod lab;
 mod limits;
 mod session;
 mod shadow;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 pub use judge::Outcome;
+pub use lab::{Lab, Seen};
 pub use limits::{Limits, UntilSure};
 
 use crate::device::Device;

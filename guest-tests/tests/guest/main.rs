@@ -13,6 +13,7 @@ mod durable;
 mod explored;
 mod faults;
 mod founding;
+mod hunts;
 mod integrity;
 mod layout;
 mod machine;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     tests.extend(founding::tests(&machine));
     tests.extend(campaigns::tests(&machine));
     tests.extend(explored::tests(&machine));
+    tests.extend(hunts::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));
     tests.extend(shadow::tests(&machine));
     tests.extend(stores::tests(&machine));

@@ -236,28 +236,10 @@ impl<'a> Runner<'a> {
 
     fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
         let order = self.order;
-        let mut backend = BackendConfig::new(order.image.clone());
-        backend.device = order.device;
-        backend.queues = order.queues;
-        backend.seed = order.seed;
-        backend.event_log = self.kept(&format!("events-{}.jsonl", self.boots));
+        let log = self.kept(&format!("events-{}.jsonl", self.boots));
         let shadowed = order.shadow || !order.plan.hit.shadow.is_empty();
-        // A page server has no shadow of its disk.
-        if shadowed && order.device == Device::Blk {
-            backend.extra.push("--shadow".into());
-        }
         self.boots += 1;
-        let mut guest = Guest::boot(&GuestConfig {
-            qemu: order.qemu.clone(),
-            accel: order.accel,
-            kernel: self.kernel.clone(),
-            cmdline: order.plan.guest.cmdline.clone(),
-            qemu_args: Vec::new(),
-            vcpus: order.vcpus,
-            backend,
-            programs: Vec::new(),
-            unpacked: Vec::new(),
-        })?;
+        let mut guest = Guest::boot(&config(order, self.kernel, log, shadowed))?;
         for error in guest.failed_boots() {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
@@ -420,6 +402,35 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// The guest of an order on one kernel.
+pub(super) fn config(
+    order: &Order,
+    kernel: &Kernel,
+    event_log: Option<PathBuf>,
+    shadowed: bool,
+) -> GuestConfig {
+    let mut backend = BackendConfig::new(order.image.clone());
+    backend.device = order.device;
+    backend.queues = order.queues;
+    backend.seed = order.seed;
+    backend.event_log = event_log;
+    // A page server has no shadow of its disk.
+    if shadowed && order.device == Device::Blk {
+        backend.extra.push("--shadow".into());
+    }
+    GuestConfig {
+        qemu: order.qemu.clone(),
+        accel: order.accel,
+        kernel: kernel.clone(),
+        cmdline: order.plan.guest.cmdline.clone(),
+        qemu_args: Vec::new(),
+        vcpus: order.vcpus,
+        backend,
+        programs: Vec::new(),
+        unpacked: Vec::new(),
+    }
+}
+
 /// What makes two findings the same: all but the digits.
 fn shape(text: &str) -> String {
     text.chars().filter(|c| !c.is_ascii_digit()).collect()
@@ -431,7 +442,11 @@ fn written(path: &Path, result: std::io::Result<()>) -> Result<(), RunError> {
 
 /// Whether the kernel complains about something that is not the plan's hit.
 fn is_complaint(hit: &Hit, line: &KernelLine) -> bool {
+    !judge::is_hit(hit, line) && complains(line)
+}
+
+/// Whether a line of the kernel log says that something is wrong.
+pub(super) fn complains(line: &KernelLine) -> bool {
     const SIGNS: [&str; 4] = ["WARNING:", "BUG:", "EXT4-fs error", "INFO: task"];
-    !judge::is_hit(hit, line)
-        && (line.level <= 3 || SIGNS.iter().any(|sign| line.text.contains(sign)))
+    line.level <= 3 || SIGNS.iter().any(|sign| line.text.contains(sign))
 }

@@ -1,9 +1,13 @@
 //! The plans that come with the program.
 
-const PLANS: [(&str, &str); 18] = [
+const PLANS: [(&str, &str); 19] = [
     ("mkwrite-fallocate", include_str!("../../../plans/mkwrite-fallocate.toml")),
     ("mkwrite-fallocate-journal", include_str!("../../../plans/mkwrite-fallocate-journal.toml")),
     ("mkwrite-fallocate-gated", include_str!("../../../plans/mkwrite-fallocate-gated.toml")),
+    (
+        "mkwrite-fallocate-unordered",
+        include_str!("../../../plans/mkwrite-fallocate-unordered.toml"),
+    ),
     ("short-copy", include_str!("../../../plans/short-copy.toml")),
     ("remount-nodelalloc", include_str!("../../../plans/remount-nodelalloc.toml")),
     ("inline-truncate", include_str!("../../../plans/inline-truncate.toml")),

@@ -4,7 +4,7 @@
 //! learned in a file, an exit status.
 //! Must not know: the grammar's plans, which case is next.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -96,6 +96,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let bar = progress::bar("hunt");
     let (began, made) = (Instant::now(), Cell::new(0_u32));
+    let plans = RefCell::new(Vec::new());
     let tell = |step: &Progress<'_>| match step {
         Progress::Trial(case, _, memory) => {
             made.set(made.get() + 1);
@@ -110,17 +111,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 case.name(args.format)
             ));
         }
-        other => bar.suspend(|| eprintln!("{}", line(other, args.format))),
+        other => {
+            bar.suspend(|| eprintln!("{}", line(other, args.format)));
+            // At once: what ends the hunt later does not lose it.
+            if let Progress::Found(found) = other {
+                plans.borrow_mut().push(save(&args.save, found));
+            }
+        }
     };
     let found = hunt::run(&order, &kernel, &settings, &mut memory, &tell);
     bar.finish_and_clear();
     // What was learned is kept, whatever ended the hunt.
     write(&file, &memory)?;
     let found = found?;
-    let mut plans = Vec::new();
-    for found in &found {
-        plans.push(save(&args.save, found)?);
-    }
+    let plans = plans.into_inner().into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     report(args, &found, &plans, made.get(), began.elapsed(), &memory)?;
     Ok(match (interrupt::requested(), found.is_empty()) {
         (true, _) => ExitCode::from(interrupt::EXIT_CODE as u8),

@@ -39,6 +39,9 @@ const SMALLER_LIMIT: Duration = Duration::from_secs(300);
 /// Trials that say how often a finding is seen.
 const CONFIRM: u32 = 10;
 
+/// What a complaint in the kernel log has for a rule.
+const KERNEL: &str = "kernel";
+
 /// What is hunted for, and how long.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -190,11 +193,15 @@ pub fn run(
         let own = seen.noticed.first().map(|noticed| (case, &noticed.rule, &noticed.text));
         let before = last.replace(case).zip(seen.late.first());
         let before = before.map(|(case, noticed)| (case, &noticed.rule, &noticed.text));
-        let complaint = String::from("kernel");
+        let complaint = KERNEL.to_owned();
         let line = complaint_of(case, &seen).map(|line| (case, &complaint, line));
         if let Some((case, rule, text)) = before.or(own).or(line) {
             lab.renew();
-            hunt.suspect(case, rule, text, u64::from(trial))?;
+            match hunt.suspect(case, rule, text, u64::from(trial)) {
+                // What was found before is not lost.
+                Err(HuntError::Run(RunError::Interrupted)) => break,
+                result => result?,
+            }
         }
     }
     Ok(hunt.found)
@@ -221,20 +228,19 @@ impl Hunt<'_> {
             return Ok(());
         }
         (self.tell)(&Progress::Suspect(&case, rule));
-        // A complaint has no name that a plan could wait for.
-        let sign = if rule == "kernel" { Sign::Anything } else { Sign::Rule(rule.to_owned()) };
+        let sign = if rule == KERNEL { Sign::of_line(text) } else { Sign::Rule(rule.to_owned()) };
         let source = case.plan(self.settings.format, &sign);
         let plan = Plan::parse(&source, "grammar")?;
         let name = plan.name.clone();
         let of_rule = self.found.iter().filter(|found| found.rule == rule).count();
-        let make_smaller = self.settings.smaller && of_rule < SMALLER_PER_RULE && rule != "kernel";
+        let make_smaller = self.settings.smaller && of_rule < SMALLER_PER_RULE;
         let mut order = Order { plan, kernels: vec![self.kernel.clone()], ..self.order.clone() };
         order.shadow = true;
         order.limits.keep_going = true;
         let (source, tally, smaller) =
             if make_smaller { smaller(&order)? } else { (source, again(&order)?, false) };
         let first = text.lines().next().unwrap_or(text);
-        if tally.hits == 0 && rule != "kernel" {
+        if tally.hits == 0 {
             (self.tell)(&Progress::Gone(&case, rule));
             return Ok(());
         }

@@ -23,6 +23,9 @@ const AT_MOST_MS: u32 = 120;
 /// How long the later operation waits for the request, in milliseconds: no window opens then.
 const PATIENCE_MS: u32 = 400;
 
+/// Parts of a line of the kernel log that are shorter may be numbers or addresses.
+const SHORTEST_PART: usize = 6;
+
 /// Declares a list of choices, each with the name that it has in plans and in what is learned.
 macro_rules! choices {
     ($(#[$doc:meta])* $name:ident { $($(#[$what:meta])* $choice:ident = $text:literal,)* }) => {
@@ -205,6 +208,8 @@ pub enum Sign {
     Anything,
     /// A rule that a shadow tells of.
     Rule(String),
+    /// A line of the kernel log that has all of these.
+    Line(Vec<String>),
 }
 
 impl Window {
@@ -319,9 +324,9 @@ impl Case {
              [[workload.thread]]\nname = \"later\"\ncpu = 1\nops = [\n\
              \x20   {{ barrier = {{ name = \"go\" }} }},\n\
              \x20   {{ await = {{ signal = \"{signal}\", limit_ms = {PATIENCE_MS} }} }},\n\
-             {later}\x20   {{ mark = {{ name = \"done\" }} }},\n]\n\n[hit]\nshadow = {:?}\n",
+             {later}\x20   {{ mark = {{ name = \"done\" }} }},\n]\n\n[hit]\n{}\n",
             BLOCKS * BLOCK,
-            sign.rules(),
+            sign.hit(),
         );
         text
     }
@@ -362,13 +367,27 @@ impl Case {
 }
 
 impl Sign {
-    fn rules(&self) -> Vec<String> {
+    /// That a line of the kernel log comes again: numbers and addresses in it need not.
+    pub fn of_line(line: &str) -> Sign {
+        let same =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_uppercase() || " _/.:,-".contains(c);
+        let parts =
+            line.split(|c| !same(c)).map(str::trim).filter(|part| part.len() >= SHORTEST_PART);
+        let parts: Vec<String> = parts.map(str::to_owned).collect();
+        if parts.is_empty() { Sign::Anything } else { Sign::Line(parts) }
+    }
+
+    /// As a plan has it.
+    fn hit(&self) -> String {
         match self {
             Sign::Anything => {
                 let of_kernel = RULES.iter().map(|(rule, _)| rule.name());
-                of_kernel.chain(Rule::ALL.iter().map(|rule| rule.id())).map(str::to_owned).collect()
+                let all: Vec<&str> =
+                    of_kernel.chain(Rule::ALL.iter().map(|rule| rule.id())).collect();
+                format!("shadow = {all:?}")
             }
-            Sign::Rule(rule) => vec![rule.clone()],
+            Sign::Rule(rule) => format!("shadow = [{rule:?}]"),
+            Sign::Line(parts) => format!("kernel_log = {parts:?}"),
         }
     }
 }
@@ -448,5 +467,24 @@ mod tests {
             let text = case.plan(*format, &Sign::Rule("A4".into()));
             assert_eq!(Plan::parse(&text, "grammar").unwrap().hit.shadow, ["A4"]);
         }
+    }
+
+    #[test]
+    fn a_complaint_is_known_by_what_is_no_number() {
+        let line =
+            "WARNING: CPU: 1 PID: 71 at fs/ext4/inode.c:2719 ext4_writepages+0x1a/0xc0 \"x\"";
+        let sign = Sign::of_line(line);
+        let Sign::Line(parts) = &sign else { panic!("{sign:?}") };
+        assert_eq!(parts, &["WARNING: CPU:", "at fs/ext", "/inode.c:", "_writepages"]);
+        assert!(parts.iter().all(|part| line.contains(part)));
+        let case = Case {
+            window: Window::all().next().unwrap(),
+            earlier_range: Range::Whole,
+            later: Operation::Store,
+            later_range: Range::Across,
+        };
+        let plan = Plan::parse(&case.plan(Format::Extents, &sign), "grammar").unwrap();
+        assert_eq!(&plan.hit.kernel_log, parts);
+        assert_eq!(Sign::of_line("12 34"), Sign::Anything);
     }
 }

@@ -18,7 +18,7 @@ use crate::delays;
 use crate::runner::Outcome;
 use crate::stats::Amplification;
 
-pub(super) const STYLE: &str = include_str!("html/style.css");
+const STYLE: &str = include_str!("html/style.css");
 
 /// Nothing is fetched, nothing is run.
 pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -29,6 +29,18 @@ pub fn page(documents: &[Document]) -> String {
     let mut title = names.clone();
     title.dedup();
     let title = format!("racegate: {}", clean::line(&title.join(", ")));
+    framed(
+        &title,
+        &html! {
+            @for document in documents { (campaign(document)) }
+            (dose_response(documents))
+            footer.soft { p { "Made by racegate " (env!("CARGO_PKG_VERSION")) "." } }
+        },
+    )
+}
+
+/// A page around `body`, with the policy and the style of all of them.
+pub(super) fn framed(title: &str, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -40,11 +52,7 @@ pub fn page(documents: &[Document]) -> String {
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
-                @for document in documents { (campaign(document)) }
-                (dose_response(documents))
-                footer.soft { p { "Made by racegate " (env!("CARGO_PKG_VERSION")) "." } }
-            }
+            body { (body) }
         }
     };
     page.into_string()

@@ -5,10 +5,10 @@
 
 use std::fmt::Write as _;
 
-use maud::{DOCTYPE, PreEscaped, html};
+use maud::html;
 use serde_json::{Value, json};
 
-use super::html::{POLICY, STYLE};
+use super::html::framed;
 use super::{clean, probability};
 use crate::matrix::{Cell, Disagreement, Matrix};
 use crate::verdict::Verdict;
@@ -109,16 +109,8 @@ pub fn text(matrix: &Matrix, differs: Option<&[Disagreement]>) -> String {
         let _ = writeln!(text, "[{}] {}: {}", number + 1, clean::line(plan), clean::line(summary));
     }
     let _ = writeln!(text, "\n{}", legend(matrix));
-    let undecided = undecided(matrix);
-    if !undecided.is_empty() {
-        text += "\nInconclusive:\n";
-        text.extend(undecided.iter().flat_map(|line| ["  ", line, "\n"]));
-    }
-    let passed_over = passed_over(matrix);
-    if !passed_over.is_empty() {
-        text += "\nNot to be had, and passed over:\n";
-        text.extend(passed_over.iter().flat_map(|line| ["  ", line, "\n"]));
-    }
+    list(&mut text, "Inconclusive:\n", "  ", &undecided(matrix));
+    list(&mut text, "Not to be had, and passed over:\n", "  ", &passed_over(matrix));
     if let Some(differs) = differs {
         let _ = writeln!(text, "\n{}", agreement(matrix, differs));
         for differs in differs {
@@ -147,16 +139,8 @@ pub fn markdown(matrix: &Matrix, differs: Option<&[Disagreement]>) -> String {
         text += "\n";
     }
     let _ = writeln!(text, "\n{}.", legend(matrix));
-    let undecided = undecided(matrix);
-    if !undecided.is_empty() {
-        text += "\n## Inconclusive\n\n";
-        text.extend(undecided.iter().flat_map(|line| ["    ", line, "\n"]));
-    }
-    let passed_over = passed_over(matrix);
-    if !passed_over.is_empty() {
-        text += "\n## Not to be had, and passed over\n\n";
-        text.extend(passed_over.iter().flat_map(|line| ["    ", line, "\n"]));
-    }
+    list(&mut text, "## Inconclusive\n\n", "    ", &undecided(matrix));
+    list(&mut text, "## Not to be had, and passed over\n\n", "    ", &passed_over(matrix));
     if let Some(differs) = differs {
         let _ = writeln!(text, "\n{}\n", agreement(matrix, differs));
         for differs in differs {
@@ -166,6 +150,14 @@ pub fn markdown(matrix: &Matrix, differs: Option<&[Disagreement]>) -> String {
     text
 }
 
+/// Lines under a heading; neither without lines.
+fn list(text: &mut String, heading: &str, indent: &str, lines: &[String]) {
+    if !lines.is_empty() {
+        *text = std::mem::take(text) + "\n" + heading;
+        text.extend(lines.iter().flat_map(|line| [indent, line, "\n"]));
+    }
+}
+
 /// One HTML file that needs no network and runs nothing.
 pub fn page(matrix: &Matrix, differs: Option<&[Disagreement]>) -> String {
     let differ = |plan: &str, kernel: &str| {
@@ -173,70 +165,57 @@ pub fn page(matrix: &Matrix, differs: Option<&[Disagreement]>) -> String {
         all.find(|of| of.plan == plan && of.kernel == kernel)
     };
     let undecided = undecided(matrix);
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                meta name="generator" content=(concat!("racegate ", env!("CARGO_PKG_VERSION")));
-                title { "racegate: bugs by kernel" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    h1 { "Bugs by kernel" }
-                    p { (legend(matrix)) "." }
-                    @if let Some(differs) = differs { p { b { (agreement(matrix, differs)) } } }
-                    div.wide { table.matrix {
-                        tr {
-                            th { "kernel" }
-                            @for (plan, summary) in &matrix.plans {
-                                th title=(clean::line(summary)) { (clean::line(plan)) }
-                            }
-                        }
-                        @for kernel in &matrix.kernels {
-                            tr {
-                                td.n { (clean::line(kernel)) }
-                                @for (plan, _) in &matrix.plans {
-                                    @if let Some(cell) = matrix.cell(plan, kernel) {
-                                        td.n {
-                                            b class=(cell.verdict.name()) { (cell.verdict.name()) }
-                                            br;
-                                            span.soft { (cell.hits) " of " (cell.trials) }
-                                            @if let Some(differ) = differ(plan, kernel) {
-                                                br;
-                                                span.soft { "sources: " (differ.expected.name()) }
-                                            }
-                                        }
-                                    } @else { td {} }
-                                }
-                            }
-                        }
-                    } }
-                    @if !undecided.is_empty() {
-                        h2 { "Inconclusive" }
-                        @for line in &undecided { p { code { (line) } } }
-                    }
-                    @if let Some(differs) = differs.filter(|differs| !differs.is_empty()) {
-                        h2 { "Not what the sources say" }
-                        @for differ in differs { p { (clean::line(&differ.to_string())) } }
-                    }
-                    @if !matrix.passed_over.is_empty() {
-                        h2 { "Not to be had, and passed over" }
-                        @for line in passed_over(matrix) { p { code { (line) } } }
-                    }
-                    h2 { "The plans" }
+    let body = html! {
+        main {
+            h1 { "Bugs by kernel" }
+            p { (legend(matrix)) "." }
+            @if let Some(differs) = differs { p { b { (agreement(matrix, differs)) } } }
+            div.wide { table.matrix {
+                tr {
+                    th { "kernel" }
                     @for (plan, summary) in &matrix.plans {
-                        p { code { (clean::line(plan)) } ": " (clean::line(summary)) "." }
+                        th title=(clean::line(summary)) { (clean::line(plan)) }
                     }
-                    p.soft { "Seed " (matrix.seed) ". Made by racegate " (env!("CARGO_PKG_VERSION")) "." }
                 }
+                @for kernel in &matrix.kernels {
+                    tr {
+                        td.n { (clean::line(kernel)) }
+                        @for (plan, _) in &matrix.plans {
+                            @if let Some(cell) = matrix.cell(plan, kernel) {
+                                td.n {
+                                    b class=(cell.verdict.name()) { (cell.verdict.name()) }
+                                    br;
+                                    span.soft { (cell.hits) " of " (cell.trials) }
+                                    @if let Some(differ) = differ(plan, kernel) {
+                                        br;
+                                        span.soft { "sources: " (differ.expected.name()) }
+                                    }
+                                }
+                            } @else { td {} }
+                        }
+                    }
+                }
+            } }
+            @if !undecided.is_empty() {
+                h2 { "Inconclusive" }
+                @for line in &undecided { p { code { (line) } } }
             }
+            @if let Some(differs) = differs.filter(|differs| !differs.is_empty()) {
+                h2 { "Not what the sources say" }
+                @for differ in differs { p { (clean::line(&differ.to_string())) } }
+            }
+            @if !matrix.passed_over.is_empty() {
+                h2 { "Not to be had, and passed over" }
+                @for line in passed_over(matrix) { p { code { (line) } } }
+            }
+            h2 { "The plans" }
+            @for (plan, summary) in &matrix.plans {
+                p { code { (clean::line(plan)) } ": " (clean::line(summary)) "." }
+            }
+            p.soft { "Seed " (matrix.seed) ". Made by racegate " (env!("CARGO_PKG_VERSION")) "." }
         }
     };
-    page.into_string()
+    framed("racegate: bugs by kernel", &body)
 }
 
 #[cfg(test)]

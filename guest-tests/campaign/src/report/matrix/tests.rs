@@ -1,4 +1,5 @@
 use super::super::fixture::EVIL;
+use super::super::html::POLICY;
 use super::*;
 use crate::matrix::Expected;
 

@@ -157,6 +157,7 @@ fn value(kind: &str) -> Option<String> {
         "Duration" => "time, such as `\"60s\"`",
         "Op" => "operation",
         "Device" => "name of a device",
+        "Isolation" => "`\"shared\"` or `\"fresh\"`",
         "FallocateMode" => "name of a mode",
         "Kernels" | "Filesystem" | "Guest" | "Hit" | "Workload" | "CounterRises" => "table",
         "NotOn" | "ArmTable" | "Thread" => "tables",

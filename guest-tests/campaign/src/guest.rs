@@ -456,6 +456,17 @@ impl Guest {
         Ok(())
     }
 
+    /// Waits for the agent to answer: what was said before has then been taken in.
+    pub fn ping(&mut self) -> Result<(), GuestError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        self.send(&ToGuest::Ping { id })?;
+        self.wait("waiting for the agent's answer", ANSWER_LIMIT, |_, message| match message? {
+            ToHost::Pong { id: of, .. } if of == id => Some(Ok(())),
+            _ => None,
+        })
+    }
+
     /// Learns how the guest's clock stands to the device's.
     fn synchronise(&mut self) -> Result<ClockMap, GuestError> {
         self.send(&ToGuest::Sync { rounds: CLOCK_ROUNDS })?;

@@ -12,6 +12,7 @@ pub mod hunt;
 pub mod image;
 pub mod initramfs;
 pub mod interrupt;
+pub mod isolation;
 pub mod kernels;
 pub mod latency;
 pub mod link;

@@ -23,6 +23,7 @@ pub use builtin::{names, text};
 pub use error::{PlanError, PlanProblem};
 
 use crate::device::Device;
+use crate::isolation::Isolation;
 
 /// The arm that a verdict is about: the device does what the plan says.
 pub const RULES_ARM: &str = "rules";
@@ -100,6 +101,10 @@ pub struct Guest {
     /// Kernel parameters added to the harness's own.
     #[serde(default)]
     pub cmdline: Vec<String>,
+    /// `"shared"` (the default): all trials of a kernel in one guest; `"fresh"`: a guest of its own
+    /// for each trial, with the disk in its first state.
+    #[serde(default, deserialize_with = "isolation")]
+    pub isolation: Isolation,
 }
 
 impl Guest {
@@ -110,7 +115,11 @@ impl Guest {
 
 impl Default for Guest {
     fn default() -> Guest {
-        Guest { trial_limit: Guest::default_limit(), cmdline: Vec::new() }
+        Guest {
+            trial_limit: Guest::default_limit(),
+            cmdline: Vec::new(),
+            isolation: Isolation::default(),
+        }
     }
 }
 
@@ -329,6 +338,16 @@ fn device<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Device, D::Error>
     Device::parse(&name).ok_or_else(|| {
         let known = Device::ALL.map(Device::name).join(", ");
         serde::de::Error::custom(format!("\"{name}\" is no device; there are {known}"))
+    })
+}
+
+fn isolation<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Isolation, D::Error> {
+    let name = String::deserialize(from)?;
+    Isolation::parse(&name).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "isolation is \"{name}\"; write \"shared\" (all trials in one guest) or \"fresh\" (a \
+             guest of its own for each trial)"
+        ))
     })
 }
 

@@ -32,7 +32,7 @@ pub const SCHEMA: u32 = 1;
 const BARE_ARM: &str = "none";
 
 /// The JSON report: `schema`, `seed`, `arms`, `verdicts`, `findings`, `timelines`,
-/// `amplification`, `shadow`.
+/// `amplification`, `shadow`, `guests`.
 pub fn json(campaign: &Campaign) -> Value {
     let plan = &campaign.plan;
     let arms: Vec<Value> = campaign
@@ -90,6 +90,7 @@ pub fn json(campaign: &Campaign) -> Value {
             })
             .collect::<Vec<_>>(),
         "shadow": {"noticed": campaign.noticed, "watched": campaign.watched},
+        "guests": campaign.guests,
     })
 }
 
@@ -141,6 +142,10 @@ pub fn text(campaign: &Campaign) -> String {
         }
     }
     text += &shadow(campaign);
+    for guests in campaign.guests.iter().filter(|guests| !guests.isolation.is_shared()) {
+        let what = clean::line(&guests.describe());
+        let _ = write!(text, "\n{}, a guest for each trial: {what}\n", guests.kernel);
+    }
     text += "\n";
     for (kernel, verdict, error) in &campaign.verdicts {
         let _ = write!(text, "{kernel}: {verdict} (error probability {})", probability(*error));

@@ -4,11 +4,13 @@
 //! kernel, the timeline of a hit, and what kernels said that nobody expected.
 //! Must not know: how a report looks, how the operator is told of progress.
 //!
-//! One guest per kernel runs all its trials; arms take turns within each round, so that whatever
-//! drifts touches them alike. A guest that fails or hangs is an infrastructure failure: it is
+//! One guest per kernel runs all its trials, or each trial has a guest of its own
+//! ([`Isolation`]); arms take turns within each round, so that whatever drifts touches them alike.
+//! A guest that fails or hangs is an infrastructure failure: it is
 //! booted anew and the trial repeated, and it counts as no trial. [`Limits`] say where results go,
 //! and what ends a campaign early.
 
+mod guests;
 mod judge;
 mod lab;
 mod limits;
@@ -24,12 +26,14 @@ use std::time::Instant;
 use serde::Serialize;
 use thiserror::Error;
 
+pub use guests::Guests;
 pub use judge::Outcome;
 pub use lab::{Lab, Seen};
 pub use limits::{Limits, UntilSure};
 
 use crate::device::Device;
 use crate::guest::GuestError;
+use crate::isolation::Isolation;
 use crate::kernels::Kernel;
 use crate::plan::{Plan, RULES_ARM};
 use crate::qemu::{Accel, Qemu};
@@ -51,6 +55,8 @@ pub struct Order {
     pub accel: Accel,
     /// What the guest keeps its file system on.
     pub device: Device,
+    /// Which trials share a guest: what the plan says, or the operator.
+    pub isolation: Isolation,
     /// The base image; it is not changed.
     pub image: PathBuf,
     /// Virtual CPUs of each guest.
@@ -193,6 +199,8 @@ pub struct Campaign {
     pub noticed: Vec<Noticed>,
     /// Per kernel that was watched: what the shadow took in.
     pub watched: Vec<Watched>,
+    /// Per kernel: the guests that it took.
+    pub guests: Vec<Guests>,
     /// Per kernel whose verdict is inconclusive: why.
     pub reasons: Vec<(String, String)>,
 }
@@ -210,6 +218,7 @@ impl Campaign {
             findings: Vec::new(),
             noticed: Vec::new(),
             watched: Vec::new(),
+            guests: Vec::new(),
             reasons: Vec::new(),
         }
     }
@@ -222,6 +231,7 @@ impl Campaign {
         self.findings.extend(other.findings);
         self.noticed.extend(other.noticed);
         self.watched.extend(other.watched);
+        self.guests.extend(other.guests);
         self.reasons.extend(other.reasons);
     }
 }
@@ -389,6 +399,7 @@ pub fn run(order: &Order, progress: &(dyn Fn(&TrialRecord) + Sync)) -> Result<Ca
         campaign.findings.extend(session.findings);
         campaign.noticed.extend(session.noticed);
         campaign.watched.extend(session.watched);
+        campaign.guests.push(session.guests);
     }
     Ok(campaign)
 }

@@ -94,7 +94,7 @@ fn no_rules_no_answer(machine: &Machine) -> Result<()> {
 const MARK: &str = "RACEGATE_TEST_MARK";
 
 /// The tool as a process of its own.
-fn racegate(args: &[&str], db: &Path) -> Result<Command> {
+pub(crate) fn racegate(args: &[&str], db: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(args).arg("--db").arg(db).env(MARK, db);
     command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -215,7 +215,7 @@ fn killed_and_resumed() -> Result<()> {
 
 /// Waits until no guest and no backend of a dead runner is left: what it started has the path of
 /// its database in its environment.
-fn nothing_is_left(db: &Path) -> Result<()> {
+pub(crate) fn nothing_is_left(db: &Path) -> Result<()> {
     let mark = format!("{MARK}={}\0", db.display());
     let has_mark = |process: &Path| {
         let environment = std::fs::read(process.join("environ")).unwrap_or_default();

@@ -183,6 +183,7 @@ impl Machine {
         let kernels = kernels.into_iter().map(|name| self.kernel(name));
         Ok(Campaign {
             device: Device::Blk,
+            isolation: plan.guest.isolation,
             image: self.image_of(&plan)?,
             kernels: kernels.collect::<Result<Vec<_>>>()?,
             qemu: self.qemu_for(Device::Blk),

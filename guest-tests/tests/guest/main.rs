@@ -15,6 +15,7 @@ mod faults;
 mod founding;
 mod hunts;
 mod integrity;
+mod isolation;
 mod layout;
 mod machine;
 mod pmem_dax;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     tests.extend(pmem_latency::tests(&machine));
     tests.extend(founding::tests(&machine));
     tests.extend(campaigns::tests(&machine));
+    tests.extend(isolation::tests(&machine));
     tests.extend(explored::tests(&machine));
     tests.extend(hunts::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));

@@ -154,6 +154,7 @@ fn founding_plan_misses(machine: &Machine) -> Result<()> {
     let campaign = runner::run(
         &Campaign {
             device,
+            isolation: plan.guest.isolation,
             image: machine.image_of(&plan)?,
             kernels: vec![machine.kernel(KERNELS[0])?],
             qemu: machine.qemu_for(device),

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use campaign::cache::Cache;
 use campaign::device::Device;
 use campaign::image::{self, ImageSpec};
+use campaign::isolation::Isolation;
 use campaign::kernels::{Kernel, Kernels, Spec};
 use campaign::plan::{Plan, RULES_ARM};
 use campaign::qemu::Qemu;
@@ -46,6 +47,10 @@ pub struct Options {
     /// What the guest keeps its file system on
     #[arg(long, default_value = "blk", value_parser = device_parser())]
     pub device: Device,
+    /// Which trials share a guest: "shared", all of a kernel; "fresh", none, each has a guest of its
+    /// own with the disk in its first state. The plan says, if this does not
+    #[arg(long, value_name = "KIND", value_parser = isolation_parser())]
+    pub isolation: Option<Isolation>,
     /// Mount with `-o dax`: the guest's programs map the memory itself, and no allocation is
     /// delayed
     #[arg(long)]
@@ -123,6 +128,12 @@ fn device_parser() -> impl TypedValueParser<Value = Device> {
         .map(|name| Device::parse(&name).unwrap_or_default())
 }
 
+/// Takes the names of [`Isolation`], and lists them in help and errors.
+fn isolation_parser() -> impl TypedValueParser<Value = Isolation> {
+    PossibleValuesParser::new(Isolation::ALL.map(Isolation::name))
+        .map(|name| Isolation::parse(&name).unwrap_or_default())
+}
+
 /// `INDEX/COUNT`, from `1/1` on.
 fn shard(text: &str) -> Result<Shard, String> {
     let parts = text
@@ -153,7 +164,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
     let asked = names(&order.kernels);
     results::attach(&mut order, options, &asked)?;
     eprintln!(
-        "plan {}{}: {} on {}{}, QEMU {} ({}), {} vCPU, seed {}",
+        "plan {}{}: {} on {}{}, QEMU {} ({}), {} vCPU{}, seed {}",
         order.plan.name,
         options.shard.map_or_else(String::new, |s| format!(", shard {} of {}", s.index, s.of)),
         names(&order.kernels),
@@ -162,6 +173,7 @@ pub(crate) fn run_plan(plan: Plan, options: &Options, command: &str) -> anyhow::
         order.qemu.version(),
         order.accel.name(),
         order.vcpus,
+        if order.isolation.is_shared() { "" } else { ", a guest for each trial" },
         order.seed,
     );
     order.limits.deadline = options.budget.map(|budget| Instant::now() + budget);
@@ -213,6 +225,7 @@ pub(crate) fn prepare(mut plan: Plan, options: &Options) -> anyhow::Result<(Orde
     let keep = options.keep.then(|| keep_folder(&plan, seed)).transpose()?;
     let order = Order {
         device: options.device,
+        isolation: options.isolation.unwrap_or(plan.guest.isolation),
         image: image::base(&cache, &spec)?,
         trials: options.trials.unwrap_or(plan.trials),
         plan,
@@ -322,11 +335,12 @@ fn replayable(error: RunError, order: &Order, options: &Options, command: &str) 
     let modules = options.modules.as_ref();
     let modules = modules.map_or_else(String::new, |path| format!(" --modules {}", path.display()));
     let line = format!(
-        "{command} --kernel {given}{modules}{what} --seed {} --device {}{} --vcpus {} \
+        "{command} --kernel {given}{modules}{what} --seed {} --device {}{}{} --vcpus {} \
          --queues {} --keep",
         order.seed,
         order.device,
         if options.dax { " --dax" } else { "" },
+        options.isolation.map_or_else(String::new, |kind| format!(" --isolation {kind}")),
         order.vcpus,
         order.queues
     );

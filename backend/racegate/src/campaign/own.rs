@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use campaign::isolation::Isolation;
 use campaign::plan::{self, Hit, Plan};
 
 /// Writes `NAME.toml` into the current folder, as a copy of the built-in plan `from`.
@@ -61,6 +62,10 @@ fn describe(text: &mut String, plan: &Plan) {
         for (name, meaning) in arm.rules.names().zip(arm.rules.meanings()) {
             let _ = writeln!(text, "  arm {}, rule {name}: {meaning}", arm.name);
         }
+    }
+    if plan.guest.isolation == Isolation::Fresh {
+        let _ =
+            writeln!(text, "  guest: a new one for each trial, with the disk in its first state");
     }
     let Hit { kernel_log, counter_rises, shadow } = &plan.hit;
     if !kernel_log.is_empty() {

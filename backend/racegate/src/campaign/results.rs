@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use campaign::device::Device;
 use campaign::interrupt;
+use campaign::isolation::Isolation;
 use campaign::plan::Plan;
 use campaign::runner::{Campaign, Order};
 use campaign::store::{Ordered, Store, StoredTrial, Summary};
@@ -31,6 +32,9 @@ pub(crate) struct Settings {
     pub(crate) modules: Option<PathBuf>,
     /// What the guest keeps its file system on.
     pub(crate) device: String,
+    /// Which trials share a guest. Left out where all do, as in the results of an older racegate.
+    #[serde(default, skip_serializing_if = "Isolation::is_shared")]
+    pub(crate) isolation: Isolation,
     pub(crate) dax: bool,
     pub(crate) vcpus: u32,
     pub(crate) queues: u16,
@@ -68,6 +72,7 @@ pub(crate) fn attach(order: &mut Order, options: &Options, kernels: &str) -> any
         kernels: kernels.to_owned(),
         modules: options.modules.clone(),
         device: order.device.name().to_owned(),
+        isolation: order.isolation,
         dax: options.dax,
         vcpus: order.vcpus,
         queues: order.queues,
@@ -157,6 +162,7 @@ pub(crate) fn of_result(
     options.kernels = vec![stored.record.kernel.clone()];
     options.modules.clone_from(&settings.modules);
     options.device = Device::parse(&settings.device).unwrap_or_default();
+    options.isolation = Some(settings.isolation);
     options.dax = settings.dax;
     options.vcpus = settings.vcpus;
     options.queues = settings.queues;

@@ -31,6 +31,17 @@ fn a_plan_is_read() {
     let plan = Plan::parse(GOOD, "p.toml").unwrap();
     assert_eq!(plan.arms[0].rules.names().collect::<Vec<_>>(), ["r"]);
     assert_eq!(plan.guest.trial_limit, Duration::from_secs(60));
+    assert_eq!(plan.guest.isolation, Isolation::Shared);
+}
+
+#[test]
+fn a_plan_says_how_far_trials_are_kept_apart() {
+    for (text, isolation) in [("fresh", Isolation::Fresh), ("shared", Isolation::Shared)] {
+        let guest = format!("[guest]\nisolation = \"{text}\"\n[workload]");
+        let plan = Plan::parse(&GOOD.replacen("[workload]", &guest, 1), "p.toml").unwrap();
+        assert_eq!(plan.guest.isolation, isolation);
+        assert_eq!(plan.guest.trial_limit, Duration::from_secs(60), "what is not said stays");
+    }
 }
 
 /// Plans of bugs that no packaged kernel has the fix of.
@@ -69,6 +80,8 @@ fn mistakes_are_told_with_file_and_line() {
             mistake("[workload]", "[[arm]]\nname = \"rules\"\n[workload]"),
             mistake("finish = [", "finish = [{ store = { file = \"f\", value = 1 } }, "),
             mistake("[workload]", "[guest]\ntrial_limit = \"soon\"\n[workload]"),
+            mistake("[workload]", "[guest]\nisolation = \"lonely\"\n[workload]"),
+            mistake("[workload]", "[guest]\nisolation = true\n[workload]"),
             mistake("[hit]", "[hit"),
             Plan::find("mkwrite-falocate").unwrap_err().to_string(),
             Plan::find("/nonexistent/plan.toml").unwrap_err().to_string(),

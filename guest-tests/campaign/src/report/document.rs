@@ -80,6 +80,7 @@ impl Document {
             findings: stored.earlier.findings,
             noticed: stored.notices.into_iter().map(noticed).collect(),
             watched: Vec::new(),
+            guests: Vec::new(),
             arms: Vec::new(),
         };
         for arm in arms.iter().filter(|arm| arm.arm == RULES_ARM) {

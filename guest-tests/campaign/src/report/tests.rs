@@ -44,6 +44,7 @@ fn campaign() -> Campaign {
         timelines: vec![("debian-5.10.223".into(), timeline)],
         noticed: Vec::new(),
         watched: Vec::new(),
+        guests: Vec::new(),
         reasons: Vec::new(),
         findings: vec![Finding {
             kernel: "debian-5.10.262".into(),

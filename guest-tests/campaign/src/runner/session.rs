@@ -1,4 +1,4 @@
-//! All trials of one kernel, in one guest as long as it lives.
+//! All trials of one kernel: in one guest as long as it lives, or each in one of its own.
 //!
 //! In: an [`Order`] and a kernel. Out: trials per arm, the first hit's timeline, findings.
 //! Must not know: other kernels.
@@ -14,13 +14,14 @@ use agent::wire::{KernelLine, Trial};
 
 use super::judge::{self, Outcome};
 use super::{
-    ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, shadow, trial_seed,
+    ArmOutcome, Finding, Guests, Noticed, Order, RunError, TrialRecord, Watched, shadow, trial_seed,
 };
 use crate::backend::BackendConfig;
 use crate::delays;
 use crate::device::Device;
 use crate::guest::{Guest, GuestConfig, GuestError, Observed};
 use crate::interrupt;
+use crate::isolation::Isolation;
 use crate::kernels::Kernel;
 use crate::plan::{Arm, Hit, RULES_ARM};
 use crate::store::StoreError;
@@ -40,6 +41,7 @@ pub(super) struct Session {
     pub(super) findings: Vec<Finding>,
     pub(super) noticed: Vec<Noticed>,
     pub(super) watched: Option<Watched>,
+    pub(super) guests: Guests,
     /// Why its trials were given up, if they were.
     pub(super) gave_up: Option<String>,
 }
@@ -77,6 +79,7 @@ pub(super) fn run(
             findings: Vec::new(),
             noticed: Vec::new(),
             watched: None,
+            guests: Guests::of(&kernel.name, order.isolation),
             gave_up: None,
         },
         unseen: Vec::new(),
@@ -181,7 +184,14 @@ impl<'a> Runner<'a> {
     fn trial(&mut self, arm: &'a Arm, trial: u32) -> Result<TrialRecord, RunError> {
         for times in 1.. {
             match self.attempt(arm, trial) {
-                Ok((observed, seconds)) => return self.record(arm, trial, &observed, seconds),
+                Ok((observed, seconds)) => {
+                    let record = self.record(arm, trial, &observed, seconds)?;
+                    if self.order.isolation == Isolation::Fresh {
+                        // Killed by being dropped: nobody looks at its disk any more.
+                        self.retire()?;
+                    }
+                    return Ok(record);
+                }
                 Err(error) if error.is_interrupt() => return Err(RunError::Interrupted),
                 // What never came up is not worth a second try.
                 Err(error) if !self.booted => {
@@ -234,12 +244,19 @@ impl<'a> Runner<'a> {
         Ok((observed?, seconds))
     }
 
+    /// Whether the guest's kernel and disk are watched.
+    fn shadowed(&self) -> bool {
+        self.order.shadow || !self.order.plan.hit.shadow.is_empty()
+    }
+
     fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
         let order = self.order;
         let log = self.kept(&format!("events-{}.jsonl", self.boots));
-        let shadowed = order.shadow || !order.plan.hit.shadow.is_empty();
+        let shadowed = self.shadowed();
         self.boots += 1;
+        let started = Instant::now();
         let mut guest = Guest::boot(&config(order, self.kernel, log, shadowed))?;
+        self.session.guests.booted(started.elapsed());
         for error in guest.failed_boots() {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
@@ -352,7 +369,14 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn end(mut self) -> Result<Session, RunError> {
+    /// Takes the guest out, after everything that is to be had of it.
+    fn retire(&mut self) -> Result<Option<Guest>, RunError> {
+        if self.shadowed()
+            && let Some(Err(error)) = self.guest.as_mut().map(Guest::ping)
+        {
+            // What its shadows still had to say is lost; the trial itself is not.
+            tracing::warn!(kernel = self.kernel.name, "{error}");
+        }
         self.keep_console()?;
         self.watched();
         if let (Some(guest), Some((arm, trial))) = (&mut self.guest, &self.last) {
@@ -362,7 +386,11 @@ impl<'a> Runner<'a> {
                 .map(|(at, finding)| shadow::noticed(&self.kernel.name, arm, *trial, *at, finding));
             self.session.noticed.extend(late);
         }
-        if let Some(guest) = self.guest.take() {
+        Ok(self.guest.take())
+    }
+
+    fn end(mut self) -> Result<Session, RunError> {
+        if let Some(guest) = self.retire()? {
             // The trials are done; a guest that does not power off is killed by being dropped.
             if let Err(error) = guest.shutdown() {
                 tracing::warn!(kernel = self.kernel.name, "{error}");

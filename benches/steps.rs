@@ -3,35 +3,43 @@
 //! - `chain`: 32 requests from kick to used ring, on a queue without threads: what taking, walking,
 //!   parsing and returning a chain costs, with nothing to do (a flush of memory), and with 512 and
 //!   4096 bytes to copy.
+//! - `rules`: the same 32 requests, reads of 4096 bytes of files in ext4, without rules, and beside 50
+//!   that are about other inodes.
 //! - `map`: what the map of a real file system says of a random 4 KiB: the set of its kinds, as
 //!   every request that a rule by class may want asks, and its classes in full.
 //! - `shadow`: whether the shadow wants a write to file data, which it does not; a block of the
 //!   inode table, stored as it was, from arrival to completion.
 //! - `engine`: a random walk through the model of delayed allocation, for each step taken.
 //!
-//! Rules are in `pipeline.rs`. mkfs.ext4 makes the file system.
+//! The parts of rules are in `pipeline.rs`. mkfs.ext4 makes the file system.
 
 use std::fs;
 use std::hint::black_box;
 use std::process::Command;
 use std::sync::Arc;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use delalloc::{DelallocModel, Kernel, Scenario};
+use device::engine::{Engine, EngineOptions};
 use device::fuzz::{Guest, Queue, QueueSetup};
 use device::storage::Storage;
 use device::storage::memory::MemoryStorage;
 use explorer::{Model, StepBuf};
 use ext4_layout::{Kind, Layout, LayoutMap, ReadAt, ReadError};
+use pipeline::event::RulesText;
 use pipeline::shadow::{Arriving, Options, Shadow};
 use pipeline::{Nanos, Op, Outcome, RequestId};
 
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const HEADERS: u64 = 0x1_0000;
-const DATA: u64 = 0x2_0000;
-const SIZE: u16 = 128;
+const DESCRIPTORS: u64 = 0x1_0000;
+const AVAILABLE: u64 = 0x2_0000;
+const USED: u64 = 0x3_0000;
+const HEADERS: u64 = 0x4_0000;
+const DATA: u64 = 0x10_0000;
+const MEMORY_BYTES: usize = 4 << 20;
+const SIZE: u16 = 1024;
+/// Requests in the ring, of at most four descriptors each.
+const CHAINS: u16 = SIZE / 4;
 /// Requests for each kick.
 const REQUESTS: u16 = 32;
 
@@ -41,7 +49,7 @@ const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 
 /// Lays the requests out, once: the bytes of the ring stay, its index goes on.
-fn lay_out(guest: &Guest, kind: u32, data_bytes: u32) {
+fn lay_out(guest: &Guest, kind: u32, data_bytes: u32, sector: impl Fn(u16) -> u64) {
     let descriptor = |index: u16, addr: u64, len: u32, flags: u16| {
         let mut bytes = addr.to_le_bytes().to_vec();
         bytes.extend(len.to_le_bytes());
@@ -49,11 +57,11 @@ fn lay_out(guest: &Guest, kind: u32, data_bytes: u32) {
         bytes.extend((index + 1).to_le_bytes());
         guest.put(DESCRIPTORS + 16 * u64::from(index), &bytes);
     };
-    for request in 0..REQUESTS {
+    for request in 0..CHAINS {
         let (first, n) = (request * 4, u64::from(request));
         let header = HEADERS + 64 * n;
         guest.put(header, &kind.to_le_bytes());
-        guest.put(header + 8, &(8 * n).to_le_bytes());
+        guest.put(header + 8, &sector(request).to_le_bytes());
         descriptor(first, header, 16, F_NEXT);
         let mut next = first + 1;
         if data_bytes > 0 {
@@ -63,11 +71,41 @@ fn lay_out(guest: &Guest, kind: u32, data_bytes: u32) {
         descriptor(next, header + 32, 1, F_WRITE);
     }
     for slot in 0..SIZE {
-        let head = slot % REQUESTS * 4;
+        let head = slot % CHAINS * 4;
         guest.put(AVAILABLE + 4 + 2 * u64::from(slot), &head.to_le_bytes());
     }
     // No calls are wanted.
     guest.put(AVAILABLE, &1_u16.to_le_bytes());
+}
+
+/// Has a queue serve them, again and again.
+fn serve(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    guest: &Guest,
+    storage: &Arc<dyn Storage>,
+    engine: Option<&Arc<Engine>>,
+) {
+    let setup = QueueSetup {
+        size: SIZE,
+        rings: [DESCRIPTORS, AVAILABLE, USED],
+        base: 0,
+        event_idx: false,
+        indirect: false,
+        write_through: false,
+        inflight: None,
+    };
+    let mut queue = Queue::new(guest, storage, engine, setup).expect("a queue");
+    let mut index = 0_u16;
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            index = index.wrapping_add(REQUESTS);
+            guest.put(AVAILABLE + 2, &index.to_le_bytes());
+            queue.kick();
+        });
+    });
+    assert_eq!(guest.u16_at(USED + 2), index, "every request was answered");
+    queue.stop();
 }
 
 fn chain(c: &mut Criterion) {
@@ -77,28 +115,9 @@ fn chain(c: &mut Criterion) {
     for (name, kind, bytes) in
         [("flush", T_FLUSH, 0), ("read 512", T_IN, 512), ("read 4096", T_IN, 4096)]
     {
-        let guest = Guest::new(&[(0, 1 << 20)]).expect("memory");
-        lay_out(&guest, kind, bytes);
-        let setup = QueueSetup {
-            size: SIZE,
-            rings: [DESCRIPTORS, AVAILABLE, USED],
-            base: 0,
-            event_idx: false,
-            indirect: false,
-            write_through: false,
-            inflight: None,
-        };
-        let mut queue = Queue::new(&guest, &storage, None, setup).expect("a queue");
-        let mut index = 0_u16;
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                index = index.wrapping_add(REQUESTS);
-                guest.put(AVAILABLE + 2, &index.to_le_bytes());
-                queue.kick();
-            });
-        });
-        assert_eq!(guest.u16_at(USED + 2), index, "every request was answered");
-        queue.stop();
+        let guest = Guest::new(&[(0, MEMORY_BYTES)]).expect("memory");
+        lay_out(&guest, kind, bytes, |n| 8 * u64::from(n));
+        serve(&mut group, name, &guest, &storage, None);
     }
     group.finish();
 }
@@ -151,6 +170,37 @@ fn blocks_of(map: &LayoutMap, kind: Kind) -> Vec<u64> {
     let blocks: Vec<u64> = all.filter(|sector| map.kinds(*sector, 8) == kind.bit()).collect();
     assert!(!blocks.is_empty(), "no {}", kind.name());
     blocks
+}
+
+fn rules(c: &mut Criterion) {
+    let (disk, layout) = file_system();
+    let map = layout.map();
+    let storage = MemoryStorage::new(disk.0.len() as u64).expect("a disk");
+    storage.write_at(0, &disk.0).expect("fits");
+    let storage: Arc<dyn Storage> = Arc::new(storage);
+    let data = blocks_of(&map, Kind::FileData);
+    let mut group = c.benchmark_group("rules");
+    group.throughput(Throughput::Elements(REQUESTS.into()));
+    for (name, number) in [("none", 0), ("50, on other inodes", 50)] {
+        let options =
+            EngineOptions { queues: 1, seed: 1, storage: storage.clone(), log: None, shadow: None };
+        let engine = Engine::new(options).expect("an engine");
+        let rule = |n| {
+            format!(
+                "[[rule]]\nname = \"r{n}\"\naction = {{ delay = \"80ms\" }}\n\
+                 match = {{ class = \"file_data\", inode = {} }}\n",
+                1_000_000 + n
+            )
+        };
+        let text = (0..number).map(rule).collect();
+        let rules = RulesText { file: "bench.toml".into(), text, ..RulesText::default() };
+        engine.load(&rules).expect("sound rules");
+        let guest = Guest::new(&[(0, MEMORY_BYTES)]).expect("memory");
+        // All over the files: 7919 is prime.
+        lay_out(&guest, T_IN, 4096, |n| data[usize::from(n) * 7919 % data.len()]);
+        serve(&mut group, name, &guest, &storage, Some(&engine));
+    }
+    group.finish();
 }
 
 fn map(c: &mut Criterion) {
@@ -231,5 +281,5 @@ fn engine(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, chain, map, shadow, engine);
+criterion_group!(benches, chain, rules, map, shadow, engine);
 criterion_main!(benches);

@@ -52,17 +52,18 @@ impl OpCounters {
         }
     }
 
+    /// Requests that ended together: their number, and the bytes of all.
     #[inline]
-    fn record(&self, done: &Done, took_ns: u64) {
+    fn record(&self, done: &Done, number: u64, bytes: u64, took_ns: u64) {
         if done.failed {
-            add(&self.failed, 1);
+            add(&self.failed, number);
         } else {
-            add(&self.bytes, done.begun.bytes);
+            add(&self.bytes, bytes);
         }
-        add(&self.sum_ns, took_ns);
+        add(&self.sum_ns, number.wrapping_mul(took_ns));
         // `bucket_of` is below BUCKETS, which the compiler does not see.
         if let Some(bucket) = self.buckets.get(bucket_of(took_ns)) {
-            add(bucket, 1);
+            add(bucket, number);
         }
     }
 }
@@ -115,6 +116,15 @@ pub(crate) struct Done {
     pub failed: bool,
 }
 
+impl Done {
+    /// Whether both are counted in the same places.
+    #[inline]
+    fn is_like(&self, other: &Done) -> bool {
+        let of = |done: &Done| (done.begun.op, done.begun.kinds, done.begun.at_ns, done.failed);
+        of(self) == of(other)
+    }
+}
+
 /// The counters of one queue.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -162,19 +172,24 @@ impl QueueCounters {
     pub(crate) fn record(&self, done: &mut Vec<Done>) {
         add(&self.batches, 1);
         let now_ns = self.now_ns();
-        for done in done.drain(..) {
+        // Most that are returned together were taken together, and are alike.
+        for alike in done.chunk_by(Done::is_like) {
+            let (Some(done), number) = (alike.first(), alike.len() as u64) else { continue };
             let Some(op) = done.begun.op else { continue };
+            let bytes = alike.iter().fold(0, |sum: u64, one| sum.wrapping_add(one.begun.bytes));
             let took_ns = now_ns.saturating_sub(done.begun.at_ns);
-            self.ops[op as usize].record(&done, took_ns);
+            self.ops[op as usize].record(done, number, bytes, took_ns);
             let mut kinds = done.begun.kinds;
             while kinds != 0 {
                 let index = kinds.trailing_zeros() as usize * OPS + op as usize;
                 kinds &= kinds - 1;
                 if let Some(class) = self.classes.get(index) {
-                    class.get_or_init(|| Box::new(OpCounters::new())).record(&done, took_ns);
+                    let class = class.get_or_init(|| Box::new(OpCounters::new()));
+                    class.record(done, number, bytes, took_ns);
                 }
             }
         }
+        done.clear();
     }
 
     fn traffic(&self, queue: u16) -> QueueTraffic {

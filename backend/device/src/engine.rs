@@ -21,6 +21,7 @@
 mod control;
 mod inbox;
 mod layout;
+mod memo;
 mod shadow;
 mod state;
 mod view;
@@ -182,7 +183,7 @@ impl Engine {
     /// How much the engine wants to know of such a request. Takes no lock.
     #[inline]
     pub fn interest(&self, op: Op, sector: u64, sectors: u64) -> Interest {
-        self.look(&mut Seen::default(), op, sector, sectors).interest
+        self.view.look_once(op, sector, sectors).interest
     }
 
     /// The same, and what the request touches, as far as that was looked at. Takes no lock. `seen`

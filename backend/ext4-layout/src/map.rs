@@ -304,11 +304,16 @@ impl LayoutMap {
 
     /// Whether a write there can change the map, so that [`crate::Layout`] must see its bytes.
     pub fn wants_bytes(&self, sector: u64, sectors: u64) -> bool {
+        self.wants_bytes_of(sector, sectors, || self.kinds(sector, sectors))
+    }
+
+    /// The same, where `kinds` tells the kinds in the range.
+    pub fn wants_bytes_of(&self, sector: u64, sectors: u64, kinds: impl FnOnce() -> u32) -> bool {
         if self.may_announce(sector, sectors) {
             return true;
         }
         let Some(fs) = &self.fs else { return false };
-        fs.any_write_counts() || self.kinds(sector, sectors) & WANTED != 0
+        fs.any_write_counts() || kinds() & WANTED != 0
     }
 
     /// Whether a partition table or a first superblock may be written there.

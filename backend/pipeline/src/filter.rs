@@ -219,6 +219,19 @@ impl Filter {
         })
     }
 
+    /// Whether a rule can want the request wherever on the layout it is: by its sectors, or because
+    /// every request is wanted.
+    #[inline]
+    pub fn wants_place(&self, op: Op, sector: u64, sectors: u64) -> bool {
+        let filter = &self.ops[op as usize];
+        filter.every || filter.wants_sectors(sector, sectors)
+    }
+
+    /// Whether a rule with a class can want that block, whatever the operation.
+    pub fn wants_class(&self, span: &Span) -> bool {
+        self.ops.iter().any(|filter| filter.may_want(span))
+    }
+
     /// The same for blocks that `each` names.
     pub(crate) fn look_at(
         &self,
@@ -228,7 +241,7 @@ impl Filter {
         each: impl FnOnce(&mut dyn FnMut(Span)),
     ) -> (bool, u32) {
         let filter = &self.ops[op as usize];
-        let mut wanted = filter.every || filter.wants_sectors(sector, sectors);
+        let mut wanted = self.wants_place(op, sector, sectors);
         let mut kinds = 0;
         each(&mut |span| {
             kinds |= span.class.kind().bit();

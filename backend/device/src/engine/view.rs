@@ -12,6 +12,7 @@ use pipeline::shadow::{self, Wants};
 use pipeline::{Filter, Op, Want};
 
 use super::Interest;
+use super::memo::{Memo, Untold};
 
 /// What is seen of a request without a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,28 +132,48 @@ impl View {
         }
         // Whoever replaces the snapshot has told of it before the guest learns of what led to it.
         let version = self.version();
-        match &seen.snapshot {
-            Some(snapshot) if seen.version == version => snapshot.look(op, sector, sectors),
-            _ => {
-                seen.version = version;
-                seen.snapshot.insert(self.snapshot.load_full()).look(op, sector, sectors)
-            }
+        if seen.version != version {
+            seen.version = version;
+            seen.memo.void();
+            seen.snapshot = None;
         }
+        seen.snapshot.get_or_insert_with(|| self.snapshot.load_full()).look_and_remember(
+            &mut seen.memo,
+            op,
+            sector,
+            sectors,
+        )
+    }
+
+    /// As [`View::look`], for those who look seldom.
+    #[inline]
+    pub(super) fn look_once(&self, op: Op, sector: u64, sectors: u64) -> Look {
+        if self.ops.load(Ordering::Relaxed) & bit(op) == 0 {
+            return Look::NOTHING;
+        }
+        self.snapshot.load().look(op, sector, sectors)
     }
 }
 
 /// The snapshot that a thread has looked at last, which costs less than to fetch it anew for each
-/// request. A thread that goes to sleep forgets it: maps are large.
+/// request, and what it has found there. A thread that goes to sleep forgets the snapshot: maps are
+/// large.
 #[derive(Debug, Default)]
 pub struct Seen {
     version: u64,
     snapshot: Option<Arc<Snapshot>>,
+    memo: Memo,
 }
 
 impl Seen {
-    /// Keeps nothing until the next look.
+    /// Keeps no snapshot until the next look.
     pub fn forget(&mut self) {
         self.snapshot = None;
+    }
+
+    #[cfg(test)]
+    pub(super) fn memo(&self) -> &Memo {
+        &self.memo
     }
 }
 
@@ -162,6 +183,33 @@ const fn bit(op: Op) -> u32 {
 }
 
 impl Snapshot {
+    /// As [`Snapshot::look`], by what was found before where that is enough.
+    #[inline]
+    fn look_and_remember(&self, memo: &mut Memo, op: Op, sector: u64, sectors: u64) -> Look {
+        let write = matches!(op, Op::Write | Op::Store);
+        let by_class = self.filter.wants(op) == Want::Classes;
+        let Some(map) = self.map.as_ref().filter(|_| {
+            // What a shadow wants follows from more than the map.
+            self.shadow.is_none()
+                && (write || by_class && matches!(op, Op::Read | Op::Fault))
+                && !self.filter.wants_place(op, sector, sectors)
+        }) else {
+            return self.look(op, sector, sectors);
+        };
+        let untold = match memo.kinds(sector, sectors, write) {
+            Ok(kinds) => {
+                let kinds = if by_class { kinds } else { 0 };
+                return Look { interest: Interest::None, kinds };
+            }
+            Err(untold) => untold,
+        };
+        let look = self.look(op, sector, sectors);
+        if untold == Untold::NotKnown && look.interest == Interest::None {
+            memo.learn(map, &self.filter, sector, sectors);
+        }
+        look
+    }
+
     fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {
         let mut kinds = 0;
         let interest = self.interest(op, sector, sectors, &mut kinds);

@@ -29,6 +29,7 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
         machine.test("campaigns::no_rules_no_answer", Which::Own, no_rules_no_answer),
         machine.test("campaigns::replayed", Which::Own, |_| replayed()),
         machine.test("campaigns::minimised", Which::Own, |_| minimised()),
+        machine.test("campaigns::git_bisect", Which::Own, |_| git_bisect()),
         machine.test("campaigns::killed_and_resumed", Which::Own, |_| killed_and_resumed()),
     ]
 }
@@ -231,4 +232,69 @@ pub(crate) fn nothing_is_left(db: &Path) -> Result<()> {
         ensure!(Instant::now() < deadline, "left behind by a killed runner: {left:?}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// A real repository whose commits select a kernel each, and a real `git bisect run`: it names the
+/// commit that fixed the bug, and passes over one whose kernel nobody can have (exit status 125).
+fn git_bisect() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (repository, db) = (folder.path().join("linux"), folder.path().join("results.db"));
+    std::fs::create_dir(&repository)?;
+    let git = |args: &[&str]| -> Result<String> {
+        let mut command = Command::new("git");
+        let who = ["-c", "user.name=t", "-c", "user.email=t@example.org"];
+        command.arg("-C").arg(&repository).args(who).args(args);
+        let output = command.output().context("git")?;
+        let (out, err) = (output.stdout, output.stderr);
+        let text = format!("{}{}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
+        ensure!(output.status.success(), "git {args:?}: {}: {text}", output.status);
+        Ok(text.trim().to_owned())
+    };
+    git(&["init", "-q"])?;
+    // Oldest first; the fix is between 5.10.223 and 5.10.251.
+    let history = [AFFECTED, AFFECTED, "debian-5.10.0", "debian-5.10.262", "debian-5.10.262"];
+    let mut commits = Vec::new();
+    for (number, kernel) in history.iter().enumerate() {
+        std::fs::write(repository.join("kernel"), kernel)?;
+        git(&["add", "kernel"])?;
+        git(&["commit", "-q", "--allow-empty", "-m", &format!("{number}: {kernel}")])?;
+        commits.push(git(&["rev-parse", "HEAD"])?);
+    }
+    let fix = &commits[3];
+    // One step, each of its three answers, as git asks for it; quotes keep paths with spaces whole.
+    let program = std::env::current_exe()?;
+    let step = format!(
+        "'{}' bisect {PLAN} --first fixed --seed 1 --db '{}' --kernel \"$(cat kernel)\"",
+        program.display(),
+        db.display()
+    );
+    let mut statuses = Vec::new();
+    for commit in [&commits[0], &commits[2], &commits[4]] {
+        git(&["checkout", "-q", commit])?;
+        let mut shell = Command::new("sh");
+        let status = shell.arg("-c").arg(&step).current_dir(&repository).status()?;
+        statuses.push(status.code());
+    }
+    ensure!(statuses == [Some(0), Some(125), Some(1)], "good, cannot tell, bad: {statuses:?}");
+    // A commit that cannot be told beside the fix: git says that it is one of two.
+    git(&["bisect", "start", &commits[4], &commits[0]])?;
+    let mut run = Command::new("git");
+    run.arg("-C").arg(&repository).args(["bisect", "run", "sh", "-c", &step]);
+    let output = run.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (skipped, named) = (commits[2].as_str(), fix.as_str());
+    ensure!(text.contains(skipped) && text.contains(named), "{}: {text}", output.status);
+    git(&["bisect", "reset"])?;
+    // Without it there is one answer.
+    git(&["checkout", "-q", &commits[1]])?;
+    std::fs::write(repository.join("kernel"), "debian-5.10.262")?;
+    git(&["commit", "-q", "-am", "the fix"])?;
+    let fix = git(&["rev-parse", "HEAD"])?;
+    git(&["commit", "-q", "--allow-empty", "-m", "later"])?;
+    git(&["bisect", "start", "HEAD", &commits[0]])?;
+    let output = run.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{}: {text}", output.status);
+    ensure!(text.contains(&format!("{fix} is the first bad commit")), "{text}");
+    Ok(())
 }

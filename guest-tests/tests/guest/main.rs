@@ -7,6 +7,7 @@
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
 mod boot;
+mod bugs;
 mod campaigns;
 mod differential;
 mod durable;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
     tests.extend(founding::tests(&machine));
     tests.extend(campaigns::tests(&machine));
     tests.extend(isolation::tests(&machine));
+    tests.extend(bugs::tests(&machine));
     tests.extend(explored::tests(&machine));
     tests.extend(hunts::tests(&machine));
     tests.extend(shadow_delalloc::tests(&machine));

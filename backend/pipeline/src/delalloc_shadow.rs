@@ -60,6 +60,7 @@ use delalloc::{Flag, Invariant, Kernel};
 use crate::kernel::KernelEvent;
 
 mod cache;
+mod doubt;
 mod finding;
 mod follower;
 mod inode;

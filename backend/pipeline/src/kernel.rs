@@ -35,8 +35,14 @@ impl KernelEvent {
 pub enum KernelLine {
     /// An event.
     Event(KernelEvent),
-    /// The kernel's buffer overflowed, and that many events are gone.
-    Lost(u64),
+    /// The buffer of a processor overflowed: after the last event of it that was read and before the
+    /// next one, that many are gone.
+    Lost {
+        /// Which processor; `None`: the line does not say.
+        cpu: Option<u32>,
+        /// How many.
+        events: u64,
+    },
     /// Nothing that is known: a header, a line that was cut.
     Other,
 }
@@ -48,9 +54,10 @@ pub enum KernelLine {
 /// CPU:1 [LOST 12 EVENTS]
 /// ```
 pub fn parse_line(line: &str) -> KernelLine {
-    if let Some((_, lost)) = line.split_once("[LOST ") {
+    if let Some((whose, lost)) = line.split_once("[LOST ") {
         let count = lost.split(' ').next().and_then(|count| count.parse().ok());
-        return count.map_or(KernelLine::Other, KernelLine::Lost);
+        let cpu = whose.trim().strip_prefix("CPU:").and_then(|cpu| cpu.parse().ok());
+        return count.map_or(KernelLine::Other, |events| KernelLine::Lost { cpu, events });
     }
     event(line).map_or(KernelLine::Other, KernelLine::Event)
 }
@@ -123,7 +130,9 @@ mod tests {
 
     #[test]
     fn losses_are_told() {
-        assert_eq!(parse_line("CPU:1 [LOST 12 EVENTS]"), KernelLine::Lost(12));
+        let lost = KernelLine::Lost { cpu: Some(1), events: 12 };
+        assert_eq!(parse_line("CPU:1 [LOST 12 EVENTS]"), lost);
+        assert_eq!(parse_line("[LOST 7 EVENTS]"), KernelLine::Lost { cpu: None, events: 7 });
         assert_eq!(parse_line("# tracer: nop"), KernelLine::Other);
     }
 

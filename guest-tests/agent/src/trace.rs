@@ -17,6 +17,7 @@ use std::time::Duration;
 use agent::wire::{ToHost, TraceLines, TraceOrder, TraceStarted};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::setpriority_process;
 
 use crate::clock;
 use crate::link::Link;
@@ -32,6 +33,11 @@ const BATCH_BYTES: usize = 24 << 10;
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// How long a mark may be under way from the kernel's buffer to the host.
 const PASS_LIMIT: Duration = Duration::from_secs(5);
+/// A kernel that always has something to say is not waited for longer than this after a mark.
+const BUSY_NS: u64 = 200_000_000;
+/// Nice value of the thread that reads: what the kernel has no room for is lost, so a guest that
+/// works without end must leave it the time to read.
+const NICE: i32 = -20;
 /// The mark that [`Tracer::flush`] waits for.
 const FLUSH: &str = "racegate_flush=";
 
@@ -96,9 +102,13 @@ impl Tracer {
 
     /// Sends whole lines as they come, until the pipe or the link ends.
     fn stream(&self, mut pipe: File, link: &Link) {
+        // Without it more is lost, and what is lost is told.
+        let _ = setpriority_process(None, NICE);
         let mut chunk = vec![0; BATCH_BYTES];
         let mut held = Vec::new();
         let mut batch = 0;
+        // The last mark that was read and has not passed, and when it was read.
+        let mut marked: Option<(u64, u64)> = None;
         let mut send = |lines| {
             let sent_ns = Some(clock::now_ns());
             let sent = link.send(&ToHost::Trace(TraceLines { batch, lines, sent_ns }));
@@ -121,12 +131,18 @@ impl Tracer {
             if !lines.is_empty() && !send(lines) {
                 return;
             }
-            let idle =
-                || matches!(poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&IDLE)), Ok(0));
-            if (mark.is_some() || idle()) && !send(Vec::new()) {
+            if let Some(mark) = mark {
+                marked = Some((mark, clock::now_ns()));
+            }
+            let idle = matches!(poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&IDLE)), Ok(0));
+            let late = marked.is_some_and(|(_, at_ns)| clock::now_ns() - at_ns > BUSY_NS);
+            // An empty batch says that the buffers were empty: nothing was lost before it.
+            if idle && !send(Vec::new()) {
                 return;
             }
-            if let Some(mark) = mark {
+            if (idle || late)
+                && let Some((mark, _)) = marked.take()
+            {
                 self.passed().0 = mark;
                 self.passes.notify_all();
             }

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::doubt::Doubt;
 use super::finding::Actor;
 use super::reorder::Reorder;
 use super::{DelallocFinding, DelallocShadow};
@@ -73,6 +74,8 @@ pub struct Follower {
     /// take some time to arrive.
     offset_ns: Option<i64>,
     parked: VecDeque<Parked>,
+    /// Findings that a loss may still take back.
+    doubt: Doubt<Finding>,
     findings: Vec<Finding>,
 }
 
@@ -175,27 +178,33 @@ impl Follower {
             let offset = at.0.cast_signed().wrapping_sub(sent_ns.cast_signed());
             self.offset_ns = Some(self.offset_ns.map_or(offset, |least| least.min(offset)));
         }
-        // A batch that is missing may have said that something changed.
+        // A batch that is missing may have said that something changed, or was lost.
         if batch != self.batches {
             shadow.lost();
+            self.doubt.lost(None);
         }
         self.batches = batch.wrapping_add(1);
         for line in lines {
             match parse_line(line) {
                 KernelLine::Event(event) => {
+                    let (cpu, at_us) = (event.cpu, event.at_us);
                     if !self.reorder.push(event)
                         && let Some(shadow) = &mut self.shadow
                     {
                         // What came after it was judged without it.
                         shadow.lost();
+                        self.doubt.since(at_us);
                     }
+                    self.doubt.reached(cpu, at_us);
                     while let Some(event) = self.reorder.pop() {
                         self.step(&event);
                     }
                 }
-                KernelLine::Lost(events) => {
+                KernelLine::Lost { cpu, events } => {
+                    // What other processors did meanwhile was judged without them.
                     self.settle();
                     self.lost = self.lost.saturating_add(events);
+                    self.doubt.lost(cpu);
                     if let Some(shadow) = &mut self.shadow {
                         shadow.lost();
                     }
@@ -204,9 +213,13 @@ impl Follower {
             }
         }
         // An empty batch: the kernel's buffers were empty.
-        if lines.is_empty() {
+        let told = if lines.is_empty() {
             self.settle();
-        }
+            self.doubt.settle()
+        } else {
+            self.doubt.certain()
+        };
+        self.findings.extend(told);
     }
 
     fn settle(&mut self) {
@@ -221,7 +234,7 @@ impl Follower {
         };
         for found in shadow.step(event) {
             let finding = self.on_device_clock(&found);
-            self.findings.push(finding);
+            self.doubt.put(event.at_us, finding);
         }
     }
 

@@ -2,9 +2,12 @@ mod cache;
 mod recorded;
 
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
+use crate::event::{Event, What};
 use crate::kernel::{KernelLine, parse_line};
+use crate::request::Nanos;
 
 /// Extent status as the highest bits of `es_pblk`.
 const W: u64 = 1 << 59;
@@ -484,4 +487,56 @@ proptest! {
             prop_assert_eq!(inode.keeps_any(), cells().any(|(_, of)| of.must_keep()));
         }
     }
+}
+
+/// The founding bug as one kernel's lines, by two processors, and what a follower makes of it.
+fn followed(batches: &[&[&str]]) -> (Vec<String>, FollowerStats) {
+    let mut follower = Follower::new();
+    let say = |message| Event { seq: 0, at: Nanos(1), what: What::Agent { message } };
+    follower.observe(&[say(json!({ "kind": "hello", "kernel": "5.10.0" }))]);
+    follower.observe(&[say(json!({ "kind": "trace_started", "missing": [] }))]);
+    for (batch, lines) in batches.iter().enumerate() {
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|line| {
+                if line.starts_with("CPU:") {
+                    return (*line).to_owned();
+                }
+                let (of, event) = line.split_once(' ').expect("a thread");
+                let (cpu, event) = event.split_once(' ').expect("a processor");
+                format!("{of} [{cpu}] d... 1.{event}")
+            })
+            .collect();
+        follower.observe(&[say(json!({ "kind": "trace", "batch": batch, "lines": lines }))]);
+    }
+    let rules = follower.take_findings().into_iter().map(|finding| finding.rule).collect();
+    (rules, follower.stats().expect("a kernel is watched"))
+}
+
+#[test]
+fn a_loss_that_is_told_late_takes_back_what_was_judged_meanwhile() {
+    let insert = |reserved: u64, pblk: u64| {
+        format!(
+            "es_insert: (f+0x0/0x1) inode=0xa0 ino=13 reserved={reserved} all=2 shk=2 ratio=1 \
+             lblk=0 len=1 pblk={pblk:#x}"
+        )
+    };
+    let unwritten = format!("a-70 000 000100: {}", insert(0, U | 0x841));
+    let delayed = format!("b-71 000 000300: {}", insert(1, D));
+    let other = |at: u32| format!("c-72 001 {at:06}: mkwrite: (f+0x0/0x1)");
+    let (early, later, last) = (other(50), other(400), other(90_000));
+    let a4 = vec!["A4".to_owned()];
+
+    // Told when the other processor has been read as far, or when all buffers were empty.
+    let known = [early.as_str(), &unwritten, &delayed];
+    let own = "b-71 000 090000: mkwrite: (f+0x0/0x1)";
+    assert_eq!(followed(&[&known, &[own]]).0, [""; 0]);
+    assert_eq!(followed(&[&known, &[own], &[&last]]).0, a4);
+    assert_eq!(followed(&[&known, &[]]).0, a4);
+    // Processor 1 had lost events between its last one and the next: a removal may be among them.
+    let (found, stats) = followed(&[&known, &[own], &["CPU:1 [LOST 5 EVENTS]", &last], &[]]);
+    assert_eq!((found, stats.lost, stats.forgotten), (vec![], 5, 1));
+    // It had been read beyond the finding before it lost any.
+    let read = [early.as_str(), &unwritten, &delayed, &later];
+    assert_eq!(followed(&[&read, &[own, "CPU:1 [LOST 5 EVENTS]", &last]]).0, a4);
 }

@@ -337,6 +337,11 @@ impl Backend {
         self.link.then_some(self.places.link.as_path())
     }
 
+    /// Where the virtual machine may speak its machine protocol: beside the other sockets.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.places.control.with_file_name("qmp.sock")
+    }
+
     /// The path of the control socket.
     pub fn control_socket(&self) -> &Path {
         &self.places.control

@@ -4,11 +4,15 @@
 //! Must not know: plans, what a trial's result means.
 
 mod error;
+mod machine;
+mod snapshot;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent::wire::{
@@ -21,14 +25,14 @@ use pipeline::{Event, Nanos, RuleSet};
 use tempfile::NamedTempFile;
 
 pub use error::GuestError;
+use snapshot::Memory;
+pub use snapshot::{Snapshot, SnapshotError};
 
-use crate::backend::{Attachment, Backend, BackendConfig, ControlClient, Subscription};
-use crate::device::Device;
-use crate::initramfs::Initramfs;
+use crate::backend::{Backend, BackendConfig, ControlClient, Subscription};
 use crate::kernels::Kernel;
 use crate::link::{self, ClockMap, ClockSync};
 use crate::notice::{Inbox, Notice};
-use crate::qemu::{Accel, Disk, Pmem, Qemu, Vm, VmConfig};
+use crate::qemu::{Accel, Qemu, Vm};
 use crate::unpacked::Unpacked;
 
 /// The guest's init, a static program.
@@ -46,8 +50,6 @@ const MOST_BOOTS: u32 = 3;
 const OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long the agent may take for something that takes it no time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// Entries of the link disk's virtqueue; the agent has two requests in flight.
-const LINK_QUEUE_SIZE: u16 = 64;
 /// Most findings of one trial that are kept.
 const MOST_FINDINGS: usize = 1024;
 /// Most events of one trial that are kept: a trial of a plan has some hundred, and a guest may make
@@ -81,7 +83,7 @@ pub struct GuestConfig {
 }
 
 /// What the agent said about the guest when it was ready.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// Release of the kernel.
     pub kernel: String,
@@ -135,7 +137,11 @@ pub struct Guest {
     // Ends before the backend, which is dropped last of those three.
     _events: Subscription,
     backend: Backend,
-    _initramfs: NamedTempFile,
+    initramfs: Arc<NamedTempFile>,
+    /// Its memory, if it is a part of a snapshot or can become one.
+    memory: Option<Memory>,
+    /// Where QEMU then speaks its machine protocol.
+    qmp: Option<UnixListener>,
     inbox: Inbox,
     hello: Hello,
     next_id: u64,
@@ -153,16 +159,21 @@ impl Guest {
     /// An image or a QEMU that does not fit the device, a part that does not start, and a guest
     /// that does not boot, with its last console lines.
     pub fn boot(config: &GuestConfig) -> Result<Guest, GuestError> {
+        Guest::boot_as(config, false)
+    }
+
+    /// Boots it; `kept` if a snapshot is to be taken.
+    fn boot_as(config: &GuestConfig, kept: bool) -> Result<Guest, GuestError> {
         let BackendConfig { device, image, .. } = &config.backend;
         config.qemu.check(*device)?;
-        let bytes = image_bytes(&config.backend)?;
+        let bytes = machine::image_bytes(&config.backend)?;
         if let Some(next) = device.next_fit(bytes) {
             let (path, device) = (image.clone(), *device);
             return Err(GuestError::Size { path, bytes, device, next });
         }
         let mut failed = Vec::new();
         loop {
-            match Guest::boot_once(config) {
+            match Guest::boot_once(config, kept) {
                 Ok(mut guest) => {
                     guest.failed_boots = failed;
                     return Ok(guest);
@@ -178,68 +189,52 @@ impl Guest {
         }
     }
 
-    fn boot_once(config: &GuestConfig) -> Result<Guest, GuestError> {
-        let initramfs = initramfs(config)?;
-        let mut inbox = Inbox::new();
-        let backend = Backend::start(&config.backend, &inbox.sender())?;
-        // Before the guest runs, so that its first message is not missed.
-        let events = backend.subscribe(&inbox.sender())?;
-        let control = backend.control()?;
-        let mut vm = VmConfig::new(
-            config.qemu.clone(),
-            config.accel,
-            config.kernel.image.clone(),
-            initramfs.path().to_owned(),
-        );
-        vm.vcpus = config.vcpus;
-        vm.cmdline.clone_from(&config.cmdline);
-        vm.extra.clone_from(&config.qemu_args);
-        let disk = |id: &str, socket: &std::path::Path, queues, queue_size| Disk {
-            id: id.to_owned(),
-            socket: socket.to_owned(),
-            queues,
-            queue_size,
-        };
-        let BackendConfig { device, queues, queue_size, .. } = config.backend;
-        match (backend.attachment(), device) {
-            (Attachment::Socket(socket), Device::Blk) => {
-                vm.disks.push(disk("disk", socket, queues, queue_size));
-            }
-            (Attachment::Socket(socket), _) => {
-                vm.pmem = Some(Pmem::VhostUser { socket: socket.clone() });
-            }
-            (Attachment::File(path), _) => {
-                let bytes = image_bytes(&config.backend)?;
-                vm.pmem = Some(Pmem::Mapped { device, path: path.clone(), bytes });
-            }
-        }
-        if device.is_pmem() {
-            vm.cmdline.push(format!("{}=pmem0", agent::DISK_PARAMETER));
-        }
-        if let Some(socket) = backend.link_socket() {
-            vm.disks.push(disk("link", socket, 1, LINK_QUEUE_SIZE));
-        }
-        vm.environment = backend.environment().to_vec();
-        let vm = Vm::start(&vm, &inbox.sender())?;
-        let hello =
-            inbox.wait_for(
-                "waiting for the agent to be ready",
-                BOOT_LIMIT,
-                |notice| match said(notice)?.1 {
+    fn boot_once(config: &GuestConfig, kept: bool) -> Result<Guest, GuestError> {
+        let memory =
+            kept.then(|| Memory::new("racegate-memory", machine::MEMORY_BYTES)).transpose();
+        let memory = memory.map_err(|source| GuestError::Memory { source })?;
+        let mut guest = Guest::start(config, Arc::new(machine::initramfs(config)?), memory, false)?;
+        guest.hello =
+            guest.inbox.wait_for("waiting for the agent to be ready", BOOT_LIMIT, |notice| {
+                match said(notice)?.1 {
                     ToHost::Hello { kernel, cpus, page_bytes, disk, .. } => {
                         Some(Hello { kernel, cpus, page_bytes, disk })
                     }
                     _ => None,
-                },
-            )?;
+                }
+            })?;
+        Ok(guest)
+    }
+
+    /// Starts the backend and the machine, which boots, or waits to be loaded (`incoming`).
+    fn start(
+        config: &GuestConfig,
+        initramfs: Arc<NamedTempFile>,
+        memory: Option<Memory>,
+        incoming: bool,
+    ) -> Result<Guest, GuestError> {
+        let inbox = Inbox::new();
+        let backend = Backend::start(&config.backend, &inbox.sender())?;
+        // Before the guest runs, so that its first message is not missed.
+        let events = backend.subscribe(&inbox.sender())?;
+        let control = backend.control()?;
+        let vm = machine::of(config, &backend, initramfs.path(), memory.as_ref(), incoming)?;
+        let listen = |path: &PathBuf| {
+            let failed = |source| GuestError::Socket { path: path.clone(), source };
+            UnixListener::bind(path).map_err(failed)
+        };
+        let qmp = vm.qmp.as_ref().map(listen).transpose()?;
+        let vm = Vm::start(&vm, &inbox.sender())?;
         Ok(Guest {
             vm,
             control,
             _events: events,
             backend,
-            _initramfs: initramfs,
+            initramfs,
+            memory,
+            qmp,
             inbox,
-            hello,
+            hello: Hello::default(),
             next_id: 0,
             failed_boots: Vec::new(),
             findings: Vec::new(),
@@ -545,28 +540,4 @@ fn said(notice: &Notice) -> Option<(Nanos, ToHost)> {
         return None;
     };
     Some((event.at, link::message_of(event)?.ok()?))
-}
-
-/// Size of the image, which is that of the memory.
-fn image_bytes(config: &BackendConfig) -> Result<u64, GuestError> {
-    let path = &config.image;
-    let found = std::fs::metadata(path);
-    Ok(found.map_err(|source| GuestError::Image { path: path.clone(), source })?.len())
-}
-
-/// Writes the initramfs of the guest to a file that lives as long as the value.
-fn initramfs(config: &GuestConfig) -> Result<NamedTempFile, GuestError> {
-    let mut initramfs = Initramfs::new(AGENT)?;
-    initramfs.modules(&config.kernel.modules(config.backend.device.modules())?)?;
-    for (program, package) in &config.programs {
-        initramfs.program(program, package)?;
-    }
-    for (program, unpacked) in &config.unpacked {
-        initramfs.unpacked_program(program, unpacked)?;
-    }
-    let bytes = initramfs.build()?;
-    let failed = |source| GuestError::Write { source };
-    let mut file = NamedTempFile::with_prefix("racegate-initramfs-").map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    Ok(file)
 }

@@ -202,6 +202,11 @@ impl Running {
         Ok(())
     }
 
+    /// Readable when the child has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// Process id, which is also the id of its group.
     pub fn pid(&self) -> u32 {
         self.child.id()

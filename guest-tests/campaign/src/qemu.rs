@@ -8,9 +8,11 @@ mod command;
 mod find;
 mod private;
 mod probe;
+mod qmp;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 pub use find::{Qemu, Version};
 pub use private::VHOST_USER_DEVICE;
 pub use probe::Accel;
+pub use qmp::{Qmp, QmpError};
 
 use crate::apt::AptError;
 use crate::cache::CacheError;
@@ -169,6 +172,12 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// Persistent memory, if the guest has any.
     pub pmem: Option<Pmem>,
+    /// A file that is the guest's memory; QEMU makes some if it is not given.
+    pub memory: Option<PathBuf>,
+    /// The socket on which somebody waits for QEMU to speak its machine protocol.
+    pub qmp: Option<PathBuf>,
+    /// Whether it waits for a state ([`Qmp::load`]) in place of booting.
+    pub incoming: bool,
     /// Variables added to QEMU's environment.
     pub environment: Vec<(String, String)>,
     /// Arguments added at the end of QEMU's command line.
@@ -188,6 +197,9 @@ impl VmConfig {
             vcpus: 2,
             disks: Vec::new(),
             pmem: None,
+            memory: None,
+            qmp: None,
+            incoming: false,
             environment: Vec::new(),
             extra: Vec::new(),
         }
@@ -250,6 +262,11 @@ impl Vm {
     /// QEMU's process id, which is also the id of its process group.
     pub fn pid(&self) -> u32 {
         self.running.pid()
+    }
+
+    /// Readable when QEMU has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.running.pidfd()
     }
 
     /// The command line, quoted for a shell.

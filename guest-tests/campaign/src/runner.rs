@@ -303,18 +303,20 @@ impl RunError {
     fn is_of_the_guest(&self) -> bool {
         matches!(self, RunError::Boot { .. } | RunError::Guest { .. })
     }
+}
 
-    /// The error and what caused it, on one line.
-    fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text += ": ";
-            text += error.to_string().lines().next().unwrap_or_default();
-            source = error.source();
-        }
-        text
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let first = |error: &dyn std::error::Error| {
+        error.to_string().lines().next().unwrap_or_default().to_owned()
+    };
+    let mut text = first(error);
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = text + ": " + &first(error);
+        source = error.source();
     }
+    text
 }
 
 /// Runs the order; every finished trial is shown to `progress`, from several threads.

@@ -92,7 +92,7 @@ fn fill(index: u32) -> u8 {
 }
 
 /// Four threads write and fsync their files; then the file system is unmounted.
-fn writing() -> Workload {
+pub(crate) fn writing() -> Workload {
     let thread = |number: u32| Thread {
         name: format!("writer{number}"),
         ops: (0..FILES)
@@ -129,7 +129,7 @@ fn writing() -> Workload {
 }
 
 /// A fresh mount: the data comes from the disk, not from the page cache.
-fn reading() -> Workload {
+pub(crate) fn reading() -> Workload {
     let ops = (0..FILES).flat_map(|index| {
         let file = format!("f{index}");
         [

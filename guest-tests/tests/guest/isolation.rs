@@ -1,26 +1,35 @@
 //! Goal: with `isolation = "fresh"` each trial has a guest of its own, which nothing that ran before
 //! has touched; a campaign that is interrupted leaves nothing behind, and goes on as it began.
 //! Method: the founding plan on its affected kernel; a plan that spoils its guest, which hits once in
-//! a shared guest and always in fresh ones; the tool as a process of its own, interrupted.
+//! a shared guest and always in fresh ones; the tool as a process of its own, interrupted. Guests
+//! that are restored from a snapshot fill and check a file system, on two QEMUs, and are compared with
+//! booted ones in turn: `RACEGATE_RESTORES=20` is the long run.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent::wire::{Op, Trial as Order, Workload};
 use anyhow::{Context as _, Result, ensure};
+use campaign::device::Device;
+use campaign::guest::{Guest, Snapshot};
 use campaign::isolation::Isolation;
 use campaign::plan::Plan;
 use campaign::runner::{self, Campaign, Outcome};
 use campaign::store::Store;
 use libtest_mimic::Trial;
+use pipeline::What;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::campaigns::{nothing_is_left, racegate};
-use crate::machine::{Machine, Which};
+use crate::integrity::{reading, writing};
+use crate::machine::{Machine, Which, boot, must, run};
 
 const AFFECTED: &str = "debian-5.10.223";
 const TRIALS: u32 = 3;
+/// Enough for filling and reading a small file system.
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// The first trial in a guest finds what the kernel starts with, every later one what the first has
 /// left.
@@ -50,7 +59,114 @@ pub(crate) fn tests(machine: &Machine) -> Vec<Trial> {
         machine.test("isolation::founding", Which::Own, founding),
         machine.test("isolation::spoiled", Which::Own, spoiled),
         machine.test("isolation::interrupted", Which::Own, |_| interrupted()),
+        machine.test("isolation::restored::qemu_own", Which::Own, |machine| {
+            restored(machine, Which::Own, AFFECTED, 1)
+        }),
+        machine.test("isolation::restored::qemu_other", Which::Other, |machine| {
+            restored(machine, Which::Other, "debian-6.12.107", 4)
+        }),
+        machine.test("isolation::faster", Which::Own, faster),
+        machine.test("isolation::not_restored", Which::Own, not_restored),
     ]
+}
+
+/// Guests of one snapshot fill and read a file system; each finds the disk in its first state.
+fn restored(machine: &Machine, which: Which, kernel: &str, queues: u16) -> Result<()> {
+    let image = machine.image(128)?;
+    let mut config = machine.guest(which, kernel, &image)?;
+    config.backend.queues = queues;
+    let guest = Snapshot::boot(&config)?;
+    let (hello, first) = (guest.hello().clone(), guest.machine_pid());
+    let mut snapshot = Snapshot::take(guest, &config)?;
+    let mut states = Vec::new();
+    for number in 0..2 {
+        let mut guest = snapshot.restore(None)?;
+        ensure!(*guest.hello() == hello && guest.machine_pid() != first);
+        states.push(files(&mut guest)?);
+        on_one_clock(&mut guest)?;
+        run(&mut guest, 1, writing(), LIMIT)?;
+        run(&mut guest, 2, reading(), LIMIT)?;
+        let filled = files(&mut guest)?;
+        ensure!(filled != states[0], "guest {number} has written nothing: {filled}");
+        guest.shutdown()?;
+    }
+    ensure!(states[0] == states[1], "the second disk is not as the first was: {states:?}");
+    Ok(())
+}
+
+/// What e2fsck, which must be content, says of the number of files.
+fn files(guest: &mut Guest) -> Result<String> {
+    let checked = must(guest, "/bin/e2fsck", &["-f", "-n", "/dev/{disk}"])?;
+    let line = checked.stdout.lines().find(|line| line.contains(" files ("));
+    Ok(line.with_context(|| checked.stdout.clone())?.to_owned())
+}
+
+/// A mark lies within its trial on the device's clock, which is another one than that of the guest
+/// whose snapshot was taken.
+fn on_one_clock(guest: &mut Guest) -> Result<()> {
+    let workload =
+        Workload { setup: vec![Op::Mark { name: "here".to_owned() }], ..Workload::default() };
+    let seen = guest.run(Order { trial: 9, seed: 1, workload }, LIMIT)?;
+    let at = seen.events.iter().find(|event| matches!(event.what, What::AgentMark { .. }));
+    let at = at.context("the mark")?.at.0.cast_signed();
+    let error = seen.clock.error_ns.cast_signed();
+    let (begin, end) =
+        (seen.clock.to_device(seen.result.began_ns), seen.clock.to_device(seen.result.ended_ns));
+    ensure!(begin - error <= at && at <= end + error, "{begin} {at} {end}, {error} ns");
+    Ok(())
+}
+
+/// Boots and restores in turn; a restore must take less time.
+fn faster(machine: &Machine) -> Result<()> {
+    let turns = std::env::var("RACEGATE_RESTORES").map_or(Ok(2), |text| text.parse::<usize>())?;
+    let image = machine.image(64)?;
+    let mut config = machine.guest(Which::Own, AFFECTED, &image)?;
+    // As campaigns have it.
+    config.programs.clear();
+    let timed = |work: &mut dyn FnMut() -> Result<Guest>| -> Result<(Duration, Guest)> {
+        let started = Instant::now();
+        let guest = work()?;
+        Ok((started.elapsed(), guest))
+    };
+    let (first, guest) = timed(&mut || Ok(Snapshot::boot(&config)?))?;
+    let started = Instant::now();
+    let mut snapshot = Snapshot::take(guest, &config)?;
+    eprintln!("isolation: {:.2} s to take a snapshot", started.elapsed().as_secs_f64());
+    let (mut boots, mut restores) = (vec![first], Vec::new());
+    for turn in 0..turns {
+        restores.push(timed(&mut || Ok(snapshot.restore(None)?))?.0);
+        if turn > 0 {
+            boots.push(timed(&mut || boot(&config))?.0);
+        }
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64()
+    };
+    let (boot, restore) = (median(&mut boots), median(&mut restores));
+    eprintln!(
+        "isolation: {:.2} boots/s, {:.2} restores/s: {:.1} times as many ({turns} of each, in turn)",
+        1.0 / boot,
+        1.0 / restore,
+        boot / restore
+    );
+    ensure!(restore < boot, "a restore takes {restore:.2} s, a boot {boot:.2} s");
+    Ok(())
+}
+
+/// What cannot be restored is booted, and the report says why.
+fn not_restored(machine: &Machine) -> Result<()> {
+    let mut order = machine.campaign(Plan::parse(SPOILING, "spoiling.toml")?, [AFFECTED], 2)?;
+    order.device = Device::Nvdimm;
+    let campaign = runner::run(&order, &|_| ())?;
+    let guests = campaign.guests.first().context("guests")?;
+    let why = guests.not_restored.as_deref().unwrap_or_default();
+    ensure!(why == "a guest with nvdimm cannot be restored", "{why:?}");
+    ensure!(guests.booted == 2 && guests.restored == 0, "{guests:?}");
+    ensure!(campaign.arms[0].tally().hits == 2, "{:?}", campaign.arms);
+    let told = campaign::report::text(&campaign);
+    ensure!(told.contains(&guests.describe()) && told.contains(why), "{told}");
+    Ok(())
 }
 
 /// When each trial of one arm began and ended on its guest's clock.
@@ -92,11 +208,12 @@ fn founding(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Whether each trial had a guest, and none more.
+/// Whether each trial had a guest, and none more; all but one of the boots was saved.
 fn one_each(campaign: &Campaign) -> Result<()> {
     let guests = campaign.guests.first().context("guests")?;
     eprintln!("isolation: {}", guests.describe());
-    ensure!(guests.booted == TRIALS, "{guests:?}");
+    ensure!(guests.booted == 1 && guests.restored == TRIALS, "{guests:?}");
+    ensure!(guests.not_restored.is_none(), "{guests:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::initramfs::InitramfsError;
 use crate::kernels::KernelError;
 use crate::notice::WaitError;
-use crate::qemu::QemuError;
+use crate::qemu::{QemuError, QmpError};
 
 /// A guest could not be booted, or a conversation with it failed.
 #[derive(Debug, Error)]
@@ -25,6 +25,23 @@ pub enum GuestError {
     /// The initramfs could not be written.
     #[error("Could not write the initramfs to {}", std::env::temp_dir().display())]
     Write {
+        /// Why.
+        source: io::Error,
+    },
+    /// No memory for the guest.
+    #[error("Could not make memory for the guest")]
+    Memory {
+        /// Why.
+        source: io::Error,
+    },
+    /// QEMU is not to be talked to.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// Its socket cannot be made.
+    #[error("Could not make the socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },

@@ -65,7 +65,11 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
         _ => add(&["-m", &format!("{memory}M")]),
     }
     // vhost-user backends map the guest's memory, so it must be shareable.
-    add(&["-object", &format!("memory-backend-memfd,id=memory,size={memory}M,share=on")]);
+    let backend = match &config.memory {
+        Some(path) => format!("memory-backend-file,mem-path={}", escape(&path.to_string_lossy())),
+        None => "memory-backend-memfd".to_owned(),
+    };
+    add(&["-object", &format!("{backend},id=memory,size={memory}M,share=on")]);
     add(&["-smp", &config.vcpus.to_string()]);
     add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     for disk in &config.disks {
@@ -95,6 +99,13 @@ pub(super) fn arguments(config: &VmConfig) -> Vec<OsString> {
             add(&["-device", &format!("{VHOST_USER_DEVICE},{VHOST_USER_PMEM}")]);
         }
         None => {}
+    }
+    if let Some(path) = &config.qmp {
+        let path = escape(&path.to_string_lossy());
+        add(&["-qmp", &format!("unix:{path}")]);
+    }
+    if config.incoming {
+        add(&["-incoming", "defer"]);
     }
     let cmdline: Vec<&str> =
         CMDLINE.iter().copied().chain(config.cmdline.iter().map(String::as_str)).collect();

@@ -12,9 +12,10 @@ use std::time::Instant;
 
 use agent::wire::{KernelLine, Trial};
 
+use super::guests::{Guests, Nursery};
 use super::judge::{self, Outcome};
 use super::{
-    ArmOutcome, Finding, Guests, Noticed, Order, RunError, TrialRecord, Watched, shadow, trial_seed,
+    ArmOutcome, Finding, Noticed, Order, RunError, TrialRecord, Watched, chain, shadow, trial_seed,
 };
 use crate::backend::BackendConfig;
 use crate::delays;
@@ -60,10 +61,20 @@ pub(super) fn run(
         .iter()
         .filter(|arm| order.only_arms.is_empty() || order.only_arms.contains(&arm.name))
         .collect();
+    let trials = match order.only_trial {
+        Some(trial) => trial..trial.saturating_add(1),
+        None => 0..order.trials,
+    };
+    let shard = order.limits.shard;
+    let trials = trials.filter(|trial| shard.is_none_or(|shard| shard.has(*trial)));
+    let again = order.limits.again;
+    let trials: Vec<u32> =
+        trials.flat_map(|trial| std::iter::repeat_n(trial, again as usize + 1)).collect();
     let mut runner = Runner {
         order,
         kernel,
         guest: None,
+        nursery: Nursery::new(&kernel.name, order.isolation, trials.len() * arms.len()),
         boots: 0,
         booted: false,
         session: Session {
@@ -91,14 +102,6 @@ pub(super) fn run(
     if let Some(folder) = runner.kept("") {
         written(&folder, fs::create_dir_all(&folder))?;
     }
-    let trials = match order.only_trial {
-        Some(trial) => trial..trial.saturating_add(1),
-        None => 0..order.trials,
-    };
-    let shard = order.limits.shard;
-    let trials = trials.filter(|trial| shard.is_none_or(|shard| shard.has(*trial)));
-    let again = order.limits.again;
-    let trials = trials.flat_map(|trial| std::iter::repeat_n(trial, again as usize + 1));
     'trials: for trial in trials {
         for (index, arm) in arms.iter().enumerate() {
             if stop.load(Ordering::Relaxed) || interrupt::requested() {
@@ -112,7 +115,7 @@ pub(super) fn run(
                 None => match runner.trial(arm, trial) {
                     Ok(record) => record,
                     Err(error) if order.limits.keep_going && error.is_of_the_guest() => {
-                        runner.session.gave_up = Some(error.chain());
+                        runner.session.gave_up = Some(chain(&error));
                         break 'trials;
                     }
                     Err(error) => return Err(error),
@@ -132,9 +135,10 @@ struct Runner<'a> {
     order: &'a Order,
     kernel: &'a Kernel,
     guest: Option<Guest>,
-    /// Boots that were tried.
+    nursery: Nursery,
+    /// Guests that were asked for.
     boots: u32,
-    /// Whether one of them brought up a guest.
+    /// Whether one of them came up.
     booted: bool,
     session: Session,
     /// Rules that a hit needs and the shadow cannot check on this kernel.
@@ -183,7 +187,7 @@ impl<'a> Runner<'a> {
     /// One trial, repeated in a new guest when the guest fails.
     fn trial(&mut self, arm: &'a Arm, trial: u32) -> Result<TrialRecord, RunError> {
         for times in 1.. {
-            match self.attempt(arm, trial) {
+            match self.attempt(arm, trial, times > 1) {
                 Ok((observed, seconds)) => {
                     let record = self.record(arm, trial, &observed, seconds)?;
                     if self.order.isolation == Isolation::Fresh {
@@ -223,11 +227,17 @@ impl<'a> Runner<'a> {
         Err(RunError::Interrupted)
     }
 
-    /// One trial and the seconds it took; booting is not part of it.
-    fn attempt(&mut self, arm: &'a Arm, trial: u32) -> Result<(Observed, f64), GuestError> {
+    /// One trial and the seconds it took; booting is not part of it. A guest that is needed is
+    /// not restored if it is to be booted.
+    fn attempt(
+        &mut self,
+        arm: &'a Arm,
+        trial: u32,
+        booted: bool,
+    ) -> Result<(Observed, f64), GuestError> {
         let mut guest = match self.guest.take() {
             Some(guest) => guest,
-            None => self.boot(arm, trial)?,
+            None => self.boot(arm, trial, booted)?,
         };
         self.booted = true;
         let started = Instant::now();
@@ -249,14 +259,12 @@ impl<'a> Runner<'a> {
         self.order.shadow || !self.order.plan.hit.shadow.is_empty()
     }
 
-    fn boot(&mut self, arm: &Arm, trial: u32) -> Result<Guest, GuestError> {
+    fn boot(&mut self, arm: &Arm, trial: u32, booted: bool) -> Result<Guest, GuestError> {
         let order = self.order;
         let log = self.kept(&format!("events-{}.jsonl", self.boots));
         let shadowed = self.shadowed();
         self.boots += 1;
-        let started = Instant::now();
-        let mut guest = Guest::boot(&config(order, self.kernel, log, shadowed))?;
-        self.session.guests.booted(started.elapsed());
+        let mut guest = self.nursery.next(&config(order, self.kernel, log, shadowed), booted)?;
         for error in guest.failed_boots() {
             let text = format!("the guest died while booting and was booted anew: {error}");
             self.find(arm, trial, text);
@@ -396,6 +404,7 @@ impl<'a> Runner<'a> {
                 tracing::warn!(kernel = self.kernel.name, "{error}");
             }
         }
+        self.session.guests = self.nursery.close();
         Ok(self.session)
     }
 

@@ -5,6 +5,7 @@
 //! Must not know: how a report looks, how a database looks.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
@@ -147,25 +148,29 @@ impl Document {
             let of = self.delays.iter().find(|(k, a, _)| *k == arm.kernel && *a == arm.arm);
             let rules = delays::summaries(of.map_or(&[], |(.., delays)| delays));
             let has_rules = self.plan.arms.iter().any(|a| a.name == arm.arm && !a.rules.is_empty());
-            let asked_ns = match &rules[..] {
-                [] if !has_rules => 0,
-                [one] => one.asked_ns,
+            let (stem, length) = stem(&arm.arm);
+            let asked_ns = match (&rules[..], length) {
+                ([one], _) => one.asked_ns,
+                // No request came that its rule would have delayed.
+                ([], Some(length)) => u64::try_from(length.as_nanos()).ok()?,
+                ([], None) if !has_rules => 0,
                 _ => return None,
             };
             let (kernel, tally) = (arm.kernel.clone(), arm.tally());
-            Some(Dose { kernel, arm: stem(&arm.arm).to_owned(), asked_ns, tally })
+            Some(Dose { kernel, arm: stem.to_owned(), asked_ns, tally })
         };
         let doses = self.campaign.arms.iter().filter_map(dose);
         doses.filter(|dose| dose.tally.trials > 0).collect()
     }
 }
 
-/// The name of an arm without the length of a delay at its end: `rules-5ms` is `rules`.
-fn stem(arm: &str) -> &str {
-    let split = arm.rsplit_once(['-', '@', ' ']);
-    match split {
-        Some((stem, length)) if humantime::parse_duration(length).is_ok() => stem,
-        _ => arm,
+/// The name of an arm without the length of a delay at its end, and that length: `rules-5ms` is
+/// `rules`, and `delay=5ms`, as a sweep names its arms, is `delay`.
+fn stem(arm: &str) -> (&str, Option<Duration>) {
+    let split = arm.rsplit_once(['-', '@', ' ', '=']);
+    match split.and_then(|(stem, length)| Some((stem, humantime::parse_duration(length).ok()?))) {
+        Some((stem, length)) => (stem, Some(length)),
+        None => (arm, None),
     }
 }
 
@@ -255,9 +260,11 @@ mod tests {
 
     #[test]
     fn a_length_at_the_end_of_an_arm_is_no_part_of_its_name() {
-        assert_eq!(stem("rules-5ms"), "rules");
-        assert_eq!(stem("rules@80ms"), "rules");
-        assert_eq!(stem("uniform"), "uniform");
-        assert_eq!(stem("no-barrier"), "no-barrier");
+        let ms = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(stem("rules-5ms"), ("rules", ms(5)));
+        assert_eq!(stem("rules@80ms"), ("rules", ms(80)));
+        assert_eq!(stem("delay=1ms"), ("delay", ms(1)));
+        assert_eq!(stem("uniform"), ("uniform", None));
+        assert_eq!(stem("no-barrier"), ("no-barrier", None));
     }
 }

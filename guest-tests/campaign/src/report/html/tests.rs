@@ -68,3 +68,16 @@ fn a_curve_is_drawn_when_there_are_lengths_to_compare() {
     let several = swept(&[(1, 2), (5, 9), (80, 20)]);
     insta::assert_snapshot!(dose_response(&several).into_string().replace("><", ">\n<"));
 }
+
+#[test]
+fn the_arms_of_a_sweep_are_one_curve() {
+    let mut document = swept(&[(1, 2)]).remove(0);
+    for (arm, name) in document.campaign.arms.iter_mut().zip(["delay=1ms", "delay=20ms"]) {
+        arm.kernel = "a-kernel".to_owned();
+        arm.arm = name.to_owned();
+    }
+    // None came: the names of the arms say how long they would have been.
+    document.delays.clear();
+    let page = page(&[document]);
+    assert_eq!(page.matches("<polyline").count(), 1, "{page}");
+}

@@ -9,8 +9,9 @@
 //! - order on the wire (D7): a commit record arrives after all that it covers is durable; metadata
 //!   is written in place only as committed, and after the commit is durable; the tail of the log
 //!   passes only what is durable in place; the live part of the log is not overwritten. `Durable`
-//!   takes FLUSH and the volatile cache at their word. The first commit tells whether the guest
-//!   relies on flushes; with `nobarrier`, or a write-through disk, completed counts as durable.
+//!   takes FLUSH and the volatile cache at their word. The first commit to an empty log tells whether
+//!   the guest relies on flushes; with `nobarrier`, or a write-through disk, completed counts as
+//!   durable.
 //! - stale data (D3): a block that a commit makes *written* has a copy in that transaction
 //!   (`data=journal`), or was written, and that was durable, when the commit record arrived, unless
 //!   nobody could read it after a power cut: the file has no name any more, or recovery cuts it
@@ -316,6 +317,10 @@ impl Shadow {
             }
             if let Some(format) = flight.format {
                 self.log.set_format(format);
+                // A log that is emptied ends a mount, and the next one may have other options.
+                if format.start().is_none() {
+                    self.cache.barriers = Barriers::Unknown;
+                }
                 self.rewatch();
             }
         }

@@ -17,10 +17,11 @@ use crate::machine::{Machine, Which};
 const SEED: u64 = 3;
 const TRIALS: u32 = 3;
 /// A plan, a kernel that has the bug, and one that does not.
-const PAIRS: [(&str, &str, &str); 7] = [
+const PAIRS: [(&str, &str, &str); 8] = [
     ("late-leaf", "debian-5.10.262", "debian-6.1.192"),
     ("read-punch", "debian-5.10.262", "debian-6.1.192"),
     ("remount-writepages", "debian-6.1.192", "debian-6.12.107"),
+    ("direct-fallback", "debian-5.10.262", "debian-6.1.192"),
     ("zero-range-size", "debian-5.10.223", "debian-5.10.262"),
     ("zero-range-mapped", "debian-6.1.192", "debian-6.12.107"),
     ("extend-exposes", "debian-6.1.192", "debian-6.12.107"),

@@ -65,6 +65,43 @@ fn a_commit_record_that_comes_too_early() {
     caught(Rule::CommitOrder, flushes);
 }
 
+/// The guest mounts twice; without the flushes of the second mount it is one with `nobarrier`.
+#[test]
+fn whether_flushes_are_relied_on_is_a_matter_of_the_mount() {
+    let events = plain();
+    let writes = writes(&events);
+    let emptied = writes.iter().filter(|write| {
+        write.has(Kind::JournalSuperblock) && bytes(&events, write)[0x1c..0x20] == [0; 4]
+    });
+    let commits = |from: usize, to: usize| {
+        let within = |write: &&Write| (from..to).contains(&write.request);
+        writes.iter().filter(within).filter(|write| write.has(Kind::JournalCommit)).count()
+    };
+    let ends: Vec<usize> = emptied
+        .map(|write| write.complete)
+        .filter(|end| commits(0, *end) > 1 && commits(*end, events.len()) > 1)
+        .collect();
+    assert!(!ends.is_empty(), "the guest unmounts once between its mounts");
+    let without_flushes_after = |end: usize| -> Vec<Event> {
+        let mut left_out = Vec::new();
+        let late = events.iter().enumerate().filter(|(at, event)| match &event.what {
+            What::Request { id, op: Op::Flush, .. } if *at > end => {
+                left_out.push(*id);
+                false
+            }
+            What::Complete { id, .. } => !left_out.contains(id),
+            _ => true,
+        });
+        late.map(|(_, event)| event.clone()).collect()
+    };
+    for end in &ends {
+        assert_eq!(check(&without_flushes_after(*end)).findings, [], "after event {end}");
+    }
+    // Within a mount the same is a mistake.
+    let found = check(&without_flushes_after(ends[0] / 2)).findings;
+    assert!(found.iter().any(|(_, finding)| finding.rule == Rule::CommitOrder.id()), "{found:?}");
+}
+
 #[test]
 fn metadata_in_place_before_its_commit() {
     let events = plain();

@@ -21,10 +21,9 @@ use crate::storage::SECTOR_BYTES;
 
 mod chain;
 
+use chain::Header;
 pub(crate) use chain::{BrokenChain, Chain, Table};
 
-/// Bytes of struct virtio_blk_req before the data.
-const HEADER_BYTES: usize = 16;
 /// Bytes of struct virtio_blk_discard_write_zeroes.
 const RANGE_BYTES: usize = 16;
 /// Most host segments of a request's data: what one scatter-gather call takes.
@@ -162,7 +161,7 @@ pub(crate) fn status_of(errno: Errno) -> u8 {
 /// # Errors
 /// Outer: there is no status byte to answer with. Inner: refused.
 pub(crate) fn parse(chain: Chain, limits: Limits) -> Result<Result<Request, Refused>, BrokenChain> {
-    let Chain { readable, mut writable, fault, status_lost } = chain;
+    let Chain { header, readable, mut writable, fault, status_lost } = chain;
     if status_lost {
         // Only a bad address loses a status byte that the chain has.
         return Err(fault.map_or(BrokenChain::NoStatus, BrokenChain::StatusAddress));
@@ -170,14 +169,15 @@ pub(crate) fn parse(chain: Chain, limits: Limits) -> Result<Result<Request, Refu
     let Some(status) = writable.pop_byte() else {
         return Err(BrokenChain::NoStatus);
     };
-    Ok(match verb(readable, writable, fault, limits) {
+    Ok(match verb(&header, readable, writable, fault, limits) {
         Ok(verb) => Ok(Request { verb, status }),
         Err(why) => Err(Refused { why, status }),
     })
 }
 
 fn verb(
-    mut readable: Segments,
+    header: &Header,
+    readable: Segments,
     writable: Segments,
     fault: Option<BadAddress>,
     limits: Limits,
@@ -185,14 +185,11 @@ fn verb(
     if let Some(fault) = fault {
         return Err(Refusal::Address(fault));
     }
-    if readable.len() < HEADER_BYTES as u64 {
-        return Err(Refusal::ShortHeader(readable.len()));
-    }
-    let mut header = [0; HEADER_BYTES];
-    readable.read(0, &mut header);
-    readable.advance(HEADER_BYTES as u64);
-    let kind = le32(&header, 0);
-    let sector = le64(&header, 8);
+    let Some(words) = header.whole() else {
+        return Err(Refusal::ShortHeader(header.bytes().len() as u64));
+    };
+    let kind = le32(words, 0);
+    let sector = le64(words, 8);
     match kind {
         VIRTIO_BLK_T_IN => {
             wrong_way(&readable)?;

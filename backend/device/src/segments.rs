@@ -14,7 +14,10 @@ use std::sync::Arc;
 use libc::iovec;
 use smallvec::SmallVec;
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
+};
 
 /// One state of the guest's memory map, kept mapped as long as any clone lives.
 ///
@@ -23,17 +26,66 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 pub struct Snapshot(Arc<Mapped>);
 
 #[derive(Debug)]
-struct Mapped(Arc<GuestMemoryMmap>);
+struct Mapped {
+    /// The first regions, where nearly everything lies.
+    regions: SmallVec<[Region; 4]>,
+    memory: Arc<GuestMemoryMmap>,
+}
+
+/// Where a region of guest memory lies in this process.
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    start: u64,
+    len: u64,
+    at: NonNull<u8>,
+}
+
+// SAFETY: an address of memory that belongs to no thread, kept mapped by what it lies beside.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// Regions that are looked through before the memory map is asked.
+const REGIONS_MAX: usize = 8;
 
 impl Snapshot {
     /// Wraps a memory map.
     pub fn new(memory: Arc<GuestMemoryMmap>) -> Snapshot {
-        Snapshot(Arc::new(Mapped(memory)))
+        let region = |region: &GuestRegionMmap| {
+            let at = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+            let at = NonNull::new(at)?;
+            Some(Region { start: region.start_addr().0, len: region.len(), at })
+        };
+        let regions = memory.iter().take(REGIONS_MAX).filter_map(region).collect();
+        Snapshot(Arc::new(Mapped { regions, memory }))
     }
 
     /// The memory map.
     pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.0.0
+        &self.0.memory
+    }
+
+    /// The host address of a range that lies in one region, mapped as long as `self` lives; `None`
+    /// if it does not, or not among the first regions.
+    pub(crate) fn host(&self, addr: GuestAddress, len: usize) -> Option<*mut u8> {
+        self.0.regions.iter().find_map(|region| {
+            let offset = addr.0.wrapping_sub(region.start);
+            (offset < region.len && len as u64 <= region.len - offset).then(|| {
+                // SAFETY: the offset is inside the region.
+                unsafe { region.at.as_ptr().add(offset as usize) }
+            })
+        })
+    }
+
+    /// Copies a range out; every byte is read once. False when part of it is outside the memory.
+    pub(crate) fn read(&self, addr: GuestAddress, out: &mut [u8]) -> bool {
+        if let Some(at) = self.host(addr, out.len()) {
+            // SAFETY: mapped for that many bytes, as `host` says; a buffer of ours is not guest
+            // memory. The guest may write meanwhile: any mix of bytes is a value.
+            unsafe { ptr::copy_nonoverlapping(at, out.as_mut_ptr(), out.len()) };
+            return true;
+        }
+        self.memory().read_slice(out, addr).is_ok()
     }
 
     /// Whether this is a snapshot of that very map.
@@ -116,14 +168,18 @@ impl Drop for AlignedBuf {
 /// What keeps the addresses valid.
 #[derive(Clone, Debug)]
 enum Keep {
+    /// There are none.
+    Nothing,
     Guest(Snapshot),
-    Private { _buf: Arc<AlignedBuf> },
+    Private {
+        _buf: Arc<AlignedBuf>,
+    },
 }
 
 /// The data of one request: host addresses in order, and what keeps them valid.
 #[derive(Debug)]
 pub struct Segments {
-    iov: SmallVec<[iovec; 8]>,
+    iov: SmallVec<[iovec; 4]>,
     len: u64,
     keep: Keep,
 }
@@ -132,7 +188,12 @@ pub struct Segments {
 unsafe impl Send for Segments {}
 
 impl Segments {
-    /// No data yet; [`Segments::push`] adds guest ranges.
+    /// No data yet; [`Segments::push_of`] adds guest ranges.
+    pub(crate) fn nothing() -> Segments {
+        Segments { iov: SmallVec::new(), len: 0, keep: Keep::Nothing }
+    }
+
+    /// No data yet; [`Segments::push`] adds ranges of that memory.
     pub fn guest(memory: &Snapshot) -> Segments {
         Segments { iov: SmallVec::new(), len: 0, keep: Keep::Guest(memory.clone()) }
     }
@@ -151,7 +212,32 @@ impl Segments {
         let Keep::Guest(memory) = &self.keep else {
             return Err(BadAddress { addr: addr.0, len });
         };
+        let memory = memory.clone();
+        self.push_of(&memory, addr, len)
+    }
+
+    /// Adds a range of that memory, which is the same for all of them; otherwise as
+    /// [`Segments::push`].
+    pub(crate) fn push_of(
+        &mut self,
+        memory: &Snapshot,
+        addr: GuestAddress,
+        len: u32,
+    ) -> Result<(), BadAddress> {
+        match &self.keep {
+            Keep::Nothing => self.keep = Keep::Guest(memory.clone()),
+            Keep::Guest(of) if of.is_of(memory.memory()) => {}
+            Keep::Guest(_) | Keep::Private { .. } => return Err(BadAddress { addr: addr.0, len }),
+        }
         let before = self.iov.len();
+        if let Some(at) = memory.host(addr, len as usize)
+            && len > 0
+        {
+            self.iov.push(iovec { iov_base: at.cast(), iov_len: len as usize });
+            self.len += u64::from(len);
+            self.merge_from(before);
+            return Ok(());
+        }
         for slice in memory.memory().get_slices(addr, len as usize) {
             let Ok(slice) = slice else {
                 self.iov.truncate(before);
@@ -243,7 +329,7 @@ impl Segments {
     /// # Safety
     /// `from` must be readable for `len` bytes.
     pub(crate) unsafe fn write_raw(&self, offset: u64, from: *const u8, len: usize) {
-        debug_assert!(matches!(self.keep, Keep::Guest(_)), "private segments are sources");
+        debug_assert!(!matches!(self.keep, Keep::Private { .. }), "private segments are sources");
         if matches!(self.keep, Keep::Private { .. }) {
             return;
         }
@@ -278,7 +364,7 @@ impl Segments {
 
     /// Zeroes `len` bytes from `offset` on.
     pub fn zero(&self, offset: u64, len: usize) {
-        debug_assert!(matches!(self.keep, Keep::Guest(_)), "private segments are sources");
+        debug_assert!(!matches!(self.keep, Keep::Private { .. }), "private segments are sources");
         if matches!(self.keep, Keep::Private { .. }) {
             return;
         }

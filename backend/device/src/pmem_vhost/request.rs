@@ -57,9 +57,6 @@ pub(super) fn parse(chain: Chain) -> Result<Request, BrokenRequest> {
     if chain.writable.len() < u64::from(WORD_BYTES) {
         return Err(BrokenRequest::NoAnswer { bytes: chain.writable.len() });
     }
-    let mut word = [0; WORD_BYTES as usize];
-    let whole = chain.readable.len() >= u64::from(WORD_BYTES);
-    chain.readable.read(0, &mut word);
-    let is_flush = whole && u32::from_le_bytes(word) == FLUSH;
+    let is_flush = chain.header.bytes().starts_with(&FLUSH.to_le_bytes());
     Ok(Request { is_flush, answer: Answer(chain.writable) })
 }

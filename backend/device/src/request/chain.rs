@@ -64,6 +64,10 @@ impl<'a> Table<'a> {
         len: usize,
     ) -> Result<Table<'a>, BrokenChain> {
         let bytes = len * DESCRIPTOR_BYTES;
+        if let Some(at) = memory.host(addr, bytes) {
+            // SAFETY: mapped for that many bytes as long as `memory` lives, as `host` says.
+            return Ok(unsafe { Table::at(at, len) });
+        }
         match memory.memory().get_slice(addr, bytes) {
             Ok(slice) => {
                 let at = slice.ptr_guard().as_ptr();
@@ -100,10 +104,45 @@ impl<'a> Table<'a> {
     }
 }
 
+/// The first bytes that the device reads, where a request says what it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Header {
+    bytes: [u8; Header::BYTES],
+    len: usize,
+}
+
+impl Header {
+    /// Bytes of struct virtio_blk_req before the data; no header of a device here is longer.
+    pub(crate) const BYTES: usize = 16;
+
+    /// Those that the chain has.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// All of them, if the chain has as many.
+    pub(crate) fn whole(&self) -> Option<&[u8; Header::BYTES]> {
+        (self.len == Header::BYTES).then_some(&self.bytes)
+    }
+
+    /// Takes what is missing from the beginning of a range; gives how much that was.
+    fn take(&mut self, memory: &Snapshot, addr: GuestAddress, len: u32) -> Result<u32, BadAddress> {
+        let rest = self.bytes.get_mut(self.len..).unwrap_or_default();
+        let missing = rest.len().min(len as usize);
+        if missing > 0 && !memory.read(addr, &mut rest[..missing]) {
+            return Err(BadAddress { addr: addr.0, len });
+        }
+        self.len += missing;
+        Ok(missing as u32)
+    }
+}
+
 /// A chain's bytes.
 #[derive(Debug)]
 pub(crate) struct Chain {
-    /// What the device reads.
+    /// What the device reads first.
+    pub header: Header,
+    /// What it reads after that.
     pub readable: Segments,
     /// What the device writes.
     pub writable: Segments,
@@ -123,9 +162,11 @@ impl Chain {
         indirect_allowed: bool,
     ) -> Result<Chain, BrokenChain> {
         let mut walk = Walk {
+            memory,
             chain: Chain {
-                readable: Segments::guest(memory),
-                writable: Segments::guest(memory),
+                header: Header::default(),
+                readable: Segments::nothing(),
+                writable: Segments::nothing(),
                 fault: None,
                 status_lost: false,
             },
@@ -153,13 +194,14 @@ impl Chain {
 }
 
 /// A chain being walked.
-struct Walk {
+struct Walk<'a> {
+    memory: &'a Snapshot,
     chain: Chain,
     seen_writable: bool,
     bytes: u32,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Follows a table from `index` to the end of the chain, or to a descriptor that refers to
     /// an indirect table.
     fn follow(
@@ -192,13 +234,22 @@ impl Walk {
         if len == 0 {
             return Ok(());
         }
-        let chain = &mut self.chain;
-        let part =
-            if descriptor.is_write_only() { &mut chain.writable } else { &mut chain.readable };
-        let added = part.push(descriptor.addr(), len);
-        if descriptor.is_write_only() {
+        let (addr, chain) = (descriptor.addr(), &mut self.chain);
+        let added = if descriptor.is_write_only() {
+            let added = chain.writable.push_of(self.memory, addr, len);
             chain.status_lost = added.is_err();
-        }
+            added
+        } else {
+            chain.header.take(self.memory, addr, len).and_then(|taken| {
+                match addr.0.checked_add(u64::from(taken)) {
+                    _ if taken == len => Ok(()),
+                    Some(rest) => {
+                        chain.readable.push_of(self.memory, GuestAddress(rest), len - taken)
+                    }
+                    None => Err(BadAddress { addr: addr.0, len }),
+                }
+            })
+        };
         if let Err(bad) = added {
             chain.fault.get_or_insert(bad);
         }

@@ -24,7 +24,6 @@ mod trial;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use agent::wire::ToHost;
 use anyhow::Context;
 
 fn main() -> ExitCode {
@@ -46,14 +45,7 @@ fn run() -> anyhow::Result<()> {
     let disks = disk::wait_for_both(disk::LIMIT)?;
     let link = Arc::new(link::Link::open(&disks.link)?);
     power::report_panics_to(Arc::clone(&link));
-    link.send(&ToHost::Hello {
-        protocol: agent::wire::VERSION,
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-        page_bytes: rustix::param::page_size() as u64,
-        disk: disks.main.clone(),
-    })
-    .context("greeting the host")?;
+    serve::greet(&link, &disks.main).context("greeting the host")?;
     console::say("ready");
     serve::serve(&link, &disks.main)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
-use agent::wire::{ToGuest, ToHost, Trial};
+use agent::wire::{self, ToGuest, ToHost, Trial};
 use anyhow::{Context, bail};
 
 use crate::link::{Aligned, Link, PollError};
@@ -51,6 +51,7 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
                 Ok(tracer) => stage.watch(tracer),
                 Err(error) => refuse(link, Some(order.id), &format!("{error:#}"))?,
             },
+            ToGuest::Greet => greet(link, disk)?,
             ToGuest::Sync { rounds } => synchronise(link, rounds)?,
             ToGuest::Ping { id } => {
                 link.send(&ToHost::Pong { id, guest_ns: clock::now_ns() })?;
@@ -66,6 +67,18 @@ pub(crate) fn serve(link: &Arc<Link>, disk: &str) -> anyhow::Result<()> {
         }
     }
     bail!("the link disk gave {MOST_BAD_POLLS} bad answers in a row")
+}
+
+/// Says what guest this is.
+pub(crate) fn greet(link: &Link, disk: &str) -> anyhow::Result<()> {
+    link.send(&ToHost::Hello {
+        protocol: wire::VERSION,
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        cpus: thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        page_bytes: rustix::param::page_size() as u64,
+        disk: disk.to_owned(),
+    })?;
+    Ok(())
 }
 
 fn listen(link: &Link, meeting: &Meeting, orders: &Sender<ToGuest>) {

@@ -194,16 +194,20 @@ impl Guest {
             kept.then(|| Memory::new("racegate-memory", machine::MEMORY_BYTES)).transpose();
         let memory = memory.map_err(|source| GuestError::Memory { source })?;
         let mut guest = Guest::start(config, Arc::new(machine::initramfs(config)?), memory, false)?;
-        guest.hello =
-            guest.inbox.wait_for("waiting for the agent to be ready", BOOT_LIMIT, |notice| {
-                match said(notice)?.1 {
-                    ToHost::Hello { kernel, cpus, page_bytes, disk, .. } => {
-                        Some(Hello { kernel, cpus, page_bytes, disk })
-                    }
-                    _ => None,
-                }
-            })?;
+        guest.greeted(BOOT_LIMIT)?;
         Ok(guest)
+    }
+
+    /// Waits until the agent has said which guest this is.
+    fn greeted(&mut self, limit: Duration) -> Result<(), GuestError> {
+        let what = "waiting for the agent to be ready";
+        self.hello = self.inbox.wait_for(what, limit, |notice| match said(notice)?.1 {
+            ToHost::Hello { kernel, cpus, page_bytes, disk, .. } => {
+                Some(Hello { kernel, cpus, page_bytes, disk })
+            }
+            _ => None,
+        })?;
+        Ok(())
     }
 
     /// Starts the backend and the machine, which boots, or waits to be loaded (`incoming`).

@@ -15,7 +15,7 @@ use super::workload::Workload;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ToHost {
-    /// The first message after boot: the guest is ready.
+    /// The first message after boot: the guest is ready. Also the answer to [`ToGuest::Greet`].
     Hello {
         /// [`super::VERSION`] of the agent.
         protocol: u16,
@@ -126,6 +126,8 @@ pub enum ToGuest {
         /// Rounds, at least 2 to learn anything.
         rounds: u32,
     },
+    /// Say [`ToHost::Hello`]: the other end of the link is a new one, which knows nothing of the guest.
+    Greet,
     /// Say [`ToHost::Pong`].
     Ping {
         /// Chosen by the host.

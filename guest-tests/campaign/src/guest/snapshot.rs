@@ -9,8 +9,9 @@
 //! /proc, so nothing is left when this process is gone. The disks migrate as every vhost-user-blk
 //! disk does: QEMU stops the rings of the old backend (GET_VRING_BASE), which first answers what is in
 //! flight, polls of the link disk included, and tells the new one where they stand
-//! (SET_VRING_BASE). The agent notices nothing but an empty answer to its poll. The host learns the
-//! guest's clock before each trial anyway.
+//! (SET_VRING_BASE). The agent notices nothing but an empty answer to its poll. It is told to
+//! greet, since the new backend has not seen the greeting of the boot, by which a shadow knows the
+//! kernel. The host learns the guest's clock before each trial anyway.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
@@ -18,12 +19,13 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use agent::wire::ToGuest;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use super::{Guest, GuestConfig, GuestError, Hello};
+use super::{ANSWER_LIMIT, Guest, GuestConfig, GuestError};
 use crate::device::Device;
 use crate::qemu::{Qmp, QmpError};
 
@@ -56,7 +58,6 @@ pub enum SnapshotError {
 pub struct Snapshot {
     config: GuestConfig,
     initramfs: Arc<NamedTempFile>,
-    hello: Hello,
     /// Boots that came before; the first guest that is restored tells of them.
     failed_boots: Vec<GuestError>,
     memory: Memory,
@@ -94,10 +95,10 @@ impl Snapshot {
         let memory = guest.memory.take().ok_or(SnapshotError::NotPrepared)?;
         let state = Memory::new("racegate-state", 0).map_err(SnapshotError::Memory)?;
         guest.qmp()?.save(&format!("exec:cat > {}", state.path().display()))?;
-        let (initramfs, hello) = (Arc::clone(&guest.initramfs), guest.hello.clone());
+        let initramfs = Arc::clone(&guest.initramfs);
         let failed_boots = std::mem::take(&mut guest.failed_boots);
         drop(guest);
-        Ok(Snapshot { config: config.clone(), initramfs, hello, failed_boots, memory, state })
+        Ok(Snapshot { config: config.clone(), initramfs, failed_boots, memory, state })
     }
 
     /// Starts a guest in the snapshot's state. Its events go to `event_log`; a disk that keeps its
@@ -111,11 +112,11 @@ impl Snapshot {
         let memory = self.memory.copy().map_err(|source| GuestError::Memory { source })?;
         let (initramfs, state) = (Arc::clone(&self.initramfs), self.state.path());
         let mut guest = Guest::start(&config, initramfs, Some(memory), true)?;
-        guest.hello.clone_from(&self.hello);
         let loaded =
             guest.qmp().and_then(|mut qmp| qmp.load(&format!("exec:cat {}", state.display())));
         // QEMU's own words tell more than that it has ended.
-        guest.ping()?;
+        guest.send(&ToGuest::Greet)?;
+        guest.greeted(ANSWER_LIMIT)?;
         loaded?;
         guest.failed_boots = std::mem::take(&mut self.failed_boots);
         Ok(guest)

@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use crate::clock;
 
 const INTERVAL: Duration = Duration::from_micros(500);
@@ -30,7 +32,8 @@ impl Watch {
     }
 
     /// Waits until the thread sleeps uninterruptibly with all of `within` on its kernel stack.
-    /// `Ok(false)`: it did not within the limit, or `given_up` said so.
+    /// `Ok(false)`: it did not within the limit, or `given_up` said so. A thread that ends is an
+    /// error.
     pub(super) fn wait(
         &self,
         within: &[String],
@@ -39,13 +42,24 @@ impl Watch {
     ) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         let mut room = [0; ROOM];
+        let mut slept = String::from("nowhere");
+        let ended = |error: io::Error, slept: &str| match Errno::from_io_error(&error) {
+            Some(Errno::SRCH) => {
+                let within = within.join(", ");
+                io::Error::other(format!("it ended, and slept in {slept}, not within {within}"))
+            }
+            _ => error,
+        };
         loop {
-            let length = self.stat.read_at(&mut room, 0)?;
+            let length = self.stat.read_at(&mut room, 0).map_err(|error| ended(error, &slept))?;
             if state(&room[..length]) == Some(b'D') {
-                let length = self.stack.read_at(&mut room, 0)?;
-                if within.iter().all(|function| on_stack(&room[..length], function)) {
+                let length =
+                    self.stack.read_at(&mut room, 0).map_err(|error| ended(error, &slept))?;
+                let stack = &room[..length];
+                if within.iter().all(|function| on_stack(stack, function)) {
                     return Ok(true);
                 }
+                slept = functions(stack);
             }
             if given_up() || Instant::now() >= deadline {
                 return Ok(false);
@@ -71,6 +85,16 @@ fn on_stack(stack: &[u8], function: &str) -> bool {
     })
 }
 
+/// The functions of a stack, innermost first.
+fn functions(stack: &[u8]) -> String {
+    let names = stack.split(|&b| b == b'\n').filter_map(|line| line.split(|&b| b == b' ').nth(1));
+    let name = |name: &[u8]| {
+        let end = name.iter().position(|&b| b == b'+').unwrap_or(name.len());
+        String::from_utf8_lossy(&name[..end]).into_owned()
+    };
+    names.map(name).collect::<Vec<_>>().join(" < ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +115,6 @@ mod tests {
         assert!(!on_stack(stack, "rwsem_down_write"));
         assert!(!on_stack(stack, "ext4_page_mkwrite"));
         assert!(!on_stack(b"", "x"));
+        assert_eq!(functions(stack), "rwsem_down_write_slowpath < ext4_da_get_block_prep.cold");
     }
 }

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use agent::random_writes::parse_synced;
+use agent::wire::{Op, Thread};
 use anyhow::{Context, Result, bail, ensure};
 use campaign::backend::{Attachment, Storage};
 use campaign::device::Device;
@@ -176,7 +177,19 @@ fn writing_guest(machine: &Machine, device: Device, image: &Path) -> Result<(Gue
 }
 
 fn write_a_while(guest: &mut Guest) -> Result<()> {
-    guest.begin(writing("/dev/{disk}"))?;
+    let mut order = writing("/dev/{disk}");
+    // A writer that waits for a flush touches no page, and nobody may answer that flush any more.
+    let reads = Op::TimeReads {
+        path: "/dev/{disk}".into(),
+        offset: 0,
+        step: (IMAGE_MIB << 20) / 4096,
+        count: 4096,
+        pause_us: 0,
+        name: "reads".into(),
+    };
+    let reader = Thread { name: "reader".into(), ops: vec![reads; 64], ..Thread::default() };
+    order.workload.threads.push(reader);
+    guest.begin(order)?;
     guest.wait_mark(MARK_LIMIT, |mark| parse_synced(mark).filter(|n| *n >= WRITES))?;
     Ok(())
 }

@@ -43,7 +43,8 @@
 //! the shadow began (A1); dirty buffers of delayed blocks (A4); that a delayed cluster with space is
 //! pending (A5); pages that were never read but found (A7); that whoever keeps a mapping asks for
 //! `i_es_seq` (A9); writeback into blocks that were unwritten before, and tags of pages (B3); orphans
-//! (B4). Free clusters (B2) and `i_blocks` (B5) are the on-disk shadow's.
+//! (B4). Free clusters (B2) and `i_blocks` (B5) are the on-disk shadow's. What a kernel does in its last
+//! moments, some 20 ms, is not judged when nobody says any more that nothing was lost before it.
 //!
 //! Two events within one microsecond on two processors may be told in the wrong order: their times
 //! are printed in microseconds. After a loss of events, or one that comes out of order, everything seen

@@ -41,7 +41,8 @@ pub struct Args {
     /// Take this for the later operation only, may be repeated
     #[arg(long, value_parser = of(Operation::ALL, |of| of.name()))]
     later: Vec<Operation>,
-    /// Stop after this long
+    /// Stop trying new cases after this long; the last finding is still tried again and made
+    /// smaller, which can take minutes
     #[arg(long, default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Duration,
     /// Stop after so many trials

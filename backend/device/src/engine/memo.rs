@@ -83,7 +83,7 @@ impl Memo {
     /// `write`) whose content the layout does not follow from.
     ///
     /// # Errors
-    /// It is to be looked up; what is not known can be [`Memo::learn`]ed then.
+    /// It is to be looked up; what is not known can be [`Memo::learn`]ed instead.
     #[inline]
     pub(super) fn kinds(&self, sector: u64, sectors: u64, write: bool) -> Result<u32, Untold> {
         let (first, last) = units(sector, sectors).ok_or(Untold::Ask)?;

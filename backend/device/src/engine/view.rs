@@ -196,18 +196,15 @@ impl Snapshot {
         }) else {
             return self.look(op, sector, sectors);
         };
-        let untold = match memo.kinds(sector, sectors, write) {
-            Ok(kinds) => {
-                let kinds = if by_class { kinds } else { 0 };
-                return Look { interest: Interest::None, kinds };
-            }
-            Err(untold) => untold,
-        };
-        let look = self.look(op, sector, sectors);
-        if untold == Untold::NotKnown && look.interest == Interest::None {
+        let mut known = memo.kinds(sector, sectors, write);
+        if known == Err(Untold::NotKnown) {
             memo.learn(map, &self.filter, sector, sectors);
+            known = memo.kinds(sector, sectors, write);
         }
-        look
+        match known {
+            Ok(kinds) => Look { interest: Interest::None, kinds: if by_class { kinds } else { 0 } },
+            Err(_) => self.look(op, sector, sectors),
+        }
     }
 
     fn look(&self, op: Op, sector: u64, sectors: u64) -> Look {

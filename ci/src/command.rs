@@ -16,6 +16,12 @@ pub(crate) fn cargo(args: &[&str]) -> Result<()> {
     cargo_with_env(args, &[])
 }
 
+/// Runs `racegate setup`, which installs what is missing or says what to type.
+pub(crate) fn setup(args: &[&str]) -> Result<()> {
+    let run = ["run", "--quiet", "--package", "racegate", "--bin", "racegate", "--", "setup"];
+    cargo(&[&run, args].concat())
+}
+
 /// Runs `cargo` with these arguments and variables at the top of the tree.
 pub(crate) fn cargo_with_env(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use crate::command::cargo;
+use crate::command::{cargo, setup};
 
 /// Every test that needs no guest. The oracle tests of `ext4-layout` need e2fsprogs, which
 /// `racegate setup` brings.
 pub(crate) fn run() -> Result<()> {
-    cargo(&["run", "--quiet", "--package", "racegate", "--bin", "racegate", "--", "setup"])?;
+    setup(&[])?;
     cargo(&["test", "--workspace", "--exclude", "guest-tests"])
 }

@@ -19,22 +19,25 @@ pub struct Args {
     /// Also what `racegate kernels build` needs
     #[arg(long)]
     kernel_build: bool,
+    /// Also what `cargo ci fuzz` needs
+    #[arg(long)]
+    fuzz: bool,
 }
 
 /// Carries out `racegate setup`.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Args { no_install, kernel_build } = args;
+    let Args { no_install, kernel_build, fuzz } = args;
     interrupt::install().context("Could not take over the interrupt signals")?;
     let cache = Cache::open()?;
     let mut installed = setup::ensure(!no_install, &cache)?;
-    if kernel_build {
-        installed.extend(setup::ensure_for_builds(!no_install)?);
-    }
+    let more = [(kernel_build, setup::BUILD_NEEDS), (fuzz, setup::FUZZ_NEEDS)];
+    let wanted = more.iter().filter(|(wanted, _)| *wanted);
+    let more: Vec<_> = wanted.flat_map(|(_, needs)| *needs).copied().collect();
+    installed.extend(setup::ensure_more(&more, !no_install)?);
     if !installed.is_empty() {
         println!("installed: {}", installed.join(", "));
     }
-    let more = if kernel_build { setup::BUILD_NEEDS } else { &[] };
-    for need in setup::NEEDS.iter().chain(more) {
+    for need in setup::NEEDS.iter().chain(&more) {
         println!("{:<20} {}", need.program, need.purpose);
     }
     let qemu = Qemu::find(&cache)?;

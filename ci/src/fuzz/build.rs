@@ -5,9 +5,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::command::{cargo_with_env, top};
+use crate::command::{cargo_with_env, setup, top};
 
 /// What libFuzzer needs to see, as cargo-fuzz has it: an 8-bit counter for each edge, and what is
 /// compared with what.
@@ -20,7 +20,7 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 /// Builds it, with optimisation and every check that a debug build has.
 pub(super) fn fuzzer(sanitizer: bool) -> Result<PathBuf> {
     if Command::new("c++").arg("--version").output().is_err() {
-        bail!("no C++ compiler, which libFuzzer needs: apt install g++");
+        setup(&["--fuzz"])?;
     }
     let host = host()?;
     // Flags for a named target are not for build scripts and macros.

@@ -59,6 +59,9 @@ pub const BUILD_NEEDS: &[Need] = &[
     need("tar", "tar", "unpacks kernel sources"),
 ];
 
+/// What fuzzing takes besides.
+pub const FUZZ_NEEDS: &[Need] = &[need("c++", "g++", "compiles libFuzzer")];
+
 /// The machine cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
@@ -145,9 +148,9 @@ pub fn ensure(may_install: bool, cache: &Cache) -> Result<Vec<&'static str>, Set
     Err(is_missing(&still))
 }
 
-/// The same for what building a kernel takes.
-pub fn ensure_for_builds(may_install: bool) -> Result<Vec<&'static str>, SetupError> {
-    let needs = missing_of(BUILD_NEEDS);
+/// The same for what else is needed: [`BUILD_NEEDS`], [`FUZZ_NEEDS`].
+pub fn ensure_more(more: &[Need], may_install: bool) -> Result<Vec<&'static str>, SetupError> {
+    let needs = missing_of(more);
     if needs.is_empty() {
         return Ok(Vec::new());
     }

@@ -188,7 +188,7 @@ impl Kernels {
         let name = name(upstream, &names);
         let place = place(&name, &record.version, series, &fixes);
         if !self.cache.path(&place).is_dir() {
-            setup::ensure_for_builds(true)?;
+            setup::ensure_more(setup::BUILD_NEEDS, true)?;
             let _lock = self.cache.lock(&format!("build-{series}"))?;
             let tree = SourceTree::unpacked(&self.cache, &apt, &record, &bar)?;
             tree.configure(&bar)?;

@@ -37,12 +37,13 @@ use batch::{AHEAD, BATCH};
 use poll::Poller;
 pub use poll::Polling;
 
-/// Ended requests for which a driver that sleeps is woken while there is more to do: to wake it
-/// costs as much as to serve some of them.
-const CALL: usize = 16;
+/// Ended requests for which a driver that sleeps is woken while there is more to do. To wake it
+/// costs as much as to serve some of them; later, and there is nothing left to serve until it is
+/// awake.
+const CALL: usize = 10;
 
 /// The same by bytes of the ended requests: large ones take long by themselves.
-const CALL_BYTES: u64 = 512 << 10;
+const CALL_BYTES: u64 = 1280 << 10;
 
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 8;
@@ -161,7 +162,7 @@ impl Worker {
         }
         self.settle();
         if !self.broken
-            && let Err(fault) = self.begin().and_then(|()| self.drain())
+            && let Err(fault) = self.begin().and_then(|()| self.drain(wake))
         {
             self.break_queue(&fault);
         }
@@ -169,7 +170,7 @@ impl Worker {
     }
 
     /// Serves the ring until the driver has nothing more, and is known to kick when it has.
-    fn drain(&mut self) -> Result<(), QueueFault> {
+    fn drain(&mut self, wake: Wake) -> Result<(), QueueFault> {
         loop {
             self.follow_memory();
             let Some(ring) = &mut self.ring else { return Ok(()) };
@@ -178,7 +179,8 @@ impl Worker {
                 self.call_driver(CALL);
             }
             self.call_driver(1);
-            if self.poll() {
+            let may_look = wake == Wake::Kick || self.poller.never_sleeps();
+            if may_look && self.poll() {
                 continue;
             }
             let Some(ring) = &mut self.ring else { return Ok(()) };
@@ -201,7 +203,9 @@ impl Worker {
     }
 
     /// Looks at the ring for a while, if that is worth it and there is nothing else to wait for.
-    /// True if there is something in it.
+    /// True if there is something in it. Only for requests that are served at once: where they wait
+    /// for a disk the worker has to sleep anyway, and a driver that is called from a processor about
+    /// to be idle wakes sooner than one on another that is idle already.
     fn poll(&mut self) -> bool {
         let window = self.poller.window();
         let Some(ring) = self.ring.as_ref().filter(|_| !window.is_zero()) else { return false };

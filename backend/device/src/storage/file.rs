@@ -15,6 +15,7 @@ use super::image::{Image, Use};
 use super::{Channel, Io, IoResult, Storage, StorageError, Submitted};
 
 mod ring;
+mod spot;
 
 use ring::RingChannel;
 
@@ -118,7 +119,7 @@ impl BlockingChannel {
     fn run(&self, io: Io) -> IoResult {
         match io {
             Io::Read { offset, to } => self.image.read(offset, to),
-            Io::Write { offset, from, durable } => self.image.write(offset, from, durable),
+            Io::Write { offset, mut from, durable } => self.image.write(offset, &mut from, durable),
             Io::Flush => self.image.sync(),
             Io::Discard { offset, len } => self.image.discard(offset, len),
             Io::WriteZeroes { offset, len, unmap, durable } => {

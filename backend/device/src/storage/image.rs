@@ -284,13 +284,13 @@ impl Image {
         Ok(())
     }
 
-    /// Writes the whole of `from`, blocking.
-    pub(super) fn write(&self, offset: u64, mut from: Segments, durable: bool) -> IoResult {
+    /// Writes the whole of `from`, blocking; advances it by what was written.
+    pub(super) fn write(&self, offset: u64, from: &mut Segments, durable: bool) -> IoResult {
         let mut at = offset;
         while !from.is_empty() {
             let iov = &from.iovecs()[..from.iovecs().len().min(IOV_MAX)];
             // SAFETY: `from` holds the memory that its addresses name, readable.
-            let n = unsafe { pwritev(self.fd_for(at, &from), iov, at, durable)? };
+            let n = unsafe { pwritev(self.fd_for(at, from), iov, at, durable)? };
             if n == 0 {
                 return Err(Errno::IO);
             }
@@ -393,7 +393,7 @@ impl Image {
             let mut chunk = Segments::private(zeroes.clone());
             chunk.truncate(offset + len - at);
             let n = chunk.len();
-            self.write(at, chunk, durable)?;
+            self.write(at, &mut chunk, durable)?;
             at += n;
         }
         Ok(())

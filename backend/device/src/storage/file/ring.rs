@@ -1,6 +1,7 @@
 //! A channel to an image through io_uring: many operations in flight, one ring per queue thread.
 //!
-//! In: operations. Out: results, announced by an eventfd.
+//! In: operations. Out: results, announced by the ring's own descriptor: one that is collected
+//! before anybody sleeps costs no system call.
 //! Must not know: virtqueues, requests.
 //!
 //! The channel owns the segments of an operation until the kernel is done with it, also when it
@@ -8,14 +9,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tracing::error;
 
+use super::spot::{Reads, Writes};
 use crate::segments::{AlignedBuf, Segments};
 use crate::storage::image::{IOV_MAX, Image, ZERO_CHUNK, ZeroStep, is_unsupported};
 use crate::storage::{Channel, Io, IoResult, Submitted};
@@ -70,7 +72,6 @@ struct Slot {
 
 pub(super) struct RingChannel {
     ring: IoUring,
-    event: OwnedFd,
     image: Arc<Image>,
     /// Boxed: the kernel reads the lists of addresses in a slot until the operation is submitted,
     /// and the table may grow before that. Used again, so that a warm channel allocates nothing.
@@ -79,59 +80,30 @@ pub(super) struct RingChannel {
     free: Vec<usize>,
     backlog: VecDeque<usize>,
     in_flight: u32,
-    unsubmitted: bool,
+    /// Those of `in_flight` that the kernel has not been told of.
+    unsubmitted: u32,
     ended: Vec<(usize, i32)>,
-    cached: Cached,
-}
-
-/// Whether to try the page cache before the ring.
-struct Cached {
-    /// The image goes through it, and its file system can tell without waiting.
-    possible: bool,
-    /// Reads to pass by before the next try.
-    skip: u32,
-    /// What `skip` becomes after the next miss.
-    penalty: u32,
-}
-
-impl Cached {
-    /// Most reads that a miss makes pass by: a try that fails costs a tenth of what a read from
-    /// a disk does.
-    const MOST: u32 = 64;
-
-    fn worth_a_try(&mut self) -> bool {
-        if self.possible && self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        self.possible
-    }
-
-    fn tried(&mut self, hit: bool) {
-        self.penalty = if hit { 0 } else { (self.penalty * 2).clamp(1, Self::MOST) };
-        self.skip = self.penalty;
-    }
+    reads: Reads,
+    writes: Writes,
 }
 
 impl RingChannel {
     pub(super) fn new(image: Arc<Image>) -> io::Result<RingChannel> {
         let ring = new_ring()?;
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let submitter = ring.submitter();
-        submitter.register_eventfd(event.as_raw_fd())?;
         submitter.register_files(&[image.fd().as_raw_fd(), image.buffered_fd().as_raw_fd()])?;
         let through_cache = image.align() == 1;
         Ok(RingChannel {
             ring,
-            event,
             image,
             slots: Vec::new(),
             free: Vec::new(),
             backlog: VecDeque::new(),
             in_flight: 0,
-            unsubmitted: false,
+            unsubmitted: 0,
             ended: Vec::new(),
-            cached: Cached { possible: through_cache, skip: 0, penalty: 0 },
+            reads: Reads::new(through_cache),
+            writes: Writes::new(through_cache),
         })
     }
 
@@ -188,7 +160,12 @@ impl RingChannel {
             self.submit();
         }
         self.in_flight += 1;
-        self.unsubmitted = true;
+        self.unsubmitted += 1;
+        // A disk with little to do begins while the rest of the batch is still being prepared:
+        // what waits here is never more than half of what is on its way.
+        if self.unsubmitted * 2 >= self.in_flight {
+            self.submit();
+        }
     }
 
     fn submit(&mut self) {
@@ -212,7 +189,7 @@ impl RingChannel {
                 }
             }
         }
-        self.unsubmitted = false;
+        self.unsubmitted = 0;
     }
 
     /// Takes what the kernel has finished, goes on with what is not complete, and gives the rest
@@ -243,25 +220,38 @@ impl RingChannel {
         {
             self.start(index);
         }
-        if self.unsubmitted {
+        if self.unsubmitted > 0 {
             self.submit();
         }
     }
 }
 
 impl Channel for RingChannel {
-    /// A read of what is in the page cache, by a call that does not wait.
+    /// A read of what is in the page cache, by a call that does not wait, or a write to it.
     fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
-        let Io::Read { offset, to } = io else { return None };
-        if !self.cached.worth_a_try() {
-            return None;
+        match io {
+            Io::Read { offset, to } if self.reads.worth_a_try() => {
+                let Ok(hit) = self.image.read_cached(*offset, to) else {
+                    self.reads.give_up();
+                    return None;
+                };
+                self.reads.tried(hit);
+                hit.then_some(Ok(()))
+            }
+            Io::Write { offset, from, durable: false }
+                if self.writes.suits(*offset, from.len()) =>
+            {
+                let begun = Instant::now();
+                if !self.writes.worth_a_try(begun) {
+                    return None;
+                }
+                let result = self.image.write(*offset, from, false);
+                let now = Instant::now();
+                self.writes.took(now, now - begun);
+                Some(result)
+            }
+            _ => None,
         }
-        let Ok(hit) = self.image.read_cached(*offset, to) else {
-            self.cached.possible = false;
-            return None;
-        };
-        self.cached.tried(hit);
-        hit.then_some(Ok(()))
     }
 
     fn submit(&mut self, token: u64, io: Io) -> Submitted {
@@ -272,25 +262,20 @@ impl Channel for RingChannel {
     }
 
     fn flush_submissions(&mut self) {
-        if self.unsubmitted {
+        if self.unsubmitted > 0 {
             RingChannel::submit(self);
         }
     }
 
+    /// Needs no system call to see what there is.
     fn reap(&mut self, done: &mut dyn FnMut(u64, IoResult)) {
-        // The counter goes first: what completes after it signals again.
-        let _ = rustix::io::read(&self.event, &mut [0_u8; 8]);
         self.collect(done);
     }
 
-    fn reap_what_is_there(&mut self, done: &mut dyn FnMut(u64, IoResult)) {
-        if !self.ring.completion().is_empty() {
-            self.reap(done);
-        }
-    }
-
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.event.as_fd())
+        // SAFETY: the ring keeps its descriptor open as long as it lives, and it outlives `self`'s
+        // borrow.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
     }
 }
 

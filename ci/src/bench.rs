@@ -12,7 +12,7 @@ use crate::command::{cargo, top};
 /// A comparison: name of its file, first contender, the others, options.
 type Comparison = (&'static str, &'static str, &'static [&'static str], &'static [&'static str]);
 
-const COMPARISONS: [Comparison; 4] = [
+const COMPARISONS: [Comparison; 5] = [
     (
         "memory-4k",
         "racegate@memory",
@@ -43,6 +43,21 @@ const COMPARISONS: [Comparison; 4] = [
         "racegate@direct",
         &["qsd-threads@direct", "qsd-io_uring@direct", "qsd-native@direct"],
         &["--op", "randread,randwrite", "--depth", "1,32"],
+    ),
+    (
+        "guest",
+        "racegate@memory",
+        &["qsd-native@tmpfs", "qsd-io_uring@tmpfs", "qemu-native@tmpfs", "qemu-io_uring@tmpfs"],
+        &[
+            "--guest",
+            "debian-6.12.107",
+            "--op",
+            "randread,randwrite",
+            "--depth",
+            "1,32",
+            "--size",
+            "128m",
+        ],
     ),
 ];
 

@@ -1,4 +1,4 @@
-//! `racegate bench`: how fast a vhost-user-blk backend is, without a guest.
+//! `racegate bench`: how fast a vhost-user-blk backend is, without a guest or in one.
 //!
 //! In: backends, jobs. Out: a table or JSON with rates, latencies, the backend's processor time,
 //! and ratios with 95 % intervals.
@@ -9,6 +9,7 @@
 
 mod contender;
 mod fio;
+mod guest;
 mod job;
 mod limits;
 mod load;
@@ -73,6 +74,10 @@ pub struct Args {
     /// Use this image as it is, and only read from it
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
     image: Option<PathBuf>,
+    /// Measure with fio in a guest of that kernel that has all backends as disks; MEDIUM of each
+    /// as ever, --wait of no use
+    #[arg(long, value_name = "KERNEL")]
+    guest: Option<String>,
     /// Process of a backend that was started elsewhere (socket:PATH), to tell its processor time
     #[arg(long)]
     pid: Option<u32>,
@@ -94,10 +99,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         queues: jobs.iter().map(|job| job.queues).max().unwrap_or(1),
         pid: args.pid,
     };
-    let mut contenders = Vec::new();
-    for (index, text) in std::iter::once(&args.backend).chain(&args.vs).enumerate() {
-        contenders.push(spec::open(text, index, &place).with_context(|| text.clone())?);
-    }
+    let names: Vec<&String> = std::iter::once(&args.backend).chain(&args.vs).collect();
+    let mut contenders = match &args.guest {
+        Some(kernel) => guest::boot(kernel, &names, &place)?,
+        None => names
+            .iter()
+            .enumerate()
+            .map(|(index, text)| spec::open(text, index, &place).with_context(|| (*text).clone()))
+            .collect::<anyhow::Result<_>>()?,
+    };
     let report = measure(&mut contenders, &jobs, args.rounds, args.window)?;
     drop(contenders);
 

@@ -51,7 +51,7 @@ enum Mode {
     Kernels(crate::kernels::Args),
     /// Measure how exact delays of persistent memory are on this machine, in a guest
     Latency(crate::latency::Args),
-    /// Measure a disk daemon without a guest, against others in the same run
+    /// Measure a disk daemon, without a guest or in one, against others in the same run
     Bench(crate::bench::Args),
     /// Steer a running disk: rules, statistics, events
     Ctl(crate::ctl::Args),

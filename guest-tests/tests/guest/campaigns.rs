@@ -96,8 +96,14 @@ const MARK: &str = "RACEGATE_TEST_MARK";
 
 /// The tool as a process of its own.
 pub(crate) fn racegate(args: &[&str], db: &Path) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = racegate_alone()?;
     command.args(args).arg("--db").arg(db).env(MARK, db);
+    Ok(command)
+}
+
+/// The same, without results.
+pub(crate) fn racegate_alone() -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     Ok(command)
 }

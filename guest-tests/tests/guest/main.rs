@@ -6,6 +6,7 @@
 //! What cannot run here (a QEMU that is not to be had, a package that is gone) is listed as
 //! ignored with the reason, and counted. In CI, nothing executed is a failure.
 
+mod benched;
 mod boot;
 mod bugs;
 mod campaigns;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
         Some("pmem-vhost") => return racegate::pmem_vhost::main(own()),
         Some("stores") => return racegate::stores::main(own()),
         // Tests of the tool itself start it as a process of its own, to kill it.
-        Some("campaign" | "replay" | "bisect" | "minimise" | "explore") => {
+        Some("campaign" | "replay" | "bisect" | "minimise" | "explore" | "bench") => {
             return racegate::cli::main();
         }
         _ => {}
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
     tests.extend(founding::tests(&machine));
     tests.extend(campaigns::tests(&machine));
     tests.extend(isolation::tests(&machine));
+    tests.extend(benched::tests(&machine));
     tests.extend(bugs::tests(&machine));
     tests.extend(explored::tests(&machine));
     tests.extend(hunts::tests(&machine));

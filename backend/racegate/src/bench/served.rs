@@ -102,6 +102,16 @@ impl Served {
         })
     }
 
+    /// Where it listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process, if that is known.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// Connects for jobs of that shape, unless that is so already.
     fn connect(&mut self, shape: Shape) -> anyhow::Result<()> {
         if self.connected.as_ref().is_some_and(|(has, _)| *has == shape) {

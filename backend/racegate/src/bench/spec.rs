@@ -27,6 +27,7 @@ Backends by name, KIND@MEDIUM:
   qsd-AIO@MEDIUM     qemu-storage-daemon with a file; AIO: threads, io_uring, native (never @file);
                      MEDIUM: tmpfs, file, direct; qsd-AIO-iothread@MEDIUM: in a thread of its own
   qsd-null@none      qemu-storage-daemon, a disk that moves no data
+  qemu-AIO@MEDIUM    QEMU's own virtio-blk in a thread of its own (only with --guest)
 Limits of the machine:
   memcpy@memory      one thread that copies blocks
   ring@memory        two threads that share a ring, one copies, both sleep when idle
@@ -38,41 +39,66 @@ Example:
 
 /// Opens the contender that `text` names; `index` tells contenders of one run apart.
 pub(super) fn open(text: &str, index: usize, place: &Place) -> anyhow::Result<Box<dyn Contender>> {
+    if let Some(daemon) = daemon(text, index, place)? {
+        return Ok(Box::new(daemon));
+    }
+    Ok(match text {
+        "memcpy@memory" => Box::new(Memcpy::new(place.bytes)?),
+        "ring@memory" => Box::new(Ring::new(place.bytes)?),
+        "fio@direct" => {
+            let (image, guard) = image_in(&place.disk, place)?;
+            Box::new(Fio::new(image, guard, place)?)
+        }
+        _ if text.starts_with("qemu-") => {
+            bail!("QEMU's own disk is in a guest: add --guest KERNEL")
+        }
+        _ => bail!(
+            "no such backend: expected a name (racegate bench --help lists them), socket:PATH, or \
+             a command with {{socket}} in it"
+        ),
+    })
+}
+
+/// The same, of those that are a process behind a socket; `None` if `text` names something else.
+pub(super) fn daemon(text: &str, index: usize, place: &Place) -> anyhow::Result<Option<Served>> {
     if let Some(socket) = text.strip_prefix("socket:") {
-        return Ok(Box::new(Served::attached(text, Path::new(socket), place)));
+        return Ok(Some(Served::attached(text, Path::new(socket), place)));
     }
     let socket = place.folder.join(format!("{index}.sock"));
     let mut words = text.split_whitespace();
     let first = words.next().unwrap_or_default();
     if text.contains("{socket}") {
-        return custom(text, &socket, place);
+        return custom(text, &socket, place).map(Some);
     }
     let extra: Vec<OsString> = words.map(OsString::from).collect();
-    let Some((kind, medium)) = first.split_once('@') else {
-        bail!(
-            "no such backend: expected a name (racegate bench --help lists them), socket:PATH, or \
-             a command with {{socket}} in it"
-        );
-    };
-    Ok(match (kind, medium) {
-        ("memcpy", "memory") => Box::new(Memcpy::new(place.bytes)?),
-        ("ring", "memory") => Box::new(Ring::new(place.bytes)?),
-        ("fio", "direct") => {
-            let (image, guard) = image_in(&place.disk, place)?;
-            Box::new(Fio::new(image, guard, place)?)
-        }
+    let Some((kind, medium)) = first.split_once('@') else { return Ok(None) };
+    Ok(Some(match (kind, medium) {
         ("racegate", _) => racegate(text, medium, &socket, extra, place)?,
         ("qsd-null", "none") => {
             let node = format!("driver=null-co,size={},read-zeroes=off", place.bytes);
             qsd(text, &node, false, &socket, extra, None, place)?
         }
         _ if kind.starts_with("qsd-") => qsd_file(text, kind, medium, &socket, extra, place)?,
+        _ => return Ok(None),
+    }))
+}
+
+/// Whether QEMU goes past the page cache for that aio mode and medium.
+pub(super) fn is_direct(aio: &str, medium: &str) -> anyhow::Result<bool> {
+    // Linux has no asynchronous read through the page cache but io_uring's.
+    match (aio, medium) {
+        ("native", "file") => bail!("aio=native needs O_DIRECT: name the medium direct"),
+        ("native", "tmpfs") | ("threads" | "io_uring" | "native", "direct") => Ok(true),
+        ("threads" | "io_uring", "tmpfs" | "file") => Ok(false),
         _ => bail!("no such backend: racegate bench --help lists the names"),
-    })
+    }
 }
 
 /// A file of the size of the disk, removed when the guard goes.
-fn image_in(folder: &Path, place: &Place) -> anyhow::Result<(PathBuf, Option<TempPath>)> {
+pub(super) fn image_in(
+    folder: &Path,
+    place: &Place,
+) -> anyhow::Result<(PathBuf, Option<TempPath>)> {
     if let Some(image) = &place.image {
         return Ok((image.clone(), None));
     }
@@ -86,7 +112,7 @@ fn image_in(folder: &Path, place: &Place) -> anyhow::Result<(PathBuf, Option<Tem
     Ok((path.to_path_buf(), Some(path)))
 }
 
-fn folder_of<'a>(medium: &str, place: &'a Place) -> &'a Path {
+pub(super) fn folder_of<'a>(medium: &str, place: &'a Place) -> &'a Path {
     if matches!(medium, "memory" | "tmpfs") { Path::new("/dev/shm") } else { &place.disk }
 }
 
@@ -96,7 +122,7 @@ fn racegate(
     socket: &Path,
     extra: Vec<OsString>,
     place: &Place,
-) -> anyhow::Result<Box<dyn Contender>> {
+) -> anyhow::Result<Served> {
     let options: &[&str] = match medium {
         "memory" => &["--storage", "memory"],
         "overlay" => &["--storage", "overlay"],
@@ -112,7 +138,7 @@ fn racegate(
     command.arg("blk").arg("--socket-path").arg(socket).arg("--blk-file").arg(image);
     command.args(["--queue-size", "1024", "--num-queues", &place.queues.to_string()]);
     command.args(options).args(extra);
-    Ok(Box::new(Served::start(text, command, socket, place, guard)?))
+    Served::start(text, command, socket, place, guard)
 }
 
 fn qsd_file(
@@ -122,19 +148,13 @@ fn qsd_file(
     socket: &Path,
     extra: Vec<OsString>,
     place: &Place,
-) -> anyhow::Result<Box<dyn Contender>> {
+) -> anyhow::Result<Served> {
     let mode = kind.strip_prefix("qsd-").unwrap_or(kind);
     let (aio, iothread) = match mode.strip_suffix("-iothread") {
         Some(aio) => (aio, true),
         None => (mode, false),
     };
-    // Linux has no asynchronous read through the page cache but io_uring's.
-    let direct = match (aio, medium) {
-        ("native", "file") => bail!("aio=native needs O_DIRECT: use qsd-native@direct"),
-        ("native", "tmpfs") | ("threads" | "io_uring" | "native", "direct") => true,
-        ("threads" | "io_uring", "tmpfs" | "file") => false,
-        _ => bail!("no such backend: racegate bench --help lists the names"),
-    };
+    let direct = is_direct(aio, medium)?;
     let (image, guard) = image_in(folder_of(medium, place), place)?;
     let cache = if direct { "on" } else { "off" };
     let read_only = if place.image.is_some() { "on" } else { "off" };
@@ -153,7 +173,7 @@ fn qsd(
     extra: Vec<OsString>,
     guard: Option<TempPath>,
     place: &Place,
-) -> anyhow::Result<Box<dyn Contender>> {
+) -> anyhow::Result<Served> {
     let mut command = process::command("qemu-storage-daemon", "qemu-system-common")?;
     let writable = if place.image.is_some() { "off" } else { "on" };
     let mut export = format!(
@@ -168,11 +188,11 @@ fn qsd(
         export.push_str(",iothread=t0");
     }
     command.arg("--export").arg(export).args(extra);
-    Ok(Box::new(Served::start(text, command, socket, place, guard)?))
+    Served::start(text, command, socket, place, guard)
 }
 
 /// A command of the operator's, with the places of socket and image put in.
-fn custom(text: &str, socket: &Path, place: &Place) -> anyhow::Result<Box<dyn Contender>> {
+fn custom(text: &str, socket: &Path, place: &Place) -> anyhow::Result<Served> {
     let (image, guard) = if text.contains("{image}") {
         let (image, guard) = image_in(&place.disk, place)?;
         (image.display().to_string(), guard)
@@ -189,5 +209,5 @@ fn custom(text: &str, socket: &Path, place: &Place) -> anyhow::Result<Box<dyn Co
         .with_context(|| format!("there is no program {program}"))?;
     let mut command: Command = process::command_at(&path);
     command.args(words);
-    Ok(Box::new(Served::start(text, command, socket, place, guard)?))
+    Served::start(text, command, socket, place, guard)
 }

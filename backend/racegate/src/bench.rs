@@ -74,8 +74,8 @@ pub struct Args {
     /// Use this image as it is, and only read from it
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
     image: Option<PathBuf>,
-    /// Measure with fio in a guest of that kernel that has all backends as disks; MEDIUM of each
-    /// as ever, --wait of no use
+    /// Measure with fio in a guest of that kernel, which has every backend as a disk (--wait does
+    /// not apply)
     #[arg(long, value_name = "KERNEL")]
     guest: Option<String>,
     /// Process of a backend that was started elsewhere (socket:PATH), to tell its processor time

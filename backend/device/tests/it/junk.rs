@@ -14,6 +14,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
+use crate::alone::alone;
 use crate::client::PATIENCE;
 use crate::front_ends::{MIB, Setting, bring_up, disk_works, rings, setting};
 use crate::raw::{Guest, Piece, Ring};
@@ -91,6 +92,10 @@ fn footprint() -> (u64, usize) {
 
 #[test]
 fn junk_for_ever_costs_other_queues_nothing() {
+    alone("junk::junk_for_ever_costs_other_queues_nothing", serves_beside_junk);
+}
+
+fn serves_beside_junk() {
     let Setting { served, guest, .. } = setting(4, "memory");
     let mut rings = rings(4);
     let _frontend = bring_up(&served, &guest, &rings, 1 << 28);

@@ -3,6 +3,7 @@
 //! Goal: whatever a front-end does, data is right, and the device serves the next one.
 //! Method: each test starts a device in this process and talks to it as a front-end.
 
+mod alone;
 mod client;
 mod front_ends;
 mod hostile;

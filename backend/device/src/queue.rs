@@ -129,6 +129,12 @@ impl Ring {
         split.zip(self.next).is_some_and(|(split, next)| split.has_more(next))
     }
 
+    /// Heads that seem to be available; takes no lock.
+    pub(crate) fn available(&self) -> usize {
+        let split = self.split.as_ref();
+        split.zip(self.next).map_or(0, |(split, next)| usize::from(split.available(next)))
+    }
+
     /// Whether the ring is as it was when heads were last taken.
     pub(crate) fn is_current(&self) -> bool {
         self.vring.changes.load(Ordering::Acquire) == self.as_of
@@ -301,12 +307,14 @@ impl Ring {
         Ok(())
     }
 
-    /// Calls the driver, if at least `least` chains were returned since this was last thought
-    /// about, and it wants to be called for one of them. False if they are fewer.
-    pub(crate) fn call_driver(&mut self, least: usize) -> bool {
-        if self.uncalled < least.max(1) {
-            return false;
-        }
+    /// Chains that were returned since the driver was last thought about.
+    pub(crate) fn uncalled(&self) -> usize {
+        self.uncalled
+    }
+
+    /// Calls the driver, if it wants to be called for one of the chains that were returned since
+    /// this was last thought about.
+    pub(crate) fn call_driver(&mut self) {
         self.uncalled = 0;
         let state = self.vring.ring.get_ref();
         let idx = state.get_queue().next_used();
@@ -314,7 +322,6 @@ impl Ring {
             // A front-end that closed its end has no one to call.
             let _ = state.signal_used_queue();
         }
-        true
     }
 
     /// Tells the front-end that the queue is broken.

@@ -29,21 +29,15 @@ use crate::storage::{Channel, Io, IoResult, SECTOR_BYTES, StorageError, Submitte
 
 mod around;
 mod batch;
+mod calls;
 mod poll;
 mod resume;
 
 pub(crate) use around::{Negotiated, Surroundings};
 use batch::{AHEAD, BATCH};
+use calls::Calls;
 use poll::Poller;
 pub use poll::Polling;
-
-/// Ended requests for which a driver that sleeps is woken while there is more to do. To wake it
-/// costs as much as to serve some of them; later, and there is nothing left to serve until it is
-/// awake.
-const CALL: usize = 10;
-
-/// The same by bytes of the ended requests: large ones take long by themselves.
-const CALL_BYTES: u64 = 1280 << 10;
 
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 8;
@@ -94,8 +88,7 @@ pub(crate) struct Worker {
     broken: bool,
     /// When the batch that is being served was taken, for the counters.
     taken_ns: u64,
-    /// Bytes of requests that ended since the driver was last thought about.
-    bytes_uncalled: u64,
+    calls: Calls,
     // Reused from batch to batch.
     heads: Vec<u16>,
     understood: Vec<(u16, Result<Request, Refused>)>,
@@ -132,7 +125,7 @@ impl Worker {
             busy: Heads::new(queue_size),
             broken: false,
             taken_ns: 0,
-            bytes_uncalled: 0,
+            calls: Calls::default(),
             heads: Vec::with_capacity(BATCH),
             understood: Vec::with_capacity(AHEAD),
             used: Vec::with_capacity(BATCH),
@@ -166,7 +159,7 @@ impl Worker {
         {
             self.break_queue(&fault);
         }
-        self.call_driver(1);
+        self.call_driver();
     }
 
     /// Serves the ring until the driver has nothing more, and is known to kick when it has.
@@ -176,9 +169,9 @@ impl Worker {
             let Some(ring) = &mut self.ring else { return Ok(()) };
             ring.unwant_kick(&self.memory)?;
             while self.serve_batch()? {
-                self.call_driver(CALL);
+                self.call_driver_in_time(0);
             }
-            self.call_driver(1);
+            self.call_driver();
             let may_look = wake == Wake::Kick || self.poller.never_sleeps();
             if may_look && self.poll() {
                 continue;
@@ -188,16 +181,6 @@ impl Worker {
                 self.seen.forget();
                 self.poller.sleeps(Instant::now());
                 return Ok(());
-            }
-        }
-    }
-
-    /// Calls the driver if it wants to be, once at least `least` requests have ended.
-    fn call_driver(&mut self, least: usize) {
-        if let Some(ring) = &mut self.ring {
-            let least = if self.bytes_uncalled < CALL_BYTES { least } else { 1 };
-            if ring.call_driver(least) {
-                self.bytes_uncalled = 0;
             }
         }
     }
@@ -259,7 +242,7 @@ impl Worker {
     /// All parts of a request have ended.
     fn finish(&mut self, in_flight: InFlight) {
         let (used, done) = in_flight.complete();
-        self.bytes_uncalled = self.bytes_uncalled.saturating_add(done.begun.bytes);
+        self.calls.ended(done.begun.bytes);
         self.done.push(done);
         self.used_up(used);
     }
@@ -492,7 +475,7 @@ impl Worker {
         self.channel.hurry();
         loop {
             self.settle();
-            self.call_driver(1);
+            self.call_driver();
             if self.requests.len() == 0 {
                 break;
             }

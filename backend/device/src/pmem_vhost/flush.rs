@@ -231,7 +231,7 @@ impl Shared {
         let State { ring, memory, .. } = state;
         let Some(ring) = ring else { return };
         let published = ring.publish(memory, &[Used { head, len: WORD_BYTES }], None);
-        ring.call_driver(1);
+        ring.call_driver();
         if let Err(fault) = published {
             state.break_queue(&fault.into());
         }

@@ -166,6 +166,12 @@ impl Split {
         Self::load(Self::half_word(self.avail, 2), Ordering::Relaxed) != next
     }
 
+    /// How many heads are available from index `next` on; as many as fit, at the most.
+    pub(crate) fn available(&self, next: u16) -> u16 {
+        let idx = Self::load(Self::half_word(self.avail, 2), Ordering::Relaxed);
+        (Wrapping(idx) - Wrapping(next)).0.min(self.place.size)
+    }
+
     /// Puts `used` into the ring from index `next` on; gives the index after them. The driver
     /// sees all of them at once.
     pub(crate) fn put(&self, next: u16, used: &[Used]) -> Result<u16, BadRing> {

@@ -5,7 +5,7 @@
 
 use tracing::debug;
 
-use super::{CALL, QueueFault, Worker};
+use super::{QueueFault, Worker};
 use crate::completion::complete;
 use crate::request::{Chain, Limits, Refused, Request, Table, parse};
 use crate::segments::Snapshot;
@@ -56,6 +56,7 @@ impl Worker {
         }
         let mut understood = std::mem::take(&mut self.understood);
         let mut fault = None;
+        let mut left = heads.len();
         for some in heads.chunks(AHEAD) {
             for head in some {
                 match self.understand(&memory, &table, *head, limits) {
@@ -68,9 +69,10 @@ impl Worker {
             }
             for (head, request) in understood.drain(..) {
                 self.serve(head, request);
+                left -= 1;
                 if self.used.len() >= SHARE {
                     self.publish();
-                    self.call_driver(CALL);
+                    self.call_driver_in_time(left);
                 }
             }
             // What came before is answered.

@@ -65,7 +65,20 @@ pub enum ClientError {
     /// More requests at a time than a ring can hold.
     #[error("{0} requests at a time do not fit a virtqueue")]
     Slots(u16),
-    /// Rings or buffers could not be set up.
+    /// The backend takes no ring as long as that.
+    #[error(
+        "the backend takes no ring of {descriptors} descriptors, which {slots} requests at a time \
+         need"
+    )]
+    Rings {
+        /// Length that was asked for.
+        descriptors: usize,
+        /// Requests that it is for.
+        slots: u16,
+        /// What the backend said.
+        source: io::Error,
+    },
+    /// The configuration could not be read, or the buffer not be shared.
     #[error("cannot set up the {what}")]
     Setup {
         /// What.
@@ -155,7 +168,11 @@ impl Client {
             usize::from(options.queues),
             size as u16,
         )
-        .map_err(setup("rings"))?;
+        .map_err(|source| ClientError::Rings {
+            descriptors: size,
+            slots: options.slots,
+            source,
+        })?;
         let bytes = usize::from(options.queues) * usize::from(options.slots) * options.slot_bytes;
         let buffer = shared_memory(bytes).map_err(setup("buffer"))?;
         let (address, file) = (buffer.as_ptr() as usize, buffer.file_offset());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use campaign::interrupt;
 use campaign::process::Running;
-use device::client::{Client, ClientOptions, ClientQueue};
+use device::client::{Client, ClientError, ClientOptions, ClientQueue};
 use hdrhistogram::Histogram;
 use tempfile::TempPath;
 
@@ -126,6 +126,12 @@ impl Served {
         let client = loop {
             match Client::connect(&self.socket, options) {
                 Ok(client) => break client,
+                Err(error @ ClientError::Rings { .. }) => {
+                    return Err(error).context(
+                        "start the backend with longer rings (racegate-blk: --queue-size N), or \
+                         measure with a lower --depth",
+                    );
+                }
                 // It listens a moment after the socket appears, or has the last front-end still.
                 Err(_)
                     if Instant::now() < deadline

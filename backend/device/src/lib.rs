@@ -20,6 +20,7 @@ pub mod link;
 pub mod metrics;
 pub mod pmem;
 pub mod pmem_vhost;
+mod prefetch;
 mod queue;
 mod request;
 pub mod sandbox;

@@ -11,6 +11,8 @@
 use ext4_layout::{Kind, LayoutMap, Span};
 use pipeline::Filter;
 
+use crate::prefetch::prefetch;
+
 /// Sectors of a unit: 4 KiB, whatever the blocks of the file system are.
 const UNIT_SECTORS: u64 = 8;
 /// Units of a line, which is as long as one of the processor's caches.
@@ -109,6 +111,16 @@ impl Memo {
             unit += (UNITS - at) as u64;
         }
         Ok(kinds)
+    }
+
+    /// What is remembered of that sector will be asked for soon: with a large disk it lies farther
+    /// away than the nearest caches.
+    #[inline]
+    pub(super) fn prefetch(&self, sector: u64) {
+        let number = sector / UNIT_SECTORS / UNITS as u64;
+        if let Some(line) = self.index(number).and_then(|index| self.lines.get(index)) {
+            prefetch(line);
+        }
     }
 
     /// Looks a range up, to remember it.

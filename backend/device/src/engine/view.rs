@@ -166,6 +166,12 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// A look at that sector follows soon.
+    #[inline]
+    pub fn prefetch(&self, sector: u64) {
+        self.memo.prefetch(sector);
+    }
+
     /// Keeps no snapshot until the next look.
     pub fn forget(&mut self) {
         self.snapshot = None;

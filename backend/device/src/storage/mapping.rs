@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use super::StorageError;
+use crate::prefetch::prefetch;
 use crate::segments::Segments;
 
 /// Page size of the mapping; 4 KiB pages on every platform that runs this.
@@ -20,7 +21,6 @@ pub(super) const PAGE: u64 = 4096;
 const PAST_CACHE_BYTES: u64 = 16 << 10;
 
 /// Lines fetched ahead; the processor goes on by itself.
-#[cfg(target_arch = "x86_64")]
 const PREFETCHED_LINES: u64 = 8;
 
 /// Anonymous memory of a fixed length.
@@ -108,21 +108,12 @@ impl Mapping {
 
     /// Has the processor fetch the first bytes of a range into its cache, while it does something
     /// else; where a transfer begins, it waits longest.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_variables, reason = "no intrinsic that is stable")
-    )]
     pub(super) fn prefetch(&self, offset: u64, len: u64) {
-        #[cfg(target_arch = "x86_64")]
+        /// Bytes of a line of the cache.
+        const LINE: u64 = 64;
         if let Ok(at) = self.at(offset, len) {
-            /// Bytes of a line of the cache.
-            const LINE: u64 = 64;
             for line in 0..PREFETCHED_LINES.min(len / LINE) {
-                // SAFETY: inside the range that was checked; a prefetch accesses nothing anyway.
-                unsafe {
-                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T0>(at.add((line * LINE) as usize).cast());
-                }
+                prefetch(at.wrapping_add((line * LINE) as usize));
             }
         }
     }

@@ -100,6 +100,7 @@ impl Worker {
             && let Some((sector, bytes)) = verb.transfers()
         {
             self.channel.soon(sector * SECTOR_BYTES, bytes);
+            self.seen.prefetch(sector);
         }
         Ok(request)
     }

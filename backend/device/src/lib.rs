@@ -14,6 +14,7 @@ pub mod engine;
 mod front_end;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
+mod guarded;
 mod inflight;
 mod lead;
 pub mod link;

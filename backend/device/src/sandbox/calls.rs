@@ -118,6 +118,7 @@ const STORAGE: &[Sysno] = &[
     Sysno::flock,
     Sysno::fsync,
     Sysno::ftruncate,
+    Sysno::getrusage,
     Sysno::io_uring_enter,
     Sysno::io_uring_register,
     Sysno::io_uring_setup,

@@ -16,6 +16,7 @@ use super::{Channel, Io, IoResult, Storage, StorageError, Submitted};
 
 mod ring;
 mod spot;
+mod window;
 
 use ring::RingChannel;
 

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use tracing::error;
 
 use super::spot::{Reads, Writes};
+use super::window::Window;
 use crate::segments::{AlignedBuf, Segments};
 use crate::storage::image::{IOV_MAX, Image, ZERO_CHUNK, ZeroStep, is_unsupported};
 use crate::storage::{Channel, Io, IoResult, Submitted};
@@ -85,6 +86,7 @@ pub(super) struct RingChannel {
     ended: Vec<(usize, i32)>,
     reads: Reads,
     writes: Writes,
+    window: Window,
 }
 
 impl RingChannel {
@@ -93,6 +95,7 @@ impl RingChannel {
         let submitter = ring.submitter();
         submitter.register_files(&[image.fd().as_raw_fd(), image.buffered_fd().as_raw_fd()])?;
         let through_cache = image.align() == 1;
+        let window = if through_cache { Window::new(&image) } else { Window::closed() };
         Ok(RingChannel {
             ring,
             image,
@@ -104,6 +107,7 @@ impl RingChannel {
             ended: Vec::new(),
             reads: Reads::new(through_cache),
             writes: Writes::new(through_cache),
+            window,
         })
     }
 
@@ -230,12 +234,16 @@ impl Channel for RingChannel {
     /// A read of what is in the page cache, by a call that does not wait, or a write to it.
     fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
         match io {
+            Io::Read { offset, to } if self.window.read(*offset, to) => Some(Ok(())),
             Io::Read { offset, to } if self.reads.worth_a_try() => {
                 let Ok(hit) = self.image.read_cached(*offset, to) else {
                     self.reads.give_up();
                     return None;
                 };
                 self.reads.tried(hit);
+                if hit {
+                    self.window.found(*offset, to.len());
+                }
                 hit.then_some(Ok(()))
             }
             Io::Write { offset, from, durable: false }
@@ -252,6 +260,10 @@ impl Channel for RingChannel {
             }
             _ => None,
         }
+    }
+
+    fn soon(&self, offset: u64, _len: u64) {
+        self.window.soon(offset);
     }
 
     fn submit(&mut self, token: u64, io: Io) -> Submitted {

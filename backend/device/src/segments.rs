@@ -88,6 +88,14 @@ impl Snapshot {
         self.memory().read_slice(out, addr).is_ok()
     }
 
+    /// Host address and length of each region, all of them.
+    pub(crate) fn host_regions(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.memory().iter().filter_map(|region| {
+            let at = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+            Some((at as usize, region.len() as usize))
+        })
+    }
+
     /// Whether this is a snapshot of that very map.
     pub fn is_of(&self, memory: &GuestMemoryMmap) -> bool {
         ptr::eq(self.memory(), memory)

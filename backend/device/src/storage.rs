@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::segments::Segments;
+use crate::segments::{Segments, Snapshot};
 
 pub mod file;
 pub mod memory;
@@ -133,6 +133,11 @@ pub trait Channel: Send {
     fn at_once(&mut self, io: &mut Io) -> Option<IoResult> {
         let _ = io;
         None
+    }
+
+    /// From now on operations are for that memory, those that were held excepted.
+    fn follow_memory(&mut self, memory: &Snapshot) {
+        let _ = memory;
     }
 
     /// A transfer of that range will follow soon: what it takes may be fetched ahead.

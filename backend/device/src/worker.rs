@@ -231,6 +231,7 @@ impl Worker {
         let now = self.around.memory.memory();
         if !self.memory.is_of(&now) {
             self.memory = Snapshot::new(now.into_inner());
+            self.channel.follow_memory(&self.memory);
         }
     }
 

@@ -14,6 +14,7 @@ use tracing::warn;
 use super::image::{Image, Use};
 use super::{Channel, Io, IoResult, Storage, StorageError, Submitted};
 
+mod pinned;
 mod ring;
 mod spot;
 mod window;
@@ -27,12 +28,16 @@ pub struct FileOptions {
     pub read_only: bool,
     /// Bypass the page cache (O_DIRECT).
     pub direct: bool,
+    /// Keep guest memory pinned for the disk, where the system permits it. The VMM must not take
+    /// pages from the guest meanwhile (balloon, free page reporting, virtio-mem, post-copy).
+    pub pin_memory: bool,
 }
 
 /// A disk in a file.
 #[derive(Debug)]
 pub struct FileStorage {
     image: Arc<Image>,
+    pin_memory: bool,
     warned: AtomicBool,
 }
 
@@ -40,12 +45,16 @@ impl FileStorage {
     /// Opens, checks and locks `path`.
     pub fn open(path: &Path, options: FileOptions) -> Result<FileStorage, StorageError> {
         let how = Use { read_only: options.read_only, direct: options.direct };
-        Ok(FileStorage { image: Arc::new(Image::open(path, how)?), warned: AtomicBool::new(false) })
+        Ok(FileStorage {
+            image: Arc::new(Image::open(path, how)?),
+            pin_memory: options.pin_memory,
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// A channel through io_uring, whatever the file lies on.
     pub fn ring_channel(&self) -> Result<Box<dyn Channel>, StorageError> {
-        let channel = RingChannel::new(self.image.clone());
+        let channel = RingChannel::new(self.image.clone(), self.pin_memory);
         Ok(Box::new(channel.map_err(|source| StorageError::Ring { source })?))
     }
 

@@ -38,14 +38,13 @@ impl Storage for Forced {
 }
 
 /// The names of all kinds.
-pub(crate) const KINDS: [&str; 5] =
-    ["memory", "overlay", "file-ring", "file-direct", "file-blocking"];
+pub(crate) const KINDS: [&str; 6] =
+    ["memory", "overlay", "file-ring", "file-direct", "file-pinned", "file-blocking"];
 
 /// A storage of one kind over the image at `path`, which is all zeroes.
 pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
-    let file = |direct| {
-        FileStorage::open(path, FileOptions { read_only: false, direct }).expect("the image opens")
-    };
+    let opened = |options| FileStorage::open(path, options).expect("the image opens");
+    let file = |direct| opened(FileOptions { direct, ..FileOptions::default() });
     match kind {
         "memory" => {
             let bytes = std::fs::metadata(path).expect("an image").len();
@@ -55,6 +54,9 @@ pub(crate) fn open(kind: &str, path: &Path) -> Arc<dyn Storage> {
         "file" => Arc::new(file(false)),
         "file-ring" => Arc::new(Forced { file: file(false), ring: true }),
         "file-direct" => Arc::new(file(true)),
+        "file-pinned" => {
+            Arc::new(opened(FileOptions { direct: true, pin_memory: true, read_only: false }))
+        }
         "file-blocking" => Arc::new(Forced { file: file(false), ring: false }),
         other => panic!("{other} is no kind of storage"),
     }

@@ -18,6 +18,7 @@ use crate::daemon::{CommandLine, Common, Log};
                   SIGTERM and SIGINT let held requests go, flush the image and end the program.\n\
                   RUST_LOG sets what is logged to standard error (default: warn)."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of a command line")]
 pub(super) struct Args {
     /// Listen for front-ends on this Unix socket, one after the other
     #[arg(long, value_name = "PATH")]
@@ -46,6 +47,12 @@ pub(super) struct Args {
     /// Bypass the host's page cache (O_DIRECT; only with --storage file)
     #[arg(long)]
     pub(super) direct: bool,
+
+    /// Keep guest memory pinned for the disk's transfers, which takes less processor time. Not with a
+    /// balloon, free page reporting, virtio-mem or post-copy migration: what the VMM takes from the
+    /// guest and gives back as another page would be lost
+    #[arg(long, requires = "direct")]
+    pub(super) pin_memory: bool,
 
     /// When queue threads look for requests instead of sleeping
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Poll::Adaptive)]

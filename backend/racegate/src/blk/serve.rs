@@ -26,7 +26,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         spare_fuse: false,
         polling: args.poll.into(),
     };
-    let files = FileOptions { read_only: args.read_only, direct: args.direct };
+    let files =
+        FileOptions { read_only: args.read_only, direct: args.direct, pin_memory: args.pin_memory };
     let mut sources = Sources::open(&args.common, &args.blk_file, files)?;
     sources.shadow = args.shadow.then(|| args.shadow_data.options());
     let storage = Arc::clone(&sources.storage);

@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn start(args: &Args) -> anyhow::Result<(Backend, PageServer, Ready)> {
     let ready = Ready::inherited(args.common.ready_fd)?;
     let image = &args.pmem_file;
-    let files = FileOptions { read_only: args.read_only, direct: false };
+    let files = FileOptions { read_only: args.read_only, ..FileOptions::default() };
     let sources = Sources::open(&args.common, image, files)?;
     let storage = Arc::clone(&sources.storage);
     let bytes = storage.capacity_sectors() * SECTOR_BYTES;

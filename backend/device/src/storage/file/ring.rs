@@ -15,11 +15,12 @@ use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
-use tracing::error;
+use tracing::{error, warn};
 
+use super::pinned::Pinned;
 use super::spot::{Reads, Writes};
 use super::window::Window;
-use crate::segments::{AlignedBuf, Segments};
+use crate::segments::{AlignedBuf, Segments, Snapshot};
 use crate::storage::image::{IOV_MAX, Image, ZERO_CHUNK, ZeroStep, is_unsupported};
 use crate::storage::{Channel, Io, IoResult, Submitted};
 
@@ -87,10 +88,12 @@ pub(super) struct RingChannel {
     reads: Reads,
     writes: Writes,
     window: Window,
+    /// `None`: guest memory is not pinned.
+    pinned: Option<Pinned>,
 }
 
 impl RingChannel {
-    pub(super) fn new(image: Arc<Image>) -> io::Result<RingChannel> {
+    pub(super) fn new(image: Arc<Image>, pin_memory: bool) -> io::Result<RingChannel> {
         let ring = new_ring()?;
         let submitter = ring.submitter();
         submitter.register_files(&[image.fd().as_raw_fd(), image.buffered_fd().as_raw_fd()])?;
@@ -108,6 +111,7 @@ impl RingChannel {
             reads: Reads::new(through_cache),
             writes: Writes::new(through_cache),
             window,
+            pinned: pin_memory.then(Pinned::default),
         })
     }
 
@@ -157,7 +161,7 @@ impl RingChannel {
         let Some(job) = &self.slots[index].job else {
             return;
         };
-        let entry = prepare(job, &self.image).user_data(index as u64);
+        let entry = prepare(job, &self.image, self.pinned.as_ref()).user_data(index as u64);
         // SAFETY: the addresses in the entry are of memory that the slot owns, and the slot
         // stays (boxed) until the kernel has given its completion.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
@@ -262,6 +266,21 @@ impl Channel for RingChannel {
         }
     }
 
+    fn follow_memory(&mut self, memory: &Snapshot) {
+        // What was prepared goes by the numbers of before.
+        self.flush_submissions();
+        if let Some(pinned) = &mut self.pinned
+            && let Err(error) = pinned.replace(&self.ring.submitter(), memory)
+        {
+            warn!(
+                %error,
+                "guest memory cannot be pinned (RLIMIT_MEMLOCK, or memory that is neither \
+                 anonymous nor shared): going on without"
+            );
+            self.pinned = None;
+        }
+    }
+
     fn soon(&self, offset: u64, _len: u64) {
         self.window.soon(offset);
     }
@@ -330,7 +349,7 @@ fn zero_job(at: u64, len: u64, step: ZeroStep, durable: bool) -> Job {
 }
 
 /// The next thing to ask of the kernel for that job.
-fn prepare(job: &Job, image: &Image) -> squeue::Entry {
+fn prepare(job: &Job, image: &Image, pinned: Option<&Pinned>) -> squeue::Entry {
     let file = |at: u64, len: u64| {
         if image.fits_direct(at, len) { FILE } else { FILE_BUFFERED }
     };
@@ -343,9 +362,14 @@ fn prepare(job: &Job, image: &Image) -> squeue::Entry {
         }
         Job::Read { at, to, bounce: None } => match to.iovecs() {
             [one] => {
-                opcode::Read::new(file(*at, to.len()), one.iov_base.cast(), one.iov_len as u32)
-                    .offset(*at)
-                    .build()
+                let (file, to) = (file(*at, to.len()), one.iov_base.cast());
+                let len = one.iov_len as u32;
+                match pinned.and_then(|pinned| pinned.buffer(one)) {
+                    Some(number) => {
+                        opcode::ReadFixed::new(file, to, len, number).offset(*at).build()
+                    }
+                    None => opcode::Read::new(file, to, len).offset(*at).build(),
+                }
             }
             many => opcode::Readv::new(
                 file(*at, to.len()),
@@ -355,10 +379,12 @@ fn prepare(job: &Job, image: &Image) -> squeue::Entry {
             .offset(*at)
             .build(),
         },
-        Job::Write { at, from, durable } => write_entry(file(*at, from.len()), *at, from, *durable),
+        Job::Write { at, from, durable } => {
+            write_entry(file(*at, from.len()), *at, from, *durable, pinned)
+        }
         Job::WriteZeroes { at, end, chunk, durable } => {
             debug_assert!(chunk.len() <= end - at);
-            write_entry(file(*at, chunk.len()), *at, chunk, *durable)
+            write_entry(file(*at, chunk.len()), *at, chunk, *durable, None)
         }
         Job::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
         Job::Discard { at, len } => fallocate_entry(ZeroStep::Punch, *at, *len),
@@ -371,13 +397,25 @@ fn fallocate_entry(step: ZeroStep, at: u64, len: u64) -> squeue::Entry {
     opcode::Fallocate::new(FILE_BUFFERED, len).offset(at).mode(mode.cast_signed()).build()
 }
 
-fn write_entry(file: types::Fixed, at: u64, from: &Segments, durable: bool) -> squeue::Entry {
+fn write_entry(
+    file: types::Fixed,
+    at: u64,
+    from: &Segments,
+    durable: bool,
+    pinned: Option<&Pinned>,
+) -> squeue::Entry {
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
     match from.iovecs() {
-        [one] => opcode::Write::new(file, one.iov_base.cast(), one.iov_len as u32)
-            .offset(at)
-            .rw_flags(flags)
-            .build(),
+        [one] => {
+            let (from, len) = (one.iov_base.cast::<u8>(), one.iov_len as u32);
+            match pinned.and_then(|pinned| pinned.buffer(one)) {
+                Some(number) => opcode::WriteFixed::new(file, from, len, number)
+                    .offset(at)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Write::new(file, from, len).offset(at).rw_flags(flags).build(),
+            }
+        }
         many => opcode::Writev::new(file, many.as_ptr(), many.len().min(IOV_MAX) as u32)
             .offset(at)
             .rw_flags(flags)

@@ -20,6 +20,7 @@ mod integrity;
 mod isolation;
 mod layout;
 mod machine;
+mod moved;
 mod pmem_dax;
 mod pmem_ends;
 mod pmem_errors;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
     tests.extend(faults::tests(&machine));
     tests.extend(durable::tests(&machine));
     tests.extend(survive::tests(&machine));
+    tests.extend(moved::tests(&machine));
     tests.extend(pmem_errors::tests(&machine));
     tests.extend(pmem_ends::tests(&machine));
     tests.extend(pmem_pages::tests(&machine));

@@ -23,6 +23,7 @@ use campaign::image;
 use campaign::process::{self, Running};
 use libtest_mimic::Trial;
 use pipeline::control::{Request, Response};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::durable::{IMAGE_MIB, compare, writing};
@@ -33,7 +34,7 @@ const SERIAL: &str = "survivor";
 const FEW: u64 = 6;
 /// Writes that have to be durable in the end, so that most of the disk was written.
 const WRITES: u64 = 6000;
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a kernel says when a disk answers wrongly, or not.
 const COMPLAINTS: [&str; 4] = ["I/O error", "is not a head", "blocked for more than", "BUG:"];
@@ -118,7 +119,7 @@ impl Survivor {
 }
 
 /// Starts the daemon and waits until it is ready.
-fn start(folder: &TempDir) -> Result<Running> {
+pub(crate) fn start(folder: &TempDir) -> Result<Running> {
     let mut command = process::command_at(&std::env::current_exe()?);
     command.arg("blk").current_dir(folder.path()).stdout(Stdio::piped()).args([
         "--blk-file=disk",
@@ -270,10 +271,10 @@ fn new_size(machine: &Machine) -> Result<()> {
 }
 
 /// QEMU's monitor.
-struct Qmp(BufReader<UnixStream>);
+pub(crate) struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    fn connect(path: &std::path::Path) -> Result<Qmp> {
+    pub(crate) fn connect(path: &std::path::Path) -> Result<Qmp> {
         let socket = UnixStream::connect(path).context("QEMU's monitor")?;
         socket.set_read_timeout(Some(LIMIT))?;
         let mut qmp = Qmp(BufReader::new(socket));
@@ -283,15 +284,20 @@ impl Qmp {
         Ok(qmp)
     }
 
-    fn order(&mut self, command: &str) -> Result<()> {
-        writeln!(self.0.get_mut(), r#"{{"execute": "{command}"}}"#)?;
+    pub(crate) fn order(&mut self, command: &str) -> Result<()> {
+        self.ask(&json!({ "execute": command })).map(drop)
+    }
+
+    /// Gives a command, and waits for what it returns.
+    pub(crate) fn ask(&mut self, command: &Value) -> Result<Value> {
+        writeln!(self.0.get_mut(), "{command}")?;
         loop {
             let mut line = String::new();
             self.0.read_line(&mut line)?;
-            let answer: serde_json::Value =
+            let mut answer: Value =
                 serde_json::from_str(&line).with_context(|| format!("QEMU says {line:?}"))?;
-            if answer.get("return").is_some() {
-                return Ok(());
+            if let Some(returned) = answer.get_mut("return") {
+                return Ok(returned.take());
             }
             ensure!(answer.get("event").is_some(), "{command}: {line}");
         }

@@ -120,7 +120,7 @@ impl Qemu {
     }
 
     /// A command that runs it, in a process group of its own.
-    pub(super) fn command(&self) -> Command {
+    pub fn command(&self) -> Command {
         let Some(private) = &self.private else {
             return process::command_at(&self.program);
         };

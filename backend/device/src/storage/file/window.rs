@@ -30,6 +30,10 @@ const BITS: u64 = 2;
 /// Pages of a word.
 const PAGES: u64 = u64::BITS as u64 / BITS;
 
+/// How much of an image there is a window onto, from its beginning: what is known of it takes
+/// 16 MiB then. What lies beyond is read by system calls.
+const WIDEST_BYTES: u64 = 256 << 30;
+
 /// Longest read: more would keep the rest of the queue waiting by itself.
 const MOST_BYTES: u64 = 256 << 10;
 
@@ -70,7 +74,7 @@ struct View {
 unsafe impl Send for View {}
 
 impl Window {
-    /// A window onto the whole image, unless the system does not want us to have one.
+    /// A window onto the image, unless the system does not want us to have one.
     pub(super) fn new(image: &Image) -> Window {
         let view = View::new(image);
         let pages = view.as_ref().map_or(0, |view| view.len.div_ceil(PAGE * PAGES) as usize);
@@ -187,7 +191,7 @@ fn place(page: u64) -> (usize, u64) {
 impl View {
     fn new(image: &Image) -> Option<View> {
         let guarded = Guarded::install().ok()?;
-        let len = image.sectors() * SECTOR_BYTES / PAGE * PAGE;
+        let len = (image.sectors() * SECTOR_BYTES / PAGE * PAGE).min(WIDEST_BYTES);
         // SAFETY: a new mapping at an address of the kernel's choice, read by raw copies only.
         let base = unsafe {
             mmap(

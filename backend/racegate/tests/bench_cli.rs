@@ -22,7 +22,7 @@ fn bench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_racegate"))
         .arg("bench")
         .args(args)
-        .args(["--size", "16m", "--window", "40ms", "--rounds", "3", "--json", "-"])
+        .args(["--size", "16m", "--window", "100ms", "--rounds", "3", "--json", "-"])
         .output()
         .expect("racegate")
 }

@@ -7,7 +7,6 @@
 //! of zeroes where the missing one should be, so that the read goes on, and the reader is told that
 //! what it has read is not what was mapped. Every other SIGBUS does what it did before.
 
-use std::io;
 use std::ops::Range;
 use std::ptr;
 use std::sync::OnceLock;
@@ -36,6 +35,9 @@ thread_local! {
 /// What a SIGBUS did before, and does where it is none of ours.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
+/// Whether the handler is there, once somebody wanted it.
+static INSTALLED: OnceLock<bool> = OnceLock::new();
+
 /// A page was missing; there is a page of zeroes in its place now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gone;
@@ -45,31 +47,27 @@ pub(crate) struct Gone;
 pub(crate) struct Guarded(());
 
 impl Guarded {
-    /// Installs the handler, once in a process.
-    pub(crate) fn install() -> io::Result<Guarded> {
-        if BEFORE.get().is_some() {
-            return Ok(Guarded(()));
+    /// Installs the handler, once in a process; `None` if the system refuses. Whoever comes
+    /// meanwhile waits until it is there.
+    pub(crate) fn install() -> Option<Guarded> {
+        INSTALLED.get_or_init(set_handler).then_some(Guarded(()))
+    }
+}
+
+fn set_handler() -> bool {
+    // SAFETY: all zeroes is a valid sigaction, which the first call fills. The handler has the
+    // signature that SA_SIGINFO asks for, and is async-signal-safe; it is installed after what
+    // it looks at was set.
+    unsafe {
+        let mut before: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before) != 0 {
+            return false;
         }
-        // SAFETY: all zeroes is a valid sigaction, which the first call fills. The handler has the
-        // signature that SA_SIGINFO asks for, and is async-signal-safe; it is installed after what
-        // it looks at was set.
-        unsafe {
-            let mut before: libc::sigaction = std::mem::zeroed();
-            if libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            if BEFORE.set(before).is_err() {
-                // Another thread was quicker.
-                return Ok(Guarded(()));
-            }
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_bus_error as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            if libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(Guarded(()))
+        BEFORE.get_or_init(|| before);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_bus_error as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) == 0
     }
 }
 

@@ -1,6 +1,6 @@
-//! A hint to the processor: that line will be read soon.
+//! Hints to the processor: that will be read soon.
 //!
-//! In: an address, of anything. Out: nothing that can be observed but time.
+//! In: addresses, of anything. Out: nothing that can be observed but time.
 //! Must not know: what lies there.
 
 /// Has the processor fetch the line of its cache that holds `at`, while it does something else.
@@ -16,4 +16,18 @@ pub(crate) fn prefetch<T>(at: *const T) {
     // Elsewhere there is no intrinsic that is stable.
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
+/// Lines at the start of a range that are fetched ahead; the processor goes on by itself.
+const LINES: usize = 8;
+
+/// The same for the start of `len` bytes, where a copy of them waits longest.
+#[inline]
+pub(crate) fn prefetch_start(at: *const u8, len: u64) {
+    for line in 0..LINES.min(len as usize / LINE) {
+        prefetch(at.wrapping_add(line * LINE));
+    }
 }

@@ -104,9 +104,10 @@ impl Worker {
         queue_size: u16,
         around: Surroundings,
     ) -> Result<Worker, StorageError> {
-        let channel = around.storage.channel()?;
+        let mut channel = around.storage.channel()?;
         let inbox = around.engine.as_ref().and_then(|engine| engine.inbox(queue));
         let memory = Snapshot::new(around.memory.memory().into_inner());
+        channel.follow_memory(&memory);
         let poller = Poller::new(around.polling);
         Ok(Worker {
             queue,

@@ -9,7 +9,9 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use device::client::{Client, ClientOptions};
 use rustix::process::Signal;
 
 #[path = "support/daemon.rs"]
@@ -408,5 +410,41 @@ fn ctl_changes_the_disk() {
     let daemon = start(&place, &[&arguments[..], &["--read-only"]].concat());
     let (good, said) = ctl("read-only off");
     assert!(!good && said.contains("--read-only"), "{said}");
+    assert!(daemon.terminate().status.success());
+}
+
+/// Goal: an image that is cut while the daemon, in its sandbox, reads it through its mapping is an
+/// error for the guest, and nothing else.
+/// Method: the same pages often enough for all that a daemon does to read them; then most are gone.
+#[test]
+fn an_image_that_is_cut_under_it() {
+    const PAGES: u64 = 16;
+    let place = place();
+    let daemon = start(&place, &["--blk-file=disk", "--socket-path=s"]);
+    let options = ClientOptions { queues: 1, slots: 16, slot_bytes: 4096 };
+    let client = Client::connect(&place.path("s"), options).expect("connects");
+    let mut queue = client.into_queues().pop().expect("a queue");
+    let mut reads = |page: u64| {
+        queue.read(0, page * 4096, 4096).expect("room");
+        queue.kick().expect("kick");
+        // A daemon that has died calls nobody.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some((_, well)) = queue.next_ended() {
+                break well;
+            }
+            assert!(Instant::now() < deadline, "no answer for page {page}");
+            std::thread::yield_now();
+        }
+    };
+    for _ in 0..16 {
+        assert!((0..PAGES).all(&mut reads));
+    }
+    let disk = fs::File::options().write(true).open(place.path("disk")).expect("the image");
+    disk.set_len(4096).expect("cut");
+    for page in (1..PAGES).rev() {
+        assert!(!reads(page), "page {page} is gone");
+    }
+    assert!(reads(0), "and the first one is not");
     assert!(daemon.terminate().status.success());
 }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use super::StorageError;
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_start;
 use crate::segments::Segments;
 
 /// Page size of the mapping; 4 KiB pages on every platform that runs this.
@@ -19,9 +19,6 @@ pub(super) const PAGE: u64 = 4096;
 /// Writes of that many bytes, and more, go past the caches: they would fetch what they overwrite,
 /// and a guest keeps what it has written in its own cache.
 const PAST_CACHE_BYTES: u64 = 16 << 10;
-
-/// Lines fetched ahead; the processor goes on by itself.
-const PREFETCHED_LINES: u64 = 8;
 
 /// Anonymous memory of a fixed length.
 #[derive(Debug)]
@@ -109,12 +106,8 @@ impl Mapping {
     /// Has the processor fetch the first bytes of a range into its cache, while it does something
     /// else; where a transfer begins, it waits longest.
     pub(super) fn prefetch(&self, offset: u64, len: u64) {
-        /// Bytes of a line of the cache.
-        const LINE: u64 = 64;
         if let Ok(at) = self.at(offset, len) {
-            for line in 0..PREFETCHED_LINES.min(len / LINE) {
-                prefetch(at.wrapping_add((line * LINE) as usize));
-            }
+            prefetch_start(at, len);
         }
     }
 

@@ -18,7 +18,7 @@ pub(crate) fn alone(name: &str, body: impl FnOnce()) {
         return body();
     }
     let output = Command::new(env::current_exe().expect("this test's path"))
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .args(["--exact", name, "--nocapture"])
         .env(ALONE, name)
         .output()
         .expect("this test, once more");

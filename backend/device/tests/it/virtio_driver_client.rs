@@ -174,3 +174,33 @@ fn shutdown_with_a_silent_front_end() {
     let took = started.elapsed();
     assert!(took < Duration::from_secs(10), "shutdown took {took:?}");
 }
+
+/// Goal: guest memory is pinned while a guest has the disk, and only then.
+/// Method: the kernel's account of what this process has pinned, and the same without the option.
+#[test]
+fn memory_is_pinned_for_the_guest_that_is_there() {
+    alone("virtio_driver_client::memory_is_pinned_for_the_guest_that_is_there", pinned);
+}
+
+fn pinned() {
+    let pinned_bytes = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).expect("VmPin");
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") << 10
+    };
+    for (kind, pins) in [("file-pinned", true), ("file-direct", false)] {
+        let dir = tempdir().expect("a directory");
+        let path = image(&dir, MIB);
+        let served = Served::start(DeviceOptions::default(), open(kind, &path), None);
+        for _ in 0..2 {
+            let mut client = Client::connect(&served.socket, all_features(), 1, 16, 1 << 20);
+            client.bytes(0, 4096).fill(7);
+            assert_eq!(client.write(0, 4096, 0, 4096), 0);
+            assert_eq!(client.read(0, 4096, 8192, 4096), 0);
+            assert!(client.bytes(8192, 4096).iter().all(|byte| *byte == 7), "{kind}");
+            assert_eq!(pinned_bytes() >= 1 << 20, pins, "{kind}: {} bytes", pinned_bytes());
+        }
+        served.stop().expect("serving ends well");
+        assert_eq!(pinned_bytes(), 0, "{kind}");
+    }
+}

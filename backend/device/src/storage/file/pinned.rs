@@ -39,10 +39,7 @@ impl Pinned {
     /// The kernel refuses (too much of it, or memory of another kind than it takes); then nothing
     /// is pinned.
     pub(super) fn replace(&mut self, ring: &Submitter<'_>, memory: &Snapshot) -> io::Result<()> {
-        if !self.buffers.is_empty() {
-            ring.unregister_buffers()?;
-        }
-        *self = Pinned::default();
+        self.release(ring)?;
         let buffers = buffers(memory.host_regions());
         if buffers.is_empty() {
             return Ok(());
@@ -54,6 +51,15 @@ impl Pinned {
         // SAFETY: guest memory, which `self._memory` keeps mapped for as long as it is registered.
         unsafe { ring.register_buffers(&iovecs) }?;
         *self = Pinned { buffers, _memory: Some(memory.clone()) };
+        Ok(())
+    }
+
+    /// Pins nothing any more. A ring that is closed does that later, when the kernel comes to it.
+    pub(super) fn release(&mut self, ring: &Submitter<'_>) -> io::Result<()> {
+        if !self.buffers.is_empty() {
+            ring.unregister_buffers()?;
+        }
+        *self = Pinned::default();
         Ok(())
     }
 

@@ -281,8 +281,8 @@ impl Channel for RingChannel {
         }
     }
 
-    fn soon(&self, offset: u64, _len: u64) {
-        self.window.soon(offset);
+    fn soon(&self, offset: u64, len: u64) {
+        self.window.soon(offset, len);
     }
 
     fn submit(&mut self, token: u64, io: Io) -> Submitted {
@@ -323,6 +323,10 @@ impl Drop for RingChannel {
                 return;
             }
             self.in_flight -= self.ring.completion().count() as u32;
+        }
+        if let Some(pinned) = &mut self.pinned {
+            // The ring goes in any case, and what it has pinned with it.
+            let _ = pinned.release(&self.ring.submitter());
         }
     }
 }

@@ -14,12 +14,11 @@ use std::ptr::{self, NonNull};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::guarded::{self, Guarded};
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_start;
 use crate::segments::Segments;
 use crate::storage::SECTOR_BYTES;
 use crate::storage::image::Image;
-
-const PAGE: u64 = 4096;
+use crate::storage::mapping::PAGE;
 
 /// Found in the cache once.
 const FOUND: u64 = 1;
@@ -36,9 +35,6 @@ const WIDEST_BYTES: u64 = 256 << 30;
 
 /// Longest read: more would keep the rest of the queue waiting by itself.
 const MOST_BYTES: u64 = 256 << 10;
-
-/// Lines of the processor's cache that are fetched ahead.
-const PREFETCHED: usize = 8;
 
 /// Reads between two looks at the thread's faults.
 const LOOK: u32 = 64;
@@ -113,14 +109,13 @@ impl Window {
         false
     }
 
-    /// A read from byte `offset` follows soon.
+    /// A read of that range follows soon.
     #[inline]
-    pub(super) fn soon(&self, offset: u64) {
+    pub(super) fn soon(&self, offset: u64, len: u64) {
         if let Some(view) = &self.view
             && self.all_here(offset, 1)
         {
-            let at = view.base.as_ptr().wrapping_add(offset as usize);
-            (0..PREFETCHED).for_each(|line| prefetch(at.wrapping_add(line * 64)));
+            prefetch_start(view.base.as_ptr().wrapping_add(offset as usize), len);
         }
     }
 
@@ -190,7 +185,7 @@ fn place(page: u64) -> (usize, u64) {
 
 impl View {
     fn new(image: &Image) -> Option<View> {
-        let guarded = Guarded::install().ok()?;
+        let guarded = Guarded::install()?;
         let len = (image.sectors() * SECTOR_BYTES / PAGE * PAGE).min(WIDEST_BYTES);
         // SAFETY: a new mapping at an address of the kernel's choice, read by raw copies only.
         let base = unsafe {

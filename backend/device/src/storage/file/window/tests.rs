@@ -100,7 +100,7 @@ fn nothing_beyond_the_end() {
     for (offset, len) in [(BYTES, 4096), (BYTES - 512, 1024), (u64::MAX - 511, 512), (0, 0)] {
         known(&mut window, offset, len);
         assert_eq!(guest.read(&mut window, offset, len), None, "{len} at {offset}");
-        window.soon(offset);
+        window.soon(offset, len);
     }
 }
 

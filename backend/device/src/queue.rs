@@ -259,13 +259,15 @@ impl Ring {
             .and_then(|split| split.table(memory))
     }
 
-    /// Asks the driver not to kick while we look at the ring anyway.
+    /// Asks the driver not to kick while we look at the ring anyway. A daemon that dies meanwhile
+    /// leaves it so: vhost-user-backend runs the worker of a ring that is enabled without a kick.
     pub(crate) fn unwant_kick(&mut self, memory: &Snapshot) -> Result<(), RingFault> {
         let mut state = self.vring.ring.get_mut();
         let queue = state.get_queue_mut();
         if queue.ready() {
+            let next = queue.next_avail();
             Self::current(&mut self.split, &mut self.as_of, &self.vring, queue, memory)?
-                .unwant_kick();
+                .unwant_kick(next);
         }
         Ok(())
     }

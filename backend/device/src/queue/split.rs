@@ -214,9 +214,12 @@ impl Split {
         need_event(event, idx, old)
     }
 
-    /// Asks the driver not to kick. With event indices that is so once it has kicked.
-    pub(crate) fn unwant_kick(&self) {
-        if !self.place.event_idx {
+    /// Asks the driver not to kick for what it makes available from index `next` on. With event
+    /// indices: only for one that it cannot reach before this side has taken some.
+    pub(crate) fn unwant_kick(&self, next: u16) {
+        if self.place.event_idx {
+            self.set_avail_event(next.wrapping_add(self.place.size));
+        } else {
             let flags = VRING_USED_F_NO_NOTIFY as u16;
             Self::store(Self::half_word(self.used, 0), flags, Ordering::Relaxed);
         }
@@ -226,8 +229,7 @@ impl Split {
     /// already: then no kick may come.
     pub(crate) fn want_kick(&self, next: u16) -> bool {
         if self.place.event_idx {
-            let at = RING_HEADER_BYTES + usize::from(self.place.size) * USED_BYTES;
-            Self::store(Self::half_word(self.used, at), next, Ordering::Relaxed);
+            self.set_avail_event(next);
         } else {
             Self::store(Self::half_word(self.used, 0), 0, Ordering::Relaxed);
         }
@@ -235,6 +237,12 @@ impl Split {
         // available and then looks for the wish.
         fence(Ordering::SeqCst);
         self.has_more(next)
+    }
+
+    /// Names the index whose chain the driver is to kick for.
+    fn set_avail_event(&self, index: u16) {
+        let at = RING_HEADER_BYTES + usize::from(self.place.size) * USED_BYTES;
+        Self::store(Self::half_word(self.used, at), index, Ordering::Relaxed);
     }
 }
 

@@ -135,6 +135,26 @@ proptest! {
         prop_assert_eq!(found, passed(event, old, new));
     }
 
+    /// A device that wants no kick gets none, however much a driver makes available that adds one
+    /// chain or many at a time; the first chain after it wants one makes it kick.
+    #[test]
+    fn kicks_only_where_they_are_wanted(first: u16, size in 1_u32..=15, step in 1_u16..9) {
+        let memory = memory();
+        let place = place(1 << size, true);
+        let mut driver = Driver::new(&memory, place, first);
+        let split = Split::new(&memory, place).expect("a ring");
+        split.unwant_kick(first);
+        for added in 1..=place.size {
+            driver.add(0);
+            if added % step == 0 || added == place.size {
+                prop_assert!(!driver.must_kick(), "after {added} chains");
+            }
+        }
+        prop_assert!(!split.want_kick(first.wrapping_add(place.size)));
+        driver.add(0);
+        prop_assert!(driver.must_kick());
+    }
+
     /// Batches of any length, from any index on: heads and used elements arrive as they were
     /// sent, and a call is wanted exactly when the walk passes the event.
     #[test]
@@ -211,7 +231,7 @@ fn nobody_sleeps_for_ever(size: u16, event_idx: bool, requests: u32) {
             let (mut next_avail, mut next_used, mut served) = (65500, 65500, 0);
             let mut heads = Vec::new();
             while served < requests {
-                split.unwant_kick();
+                split.unwant_kick(next_avail);
                 loop {
                     heads.clear();
                     next_avail = split.take(next_avail, &mut heads, 3).expect("taken");

@@ -84,6 +84,8 @@ pub(super) struct RingChannel {
     in_flight: u32,
     /// Those of `in_flight` that the kernel has not been told of.
     unsubmitted: u32,
+    /// Those of this batch that it was told of.
+    told: u32,
     ended: Vec<(usize, i32)>,
     reads: Reads,
     writes: Writes,
@@ -107,6 +109,7 @@ impl RingChannel {
             backlog: VecDeque::new(),
             in_flight: 0,
             unsubmitted: 0,
+            told: 0,
             ended: Vec::new(),
             reads: Reads::new(through_cache),
             writes: Writes::new(through_cache),
@@ -169,9 +172,9 @@ impl RingChannel {
         }
         self.in_flight += 1;
         self.unsubmitted += 1;
-        // A disk with little to do begins while the rest of the batch is still being prepared:
-        // what waits here is never more than half of what is on its way.
-        if self.unsubmitted * 2 >= self.in_flight {
+        // A disk that has nothing to do begins while the rest of the batch is still being prepared.
+        // Whether it has is not known: what is thought to be in flight may have ended.
+        if self.unsubmitted >= self.told {
             self.submit();
         }
     }
@@ -197,6 +200,7 @@ impl RingChannel {
                 }
             }
         }
+        self.told += self.unsubmitted;
         self.unsubmitted = 0;
     }
 
@@ -296,6 +300,7 @@ impl Channel for RingChannel {
         if self.unsubmitted > 0 {
             RingChannel::submit(self);
         }
+        self.told = 0;
     }
 
     /// Needs no system call to see what there is.

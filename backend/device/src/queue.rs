@@ -260,7 +260,8 @@ impl Ring {
     }
 
     /// Asks the driver not to kick while we look at the ring anyway. A daemon that dies meanwhile
-    /// leaves it so: vhost-user-backend runs the worker of a ring that is enabled without a kick.
+    /// leaves it so; the next one needs no kick, since vhost-user-backend runs the worker of every
+    /// ring that is enabled.
     pub(crate) fn unwant_kick(&mut self, memory: &Snapshot) -> Result<(), RingFault> {
         let mut state = self.vring.ring.get_mut();
         let queue = state.get_queue_mut();

@@ -503,3 +503,6 @@ fn moved(result: Result<u64, Errno>) -> Result<u64, Errno> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ mod guest;
 mod job;
 mod limits;
 mod load;
+mod processors;
 mod report;
 mod served;
 mod spec;

@@ -51,6 +51,8 @@ pub(super) struct Sample {
     pub(super) client_cpu: Duration,
     /// Processors kept busy by nobody of this run.
     pub(super) others_cpus: f64,
+    /// Processor time that a hypervisor took away meanwhile, of all processors together.
+    pub(super) stolen: Duration,
 }
 
 impl Sample {

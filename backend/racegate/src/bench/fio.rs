@@ -4,7 +4,7 @@
 //! Must not know: vhost-user.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use campaign::process;
@@ -13,9 +13,13 @@ use tempfile::TempPath;
 
 use super::contender::{Contender, Place, Sample, latencies};
 use super::job::{Job, Op};
+use super::processors::Processors;
 
 /// How long a disk may take to be filled.
 const FILL_LIMIT: Duration = Duration::from_secs(300);
+
+/// Least time that it runs before it is measured.
+const WARM_UP: Duration = Duration::from_millis(100);
 
 /// fio with an image, with io_uring and O_DIRECT, straight on a file.
 pub(super) struct Fio {
@@ -57,6 +61,8 @@ pub(super) fn job(job: &Job, window: Duration) -> Option<Vec<String>> {
     options.push("--time_based".to_owned());
     options.push("--norandommap".to_owned());
     options.push(format!("--runtime={}ms", window.as_millis()));
+    // Its own start is not the disk's, and a short window would show it.
+    options.push(format!("--ramp_time={}ms", (window / 5).max(WARM_UP).as_millis()));
     Some(options)
 }
 
@@ -97,6 +103,7 @@ impl Report {
             backend_cpu: None,
             client_cpu: elapsed.mul_f64(cpu.max(0.0)),
             others_cpus: f64::NAN,
+            stolen: Duration::ZERO,
         }
     }
 }
@@ -134,7 +141,10 @@ impl Contender for Fio {
             self.fio(&fill(), FILL_LIMIT)?;
             self.filled = true;
         }
-        Ok(Some(self.fio(&options, window + Duration::from_secs(60))?.sample()))
+        let (before, began) = (Processors::now(), Instant::now());
+        let sample = self.fio(&options, window + Duration::from_secs(60))?.sample();
+        let stolen = Processors::stolen_in(sample.elapsed, before, began);
+        Ok(Some(Sample { stolen, ..sample }))
     }
 }
 
@@ -162,9 +172,14 @@ mod tests {
         let asked =
             Job { op: Op::Mix(70), block_size: 4096, depth: 8, queues: 2, wait: Wait::Event };
         let options = job(&asked, Duration::from_millis(300)).expect("options");
-        for wanted in
-            ["--rw=randrw", "--rwmixread=70", "--bs=4096", "--iodepth=8", "--runtime=300ms"]
-        {
+        for wanted in [
+            "--rw=randrw",
+            "--rwmixread=70",
+            "--bs=4096",
+            "--iodepth=8",
+            "--runtime=300ms",
+            "--ramp_time=100ms",
+        ] {
             assert!(options.iter().any(|option| option == wanted), "{wanted}: {options:?}");
         }
         assert_eq!(job(&Job { op: Op::Flush, ..asked }, Duration::ZERO), None);

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use campaign::backend::BackendConfig;
@@ -24,6 +24,7 @@ use tempfile::TempPath;
 use super::contender::{Contender, Place, Sample};
 use super::fio;
 use super::job::Job;
+use super::processors::Processors;
 use super::served::{Served, cpu_of_process};
 use super::spec;
 
@@ -213,10 +214,12 @@ impl Contender for Disk {
             Server::Daemon(daemon) => daemon.pid(),
             Server::Qemu { .. } => None,
         };
+        let (all_before, began) = (Processors::now(), Instant::now());
         let before = pid.and_then(cpu_of_process);
-        let report = self.fio(&options, window + LIMIT)?;
+        let sample = self.fio(&options, window + LIMIT)?.sample();
         let after = pid.and_then(cpu_of_process);
+        let stolen = Processors::stolen_in(sample.elapsed, all_before, began);
         let backend_cpu = after.zip(before).map(|(after, before)| after.saturating_sub(before));
-        Ok(Some(Sample { backend_cpu, ..report.sample() }))
+        Ok(Some(Sample { backend_cpu, stolen, ..sample }))
     }
 }

@@ -4,6 +4,7 @@
 //! Must not know: how samples are taken.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -27,10 +28,15 @@ struct Row {
     backend_cpu: Option<f64>,
     client_cpu: f64,
     others_cpus: f64,
+    /// Processors that a hypervisor took away.
+    stolen_cpus: f64,
     /// Processor time of the backend for one request, in microseconds.
     cpu_us: Option<f64>,
     failed: u64,
 }
+
+/// More stolen processors than this change what is measured.
+const STOLEN_MUCH: f64 = 0.01;
 
 /// How two contenders compare, with a 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,9 +93,13 @@ impl Row {
             if all.is_empty() { f64::NAN } else { all.value_at_quantile(quantile) as f64 / 1000.0 }
         };
         let known = samples.iter().all(|sample| sample.backend_cpu.is_some());
-        let share = |cpu: std::time::Duration, sample: &Sample| {
-            cpu.as_secs_f64() / sample.elapsed.as_secs_f64()
-        };
+        let share =
+            |cpu: Duration, sample: &Sample| cpu.as_secs_f64() / sample.elapsed.as_secs_f64();
+        // Not a median: it comes in lumps.
+        let (stolen, elapsed) =
+            samples.iter().fold((Duration::ZERO, Duration::ZERO), |(stolen, elapsed), sample| {
+                (stolen + sample.stolen, elapsed + sample.elapsed)
+            });
         Some(Row {
             iops: median(samples.iter().map(Sample::rate)),
             p50_us: us(0.5),
@@ -100,6 +110,7 @@ impl Row {
             }),
             client_cpu: median(samples.iter().map(|s| share(s.client_cpu, s))),
             others_cpus: median(samples.iter().map(|s| s.others_cpus)),
+            stolen_cpus: stolen.as_secs_f64() / elapsed.as_secs_f64(),
             cpu_us: known.then(|| median(samples.iter().filter_map(cpu_us))),
             failed: samples.iter().map(|sample| sample.failed).sum(),
         })
@@ -162,6 +173,7 @@ impl Report {
                     "backend_cpu_us_per_request": row.cpu_us,
                     "client_cpu": row.client_cpu,
                     "others_cpus": number(row.others_cpus),
+                    "stolen_cpus": number(row.stolen_cpus),
                     "failed": row.failed,
                 }));
             }
@@ -196,7 +208,7 @@ impl Report {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "{:<28} {:<wide$} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>7}",
+            "{:<28} {:<wide$} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>7} {:>7}",
             "job",
             "backend",
             "IOPS",
@@ -206,18 +218,21 @@ impl Report {
             "p99.9 us",
             "CPU",
             "us/req",
-            "others"
+            "others",
+            "stolen"
         );
         let dash = |value: Option<f64>, digits: usize| match value {
             Some(value) if value.is_finite() => format!("{value:.digits$}"),
             _ => "-".to_owned(),
         };
+        let mut stolen = false;
         for (job, samples) in &self.jobs {
             for (name, samples) in self.names.iter().zip(samples) {
                 let Some(row) = Row::of(samples) else { continue };
+                stolen |= row.stolen_cpus > STOLEN_MUCH;
                 let _ = writeln!(
                     text,
-                    "{:<28} {name:<wide$} {:>9.0} {:>8.0} {:>8} {:>8} {:>9} {:>8} {:>7} {:>7}{}",
+                    "{:<28} {name:<wide$} {:>9.0} {:>8.0} {:>8} {:>8} {:>9} {:>8} {:>7} {:>7} {:>7}{}",
                     job.to_string(),
                     row.iops,
                     row.iops * job.block_size as f64 / 1e6,
@@ -227,6 +242,7 @@ impl Report {
                     dash(row.backend_cpu.map(|cpu| cpu * 100.0), 0),
                     dash(row.cpu_us, 2),
                     dash(Some(row.others_cpus * 100.0), 0),
+                    dash(Some(row.stolen_cpus * 100.0), 1),
                     if row.failed > 0 { format!("  {} FAILED", row.failed) } else { String::new() },
                 );
             }
@@ -252,6 +268,15 @@ impl Report {
             "\nIOPS, CPU (of the backend) and others (everything else on the machine) in per cent of \
              one\nprocessor: medians of rounds. Ratios: geometric means over rounds, 95 % intervals."
         );
+        if stolen {
+            let _ = writeln!(
+                text,
+                "\nA hypervisor took processors away (stolen, in per cent of one): it may stop the \
+                 whole machine\nfor tens of milliseconds once processors and disk together have \
+                 used what they may. What is\nmeasured then is that limit; windows that end before \
+                 (--window 50ms, more --rounds) escape it."
+            );
+        }
         text
     }
 }
@@ -264,6 +289,7 @@ fn number(value: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::job::{Op, Wait};
 
     #[test]
     fn ratios_are_paired() {
@@ -280,6 +306,35 @@ mod tests {
         assert!((found.value - 1.5).abs() < 1e-9);
         assert!(found.high.is_infinite());
         assert_eq!(ratio(&[]), None);
+    }
+
+    #[test]
+    fn stolen_processors_are_told_of() {
+        let job =
+            Job { op: Op::RandRead, block_size: 4096, depth: 1, queues: 1, wait: Wait::Event };
+        let report = |stolen_ms| {
+            let mut report = Report::new(vec!["a disk".to_owned()]);
+            for ms in [0, 0, stolen_ms] {
+                let sample = Sample {
+                    requests: 1000,
+                    failed: 0,
+                    elapsed: Duration::from_millis(500),
+                    latencies: latencies(),
+                    backend_cpu: None,
+                    client_cpu: Duration::ZERO,
+                    others_cpus: f64::NAN,
+                    stolen: Duration::from_millis(ms),
+                };
+                report.add(job, 0, sample);
+            }
+            report
+        };
+        // One round of three is enough: 100 ms of 1500.
+        let text = report(100).to_text();
+        assert!(text.contains("  6.7\n") && text.contains("--window 50ms"), "{text}");
+        assert_eq!(report(1500).to_json()["runs"][0]["stolen_cpus"], 1.0);
+        // A tick is nothing.
+        assert!(!report(10).to_text().contains("hypervisor"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tempfile::TempPath;
 use super::contender::{Contender, Place, Sample, latencies};
 use super::job::Job;
 use super::load::{self, Done};
+use super::processors::Processors;
 
 /// How long a backend may take to open its socket.
 const START: Duration = Duration::from_secs(30);
@@ -172,14 +173,14 @@ impl Contender for Served {
         // What the last one left in caches and polling windows is not this one's.
         load::run(queues, job, self.bytes, self.seed, window / 5, alive)?;
         self.seed += 1;
-        let before = (self.pid.and_then(cpu_of_process), busy_cpu());
+        let (before, all_before) = (self.pid.and_then(cpu_of_process), Processors::now());
         let (done, elapsed) = load::run(queues, job, self.bytes, self.seed, window, alive)?;
-        let after = (self.pid.and_then(cpu_of_process), busy_cpu());
-        let backend_cpu = after.0.zip(before.0).map(|(after, before)| after.saturating_sub(before));
+        let (after, all) = (self.pid.and_then(cpu_of_process), Processors::since(all_before));
+        let backend_cpu = after.zip(before).map(|(after, before)| after.saturating_sub(before));
         let client_cpu: Duration = done.iter().map(|done| done.cpu).sum();
-        let busy = after.1.saturating_sub(before.1);
         let ours = client_cpu + backend_cpu.unwrap_or_default();
-        let others = busy.as_secs_f64() - ours.as_secs_f64();
+        // The system counts ticks, and those of short bursts of work not all.
+        let others = all.busy.saturating_sub(ours);
         Ok(Some(Sample {
             requests: done.iter().map(|done| done.requests).sum(),
             failed: done.iter().map(|done| done.failed).sum(),
@@ -187,7 +188,8 @@ impl Contender for Served {
             latencies: merged(&done),
             backend_cpu,
             client_cpu,
-            others_cpus: others / elapsed.as_secs_f64(),
+            others_cpus: others.as_secs_f64() / elapsed.as_secs_f64(),
+            stolen: all.stolen,
         }))
     }
 }
@@ -212,20 +214,4 @@ pub(super) fn cpu_of_process(pid: u32) -> Option<Duration> {
         }
     }
     Some(Duration::from_nanos(total))
-}
-
-/// Time that all processors together were busy since the start (/proc/stat, in ticks of 10 ms).
-fn busy_cpu() -> Duration {
-    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let fields: Vec<u64> = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .skip(1)
-        .filter_map(|field| field.parse().ok())
-        .collect();
-    // user nice system idle iowait irq softirq steal
-    let busy = [0, 1, 2, 5, 6].iter().filter_map(|index| fields.get(*index)).sum::<u64>();
-    Duration::from_millis(busy * 10)
 }

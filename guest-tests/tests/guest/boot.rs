@@ -2,8 +2,10 @@
 //! Method: kernel parameters that leave no init to run; and a QEMU that once, asked for a
 //! machine, says what a dying kernel says.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 use campaign::guest::{Guest, GuestError};
@@ -40,7 +42,7 @@ fn booted_anew(machine: &Machine) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (script, mark) = (folder.path().join("qemu"), folder.path().join("died"));
     let qemu = machine.qemu_for(config.backend.device);
-    let real = qemu.program().display();
+    let real = shell(&qemu.command());
     let mark_path = mark.display();
     let text = format!(
         "#!/bin/sh\n\
@@ -48,7 +50,7 @@ fn booted_anew(machine: &Machine) -> Result<()> {
          if [ ! -e '{mark_path}' ]; then\n\
          : > '{mark_path}'; echo 'Kernel panic - not syncing: once'; exit 0\n\
          fi;; esac\n\
-         exec '{real}' \"$@\"\n"
+         exec {real} \"$@\"\n"
     );
     fs::write(&script, text)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
@@ -58,4 +60,15 @@ fn booted_anew(machine: &Machine) -> Result<()> {
     ensure!(died.len() == 1 && died[0].contains("not syncing: once"), "{died:?}");
     guest.shutdown()?;
     Ok(())
+}
+
+/// A command as a shell takes it: one that was unpacked and not installed has a loader, arguments and
+/// variables of its own.
+fn shell(command: &Command) -> String {
+    let quoted = |text: &OsStr| format!("'{}'", text.to_string_lossy().replace('\'', "'\\''"));
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        value.map(|value| format!("{}={}", name.to_string_lossy(), quoted(value)))
+    });
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
+    std::iter::once("env".to_owned()).chain(variables).chain(words).collect::<Vec<_>>().join(" ")
 }
